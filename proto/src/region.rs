@@ -88,6 +88,8 @@ pub enum RegionRequest {
         machine: MachineInfo,
         /// [`goals_digest`] of what it has.
         digest: u64,
+        /// [`reports_digest`] of its present states.
+        reports_digest: u64,
     },
     /// New states; answered once they are kept.
     Report {
@@ -149,6 +151,9 @@ pub enum RegionReply {
         waves: Vec<OpenWave>,
         /// When to ask again, in milliseconds; the asker spreads it by half.
         poll_after_ms: u32,
+        /// The answerer does not know the machine's present states (it was restarted, or another
+        /// process answered before): the machine reports all of them again.
+        want_reports: bool,
     },
     /// To a poll: all goals that concern the machine.
     Goals {
@@ -158,6 +163,9 @@ pub enum RegionReply {
         waves: Vec<OpenWave>,
         /// When to ask again, in milliseconds; the asker spreads it by half.
         poll_after_ms: u32,
+        /// The answerer does not know the machine's present states (it was restarted, or another
+        /// process answered before): the machine reports all of them again.
+        want_reports: bool,
     },
     /// To a report or a done lease: kept.
     Kept,
@@ -202,6 +210,19 @@ pub fn goals_digest<'a>(goals: impl IntoIterator<Item = (&'a AppName, Revision)>
         eat(&revision.number.to_le_bytes());
     }
     hash
+}
+
+/// A digest of a machine's present states, for the same use as [`goals_digest`].
+#[must_use]
+pub fn reports_digest<'a>(reports: impl IntoIterator<Item = (&'a AppName, Revision, u64)>) -> u64 {
+    let folded: Vec<_> = reports
+        .into_iter()
+        .map(|(app, revision, sequence)| {
+            let number = revision.number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ sequence;
+            (app, Revision { epoch: revision.epoch, number })
+        })
+        .collect();
+    goals_digest(folded)
 }
 
 /// A machine's place in a rollout, 0-999: the same on the machine and in every region process, and

@@ -1,0 +1,487 @@
+//! The client: one method a call.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use backon::{ExponentialBuilder, Retryable};
+use bytes::Bytes;
+use reqwest::{Body, Method, StatusCode, Url};
+use serde::{Serialize, de::DeserializeOwned};
+use shoal_pki::{Identity, Trust};
+use shoal_proto::{AppName, ArtifactId, EncodingId, RegionName};
+
+use crate::types::{
+    App, AppStatus, Artifact, BuildRequest, ClaimRequest, ClaimedJob, DeployRequest, ErrorBody,
+    FinishRequest, GoalsQuery, GoalsReply, HeartbeatReply, Job, LeaseRef, Machine, PublishRequest,
+    Region, RegionReports, RollbackRequest, Rollout, UploadState,
+};
+
+/// How long a connection may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a call may take: the longest long poll (5 s) and a slow database behind it.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the upload of one part object (64 MiB at most) may take: 1 Mbit/s is enough.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How often a call that is safe to repeat is repeated before its error is passed on.
+const RETRIES_MAX: usize = 4;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The coordinator refused it; the message says what to do.
+    #[error("{message}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The error's fixed word.
+        code: String,
+        /// One line for people.
+        message: String,
+    },
+    /// No coordinator answered.
+    #[error("no answer from the coordinator at {url}: {source}; is it running, and is the address right?")]
+    Unreachable {
+        /// The last one tried.
+        url: String,
+        /// What happened.
+        source: reqwest::Error,
+    },
+    /// An answer that is none of the API.
+    #[error("{url} did not answer as a coordinator does: {text}")]
+    Unexpected {
+        /// The address.
+        url: String,
+        /// What came instead.
+        text: String,
+    },
+    /// The addresses or the identity cannot be used.
+    #[error("{0}")]
+    Config(String),
+}
+
+impl ClientError {
+    /// Whether trying again later may help.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused { status, .. } => *status >= 500 || *status == 429,
+            Self::Unexpected { .. } | Self::Config(_) => false,
+        }
+    }
+
+    /// The fixed word of a refusal.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Refused { code, .. } => Some(code),
+            _ => None,
+        }
+    }
+}
+
+type Result<T> = std::result::Result<T, ClientError>;
+
+/// A client of one or several coordinators.
+pub struct Client {
+    http: reqwest::Client,
+    coordinators: Vec<Url>,
+    current: AtomicUsize,
+}
+
+impl Client {
+    /// Makes a client that shows `identity` and believes `trust`.
+    ///
+    /// # Errors
+    /// [`ClientError::Config`] when there is no address, or one is not an `https://` URL.
+    pub fn new(coordinators: &[String], identity: &Identity, trust: &Trust) -> Result<Self> {
+        let config = |text: String| ClientError::Config(text);
+        let coordinators = coordinators
+            .iter()
+            .map(|text| match Url::parse(text) {
+                Ok(url) if url.scheme() == "https" && url.has_host() => Ok(url),
+                _ => Err(config(format!(
+                    "'{text}' is not a coordinator's address: write https://HOST:PORT"
+                ))),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        if coordinators.is_empty() {
+            return Err(config("no coordinator: give --coordinator https://HOST:PORT".into()));
+        }
+        let tls = shoal_pki::client_config(identity, trust, &[b"http/1.1"])
+            .map_err(|error| config(error.to_string()))?;
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(CALL_TIMEOUT)
+            .no_proxy()
+            .build()
+            .map_err(|error| config(error.to_string()))?;
+        Ok(Self { http, coordinators, current: AtomicUsize::new(0) })
+    }
+
+    /// The address of the coordinator that calls go to at present.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.base().as_str()
+    }
+
+    fn base(&self) -> &Url {
+        &self.coordinators[self.current.load(Ordering::Relaxed) % self.coordinators.len()]
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        build: impl Fn(reqwest::RequestBuilder) -> reqwest::RequestBuilder,
+    ) -> Result<reqwest::Response> {
+        let base = self.base();
+        let wrong = |text: String| ClientError::Unexpected { url: base.to_string(), text };
+        let url = base.join(path).map_err(|error| wrong(error.to_string()))?;
+        let response = build(self.http.request(method, url)).send().await.map_err(|source| {
+            self.current.fetch_add(1, Ordering::Relaxed);
+            ClientError::Unreachable { url: base.to_string(), source: source.without_url() }
+        })?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let text = response.text().await.unwrap_or_default();
+        match serde_json::from_str::<ErrorBody>(&text) {
+            Ok(body) => Err(ClientError::Refused {
+                status: status.as_u16(),
+                code: body.error.code,
+                message: body.error.message,
+            }),
+            Err(_) => Err(wrong(format!("{status} {}", text.chars().take(200).collect::<String>()))),
+        }
+    }
+
+    async fn read<T: DeserializeOwned>(&self, response: reqwest::Response) -> Result<T> {
+        let bytes = response.bytes().await.map_err(|source| ClientError::Unreachable {
+            url: self.url().into(),
+            source: source.without_url(),
+        })?;
+        serde_json::from_slice(&bytes).map_err(|error| ClientError::Unexpected {
+            url: self.url().into(),
+            text: error.to_string(),
+        })
+    }
+
+    fn backoff() -> ExponentialBuilder {
+        ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(2))
+            .with_max_times(RETRIES_MAX)
+            .with_jitter()
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, String)]) -> Result<T> {
+        let once = || async {
+            let response = self.send(Method::GET, path, |request| request.query(query)).await?;
+            self.read(response).await
+        };
+        once.retry(Self::backoff()).when(ClientError::is_transient).await
+    }
+
+    async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T> {
+        let response = self.send(Method::POST, path, |request| request.json(body)).await?;
+        self.read(response).await
+    }
+
+    /// [`Self::post`] for a call that the server recognises when it comes twice.
+    async fn post_again<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T> {
+        let once = || self.post(path, body);
+        once.retry(Self::backoff()).when(ClientError::is_transient).await
+    }
+
+    // The operator's calls.
+
+    /// Registers an app, or changes it.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn set_app(&self, app: &App) -> Result<App> {
+        let path = format!("v1/apps/{}", app.name);
+        let once = || async {
+            let response = self.send(Method::PUT, &path, |request| request.json(app)).await?;
+            self.read(response).await
+        };
+        once.retry(Self::backoff()).when(ClientError::is_transient).await
+    }
+
+    /// All apps, by name.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn apps(&self) -> Result<Vec<App>> {
+        self.get("v1/apps", &[]).await
+    }
+
+    /// One app.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn app(&self, app: &AppName) -> Result<App> {
+        self.get(&format!("v1/apps/{app}"), &[]).await
+    }
+
+    /// Asks for a build.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn build(&self, request: &BuildRequest) -> Result<Job> {
+        self.post("v1/jobs", request).await
+    }
+
+    /// Jobs, newest first; of one app or of all.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn jobs(&self, app: Option<&AppName>, limit: u32) -> Result<Vec<Job>> {
+        let mut query = vec![("limit", limit.to_string())];
+        query.extend(app.map(|app| ("app", app.to_string())));
+        self.get("v1/jobs", &query).await
+    }
+
+    /// One job, with its attempts.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn job(&self, id: i64) -> Result<Job> {
+        self.get(&format!("v1/jobs/{id}"), &[]).await
+    }
+
+    /// Cancels a job that has not ended.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn cancel_job(&self, id: i64) -> Result<Job> {
+        self.post(&format!("v1/jobs/{id}/cancel"), &()).await
+    }
+
+    /// A job's log from byte `offset` on: at most 1 MiB of it.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn job_log(&self, id: i64, offset: u64) -> Result<Bytes> {
+        let query = [("offset", offset.to_string())];
+        let path = format!("v1/jobs/{id}/log");
+        let response = self.send(Method::GET, &path, |request| request.query(&query)).await?;
+        response.bytes().await.map_err(|source| ClientError::Unreachable {
+            url: self.url().into(),
+            source: source.without_url(),
+        })
+    }
+
+    /// Artifacts, newest first; of one app or of all.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn artifacts(&self, app: Option<&AppName>, limit: u32) -> Result<Vec<Artifact>> {
+        let mut query = vec![("limit", limit.to_string())];
+        query.extend(app.map(|app| ("app", app.to_string())));
+        self.get("v1/artifacts", &query).await
+    }
+
+    /// One artifact, by name or id.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn artifact(&self, reference: &str) -> Result<Artifact> {
+        self.get("v1/artifact", &[("ref", reference.into())]).await
+    }
+
+    /// What is stored of an encoding in the main bucket.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn upload_state(&self, artifact: &ArtifactId, encoding: &EncodingId) -> Result<UploadState> {
+        self.get(&format!("v1/uploads/{artifact}/{encoding}"), &[]).await
+    }
+
+    /// Stores an object of an encoding in the main bucket: `part-00000`, …, and last `index`.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn upload(
+        &self,
+        artifact: &ArtifactId,
+        encoding: &EncodingId,
+        object: &str,
+        body: impl Into<Body>,
+    ) -> Result<()> {
+        let path = format!("v1/uploads/{artifact}/{encoding}/{object}");
+        let body = std::sync::Mutex::new(Some(body.into()));
+        let build = |request: reqwest::RequestBuilder| {
+            let body = body.lock().ok().and_then(|mut body| body.take()).unwrap_or_default();
+            request.body(body).timeout(UPLOAD_TIMEOUT)
+        };
+        self.send(Method::PUT, &path, build).await.map(drop)
+    }
+
+    /// Makes an uploaded encoding an artifact of an app.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn publish(&self, request: &PublishRequest) -> Result<Artifact> {
+        self.post_again("v1/publish", request).await
+    }
+
+    /// Sets an app's goal.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn deploy(&self, request: &DeployRequest) -> Result<Rollout> {
+        self.post("v1/deployments", request).await
+    }
+
+    /// Sets an app's goal back.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn rollback(&self, request: &RollbackRequest) -> Result<Rollout> {
+        self.post("v1/rollbacks", request).await
+    }
+
+    /// Each app's present rollout.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn status(&self, app: Option<&AppName>) -> Result<Vec<AppStatus>> {
+        let query: Vec<_> = app.map(|app| ("app", app.to_string())).into_iter().collect();
+        self.get("v1/status", &query).await
+    }
+
+    /// One rollout.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn rollout(&self, id: i64) -> Result<Rollout> {
+        self.get(&format!("v1/rollouts/{id}"), &[]).await
+    }
+
+    /// Cancels a rollout that has not ended: its goal stays, its waves open no further.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn cancel_rollout(&self, id: i64) -> Result<Rollout> {
+        self.post(&format!("v1/rollouts/{id}/cancel"), &()).await
+    }
+
+    /// Machines and what they run.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn machines(
+        &self,
+        region: Option<&RegionName>,
+        app: Option<&AppName>,
+    ) -> Result<Vec<Machine>> {
+        let mut query = Vec::new();
+        query.extend(region.map(|region| ("region", region.to_string())));
+        query.extend(app.map(|app| ("app", app.to_string())));
+        self.get("v1/machines", &query).await
+    }
+
+    /// All regions.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn regions(&self) -> Result<Vec<Region>> {
+        self.get("v1/regions", &[]).await
+    }
+
+    /// Takes a region out of service, or back into it.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn drain_region(&self, region: &RegionName, drained: bool) -> Result<Region> {
+        let verb = if drained { "drain" } else { "undrain" };
+        self.post_again(&format!("v1/regions/{region}/{verb}"), &()).await
+    }
+
+    // A worker's calls.
+
+    /// Asks for a job; none when there is none within the wait.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn claim(&self, request: &ClaimRequest) -> Result<Option<ClaimedJob>> {
+        let response =
+            self.send(Method::POST, "v1/worker/claim", |call| call.json(request)).await?;
+        if response.status() == StatusCode::NO_CONTENT {
+            return Ok(None);
+        }
+        self.read(response).await.map(Some)
+    }
+
+    /// Says that a worker still builds. Refused with `lease_lost` when the job was given to another.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn heartbeat(&self, job: i64, lease: &LeaseRef) -> Result<HeartbeatReply> {
+        self.post_again(&format!("v1/worker/jobs/{job}/heartbeat"), lease).await
+    }
+
+    /// Adds to a job's log at byte `offset`; what is there already is not added twice.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn append_log(
+        &self,
+        job: i64,
+        lease: &LeaseRef,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<()> {
+        let query = [
+            ("attempt", lease.attempt.to_string()),
+            ("lease", lease.lease.clone()),
+            ("offset", offset.to_string()),
+        ];
+        let path = format!("v1/worker/jobs/{job}/log");
+        let once = || async {
+            let build = |call: reqwest::RequestBuilder| call.query(&query).body(bytes.clone());
+            self.send(Method::POST, &path, build).await.map(drop)
+        };
+        once.retry(Self::backoff()).when(ClientError::is_transient).await
+    }
+
+    /// Ends an attempt. The same end told twice is answered alike.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn finish(&self, job: i64, request: &FinishRequest) -> Result<Job> {
+        self.post_again(&format!("v1/worker/jobs/{job}/finish"), request).await
+    }
+
+    // A region process's calls.
+
+    /// Goals that changed after a cursor; waits for a change.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn goals(&self, query: &GoalsQuery) -> Result<GoalsReply> {
+        let response = self.send(Method::GET, "v1/region/goals", |call| call.query(query)).await?;
+        self.read(response).await
+    }
+
+    /// Hands in a batch of what machines said; all of it is kept when this returns.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn report(&self, reports: &RegionReports) -> Result<()> {
+        self.post_again::<_, serde_json::Value>("v1/region/reports", reports).await.map(drop)
+    }
+}

@@ -1,0 +1,464 @@
+//! The JSON of the HTTP API. Times are milliseconds since the Unix epoch (`…_ms`) or seconds (`…_s`).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use shoal_proto::{
+    AppName, ArtifactId, CommitSha, EncodingId, MachineName, RegionName, Revision,
+    goal::{Activation, HealthCheck, Labels, RolloutPlan},
+    region::MachineReport,
+    state::{JobStatus, MachineState, ReplicationStatus, RolloutStatus},
+};
+
+/// The body of every answer that is not 2xx.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorDetail,
+}
+
+/// What went wrong, for programs and for people.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorDetail {
+    /// A fixed word, such as `not_found`, `invalid`, `conflict`, `lease_lost`, `forbidden`.
+    pub code: String,
+    /// One line that says what to do.
+    pub message: String,
+}
+
+/// A registered app.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct App {
+    /// Its name.
+    pub name: AppName,
+    /// Where its commits are: a URL or path that `git fetch` takes. Empty for an app that is only published to.
+    #[serde(default)]
+    pub repository: String,
+    /// Run with `sh -c` in the root of a clean checkout.
+    #[serde(default)]
+    pub build_command: String,
+    /// The file that the build leaves, relative to the root of the checkout.
+    #[serde(default)]
+    pub output: String,
+    /// What a machine does with the artifact.
+    #[serde(default = "activation_none")]
+    pub activation: Activation,
+    /// How a machine finds out whether the build is well.
+    #[serde(default)]
+    pub health: Option<HealthCheck>,
+    /// Which machines it is for, such as `role=web,zone!=b`; empty: all.
+    #[serde(default)]
+    pub selector: String,
+    /// How long a build may take, upload not counted.
+    #[serde(default = "build_timeout_default")]
+    pub build_timeout_s: u32,
+    /// The piece size, when not the default for the artifact's size.
+    #[serde(default)]
+    pub piece_size_bytes: Option<u64>,
+    /// How its rollouts go.
+    #[serde(default)]
+    pub plan: RolloutPlan,
+    /// Higher fetches first where apps compete.
+    #[serde(default)]
+    pub priority: u8,
+}
+
+fn activation_none() -> Activation {
+    Activation::None
+}
+
+fn build_timeout_default() -> u32 {
+    1_200
+}
+
+/// Asks for a build.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BuildRequest {
+    /// The app.
+    pub app: AppName,
+    /// The commit.
+    pub commit: CommitSha,
+}
+
+/// A build job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Job {
+    /// Its number.
+    pub id: i64,
+    /// The app.
+    pub app: AppName,
+    /// The commit.
+    pub commit: CommitSha,
+    /// The name that its artifact has or will have: `APP/SHA12-JOB`.
+    pub name: String,
+    /// Its state.
+    pub status: JobStatus,
+    /// How often it was started.
+    pub attempt: u32,
+    /// How often it may be.
+    pub max_attempts: u32,
+    /// When it was asked for.
+    pub created_at_ms: i64,
+    /// When its present or last attempt began.
+    pub started_at_ms: Option<i64>,
+    /// When it ended.
+    pub finished_at_ms: Option<i64>,
+    /// The worker of its present or last attempt.
+    pub worker: Option<String>,
+    /// Why it ended as it did.
+    pub reason: Option<String>,
+    /// What it made.
+    pub artifact: Option<ArtifactId>,
+    /// Who asked for it.
+    pub requested_by: String,
+    /// Its attempts, oldest first; only where one job is asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<Attempt>,
+}
+
+/// One attempt at a job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Its number, from 1.
+    pub attempt: u32,
+    /// The worker's name.
+    pub worker: String,
+    /// The worker process's incarnation.
+    pub incarnation: String,
+    /// When it began.
+    pub started_at_ms: i64,
+    /// When it ended.
+    pub finished_at_ms: Option<i64>,
+    /// Why it ended.
+    pub reason: Option<String>,
+}
+
+/// An artifact and where it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Artifact {
+    /// Its name, which is unique: `APP/SHA12-JOB` for a build.
+    pub name: String,
+    /// The app.
+    pub app: AppName,
+    /// BLAKE3 of its bytes.
+    pub artifact: ArtifactId,
+    /// The encoding that the buckets hold.
+    pub encoding: EncodingId,
+    /// Its length.
+    pub size_bytes: u64,
+    /// The length of its stored pieces.
+    pub encoded_bytes: u64,
+    /// The length of a piece.
+    pub piece_size_bytes: u64,
+    /// The number of pieces.
+    pub pieces: u32,
+    /// The job that made it; none when it was published.
+    pub job: Option<i64>,
+    /// The commit that it was made of.
+    pub commit: Option<CommitSha>,
+    /// When it was stored whole in the main bucket.
+    pub created_at_ms: i64,
+    /// Its copy in each region.
+    pub replication: BTreeMap<RegionName, Replication>,
+    /// COMPLETE when it is in all regions that are not drained.
+    pub replication_status: ReplicationStatus,
+    /// Whether it may be deployed.
+    pub deployable: bool,
+    /// Why not.
+    pub not_deployable_reason: Option<String>,
+}
+
+/// An artifact's copy in one region's bucket.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Replication {
+    /// Its state.
+    pub status: ReplicationStatus,
+    /// How much is there.
+    pub bytes_done: u64,
+    /// When the copying began.
+    pub started_at_ms: Option<i64>,
+    /// When it was complete.
+    pub finished_at_ms: Option<i64>,
+    /// Why it failed last.
+    pub reason: Option<String>,
+}
+
+/// What an uploader has stored under an encoding so far: part number to length in bytes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UploadState {
+    /// The parts that are there, verified or not.
+    pub parts: BTreeMap<u32, u64>,
+    /// Whether the index is there: all is there.
+    pub whole: bool,
+}
+
+/// Makes an uploaded encoding an artifact of an app.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishRequest {
+    /// The app.
+    pub app: AppName,
+    /// The artifact.
+    pub artifact: ArtifactId,
+    /// The encoding that was uploaded.
+    pub encoding: EncodingId,
+}
+
+/// Sets an app's goal.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeployRequest {
+    /// The app.
+    pub app: AppName,
+    /// An artifact's name or id.
+    pub artifact: String,
+}
+
+/// Sets an app's goal back to what it ran before.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRequest {
+    /// The app.
+    pub app: AppName,
+    /// An artifact's name or id; none: what ran before the present one.
+    #[serde(default)]
+    pub artifact: Option<String>,
+}
+
+/// A rollout and how far it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Rollout {
+    /// Its number.
+    pub id: i64,
+    /// The app.
+    pub app: AppName,
+    /// Its goal's revision.
+    pub revision: Revision,
+    /// The artifact.
+    pub artifact: ArtifactId,
+    /// The artifact's name.
+    pub artifact_name: String,
+    /// Its state.
+    pub status: RolloutStatus,
+    /// Why it ended as it did.
+    pub reason: Option<String>,
+    /// Whether it went back.
+    pub rollback: bool,
+    /// When it began.
+    pub created_at_ms: i64,
+    /// When it ended.
+    pub finished_at_ms: Option<i64>,
+    /// Who asked for it.
+    pub requested_by: String,
+    /// How it is in each region.
+    pub regions: BTreeMap<RegionName, RolloutRegion>,
+}
+
+/// A rollout in one region.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RolloutRegion {
+    /// How many machines it is for.
+    pub machines: u64,
+    /// How many are in each state.
+    pub states: BTreeMap<MachineState, u64>,
+    /// Pieces held and verified, over all machines.
+    pub pieces: u64,
+    /// Pieces wanted, over all machines.
+    pub pieces_total: u64,
+    /// Stored piece bytes read from the region's bucket.
+    pub origin_bytes: u64,
+    /// `origin_bytes` by the encoded size.
+    pub origin_copies: f64,
+    /// Stored piece bytes received from neighbours.
+    pub peer_bytes: u64,
+    /// When its first machine was ACTIVE.
+    pub first_active_at_ms: Option<i64>,
+    /// When its last one was.
+    pub last_active_at_ms: Option<i64>,
+}
+
+/// A machine and what it runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Machine {
+    /// Its name.
+    pub name: MachineName,
+    /// Its region.
+    pub region: RegionName,
+    /// Its zone.
+    pub zone: String,
+    /// All its labels.
+    pub labels: Labels,
+    /// The release that its agent runs.
+    pub version: String,
+    /// Where its data plane is.
+    pub address: String,
+    /// When its region last heard of it.
+    pub last_seen_at_ms: i64,
+    /// What it does about each app.
+    pub apps: Vec<MachineApp>,
+}
+
+/// What a machine does about an app.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MachineApp {
+    /// Its last report.
+    #[serde(flatten)]
+    pub report: MachineReport,
+    /// When that state came about, by the coordinator's clock.
+    pub state_at_ms: i64,
+}
+
+/// A region.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Region {
+    /// Its name.
+    pub name: RegionName,
+    /// Whether it is out of service: it holds up no deployment.
+    pub drained: bool,
+    /// Its region processes and when each was last heard of.
+    pub processes: BTreeMap<MachineName, i64>,
+    /// How many machines it knows.
+    pub machines: u64,
+}
+
+/// An app's goal and the rollout that carries it out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AppStatus {
+    /// The app.
+    pub app: AppName,
+    /// Its present rollout; none when it was never deployed.
+    pub rollout: Option<Rollout>,
+}
+
+/// A worker asks for a job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimRequest {
+    /// Random, new with every start of the worker process.
+    pub incarnation: String,
+    /// The worker's host name.
+    pub host: String,
+    /// How long to wait for one, 5 s at most.
+    pub wait_s: u32,
+}
+
+/// A job given to a worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClaimedJob {
+    /// The job.
+    pub job: Job,
+    /// Its app.
+    pub app: App,
+    /// The lease that every later call must name.
+    pub lease: String,
+    /// How often to send a heartbeat.
+    pub heartbeat_s: u32,
+    /// The main bucket.
+    pub bucket: String,
+}
+
+/// Proof that a worker still holds a job; part of every later call.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LeaseRef {
+    /// The attempt.
+    pub attempt: u32,
+    /// The lease.
+    pub lease: String,
+}
+
+/// The answer to a heartbeat.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HeartbeatReply {
+    /// Stop the job: an operator cancelled it.
+    pub cancel: bool,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The artifact is whole in the main bucket.
+    Succeeded {
+        /// The artifact.
+        artifact: ArtifactId,
+        /// The encoding.
+        encoding: EncodingId,
+    },
+    /// It failed; `retry` when another attempt may do better (the worker is shutting down, the network failed).
+    Failed {
+        /// Why.
+        reason: String,
+        /// Whether to try again.
+        retry: bool,
+    },
+    /// It was cancelled, and everything that it had started is gone.
+    Cancelled,
+}
+
+/// A worker ends an attempt.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FinishRequest {
+    /// The attempt and its lease.
+    #[serde(flatten)]
+    pub lease: LeaseRef,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// A region process asks for goals that changed after a cursor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GoalsQuery {
+    /// The cursor of the last answer; 0 for all goals.
+    pub after: u64,
+    /// How long to wait for a change, 5 s at most.
+    pub wait_s: u32,
+}
+
+/// Goals that changed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GoalsReply {
+    /// To be given back the next time.
+    pub cursor: u64,
+    /// Each goal as the hex of an encoded `SignedGoal`.
+    pub goals: Vec<String>,
+    /// Revisions whose rollouts are paused or ended badly: their waves stay as they are.
+    pub halted: Vec<(AppName, Revision)>,
+}
+
+/// A region process tells of machines: those that it heard of, and their new states. All or nothing is kept.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RegionReports {
+    /// Machines that were heard of since the last batch.
+    pub machines: Vec<MachineSeen>,
+    /// New states.
+    pub reports: Vec<MachineStateSeen>,
+}
+
+/// A machine that was heard of.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MachineSeen {
+    /// Its name.
+    pub name: MachineName,
+    /// Its zone.
+    pub zone: String,
+    /// All its labels.
+    pub labels: Labels,
+    /// The release that its agent runs.
+    pub version: String,
+    /// Where its data plane is.
+    pub address: String,
+    /// How long ago it was heard of.
+    pub age_ms: u64,
+}
+
+/// A machine's new state; `report.age_ms` counts up to the sending of the batch.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MachineStateSeen {
+    /// The machine.
+    pub machine: MachineName,
+    /// The report.
+    pub report: MachineReport,
+}
