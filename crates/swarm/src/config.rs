@@ -1,0 +1,153 @@
+//! Every number that the policy uses, with its unit and its reason.
+
+use core::time::Duration;
+
+/// The policy's numbers. The defaults are what the agent and the simulator use.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Pieces that may be on their way from peers, over all swarms. Enough to keep the line full while
+    /// some peers queue us; each costs a piece of memory in the driver.
+    pub requests_max: usize,
+    /// Pieces that may be on their way from one peer. One to hide the round trip behind the other:
+    /// more only loads seeds with what others could serve (measured 1.07 copies at 2, 1.89 at 32).
+    pub requests_per_peer_max: u8,
+    /// Uploads served at once. A few fill the line; many make every piece late at once.
+    pub upload_slots: usize,
+    /// Uploads that may wait for a slot; beyond it the answer is BUSY at once, so that the asker goes
+    /// elsewhere while the news is fresh.
+    pub upload_queue_max: usize,
+    /// Uploads of one peer, waiting and served: what our own policy asks for, and as much again for
+    /// requests that crossed with their cancelling.
+    pub uploads_per_peer_max: usize,
+    /// Candidates looked at for one pick: the rarest of a random sample is as good as the rarest of
+    /// all, and costs the same at 65,536 pieces as at 640.
+    pub pick_scan: u32,
+
+    /// When a request of a swarm without any measured piece time counts as late.
+    pub late_first: Duration,
+    /// A request is never late before this: below it lies scheduling noise.
+    pub late_min: Duration,
+    /// A request is always late after this.
+    pub late_max: Duration,
+    /// A request is given up after this many times its lateness...
+    pub give_up_factor: u32,
+    /// ...but not before this: a peer that is slow is better than none.
+    pub give_up_min: Duration,
+    /// ...and always after this: 16 MiB in it is 1.1 Mbit/s, below which a peer is no use.
+    pub give_up_max: Duration,
+    /// Requests that one piece may have at once: the late one and its replacement, in the endgame too.
+    pub copies_per_piece_max: usize,
+
+    /// Back-off after the first BUSY, doubled by each further one, jittered by half. About the time
+    /// in which a slot frees itself at line rate.
+    pub busy_backoff_min: Duration,
+    /// The longest back-off after BUSY.
+    pub busy_backoff_max: Duration,
+    /// Back-off after the first failed or given up request, doubled by each further one.
+    pub failed_backoff_min: Duration,
+    /// The longest back-off after failures.
+    pub failed_backoff_max: Duration,
+    /// Corrupt pieces after which a peer is banned: one can be a bad disk block, three are a habit.
+    pub corrupt_max: u8,
+
+    /// HAVE messages go out after this many pieces...
+    pub have_batch: usize,
+    /// ...or half a measured piece time after the first one, but not before this...
+    pub have_delay_min: Duration,
+    /// ...and not after this: news older than that costs duplicate work.
+    pub have_delay_max: Duration,
+    /// What we hold is told again in full this often to neighbours that are not complete: heals
+    /// whatever was lost, for some bytes a second.
+    pub reannounce: Duration,
+
+    /// Neighbours to have in each swarm: 92-96 % of the optimum at 20-40 in an ideal model.
+    pub neighbours_target: usize,
+    /// Neighbours kept track of in each swarm, at most; bounds memory. Others may still ask us.
+    pub neighbours_max: usize,
+    /// Peers kept track of in all, at most.
+    pub peers_max: usize,
+    /// First pause between two calls for more neighbours, doubled by each further one, jittered.
+    pub want_peers_min: Duration,
+    /// The longest pause between two calls for more neighbours.
+    pub want_peers_max: Duration,
+
+    /// Lease questions that may be open, over all swarms.
+    pub lease_asks_max: usize,
+    /// Pieces leased and not yet read, over all swarms: enough to read on while the next lease is
+    /// asked for, few enough that a machine that dies holds up little.
+    pub leased_max: u32,
+    /// Reads of the bucket at once, over all swarms.
+    pub origin_reads_max: usize,
+    /// Pieces in one read: one ranged request fetches them together.
+    pub origin_read_pieces: u32,
+    /// After this a piece that is being read from the bucket may be asked from peers as well.
+    pub origin_late: Duration,
+    /// Pause after a failed read of the bucket, doubled by each further one, jittered.
+    pub origin_backoff_min: Duration,
+    /// The longest pause after failed reads of the bucket.
+    pub origin_backoff_max: Duration,
+    /// After this a block that a region process called held is asked about again, if neighbours have
+    /// still not got it: the holder may have died.
+    pub all_held_recheck: Duration,
+    /// Pause after a lease question that nobody answered, doubled by each further one, jittered.
+    pub lease_failed_backoff_min: Duration,
+    /// The longest pause after unanswered lease questions.
+    pub lease_failed_backoff_max: Duration,
+
+    /// A machine that asked for a lease in vain begins to read by itself after this long without
+    /// progress: it knows that the region processes are silent.
+    pub fallback_after_failed: Duration,
+    /// Any other machine begins after this: the first pieces of a large, slow swarm need some time.
+    pub fallback_after: Duration,
+    /// Then the part of the pieces that it may read by itself doubles every time this passes without
+    /// progress: slow enough that a piece read by one machine is heard of by the others before.
+    pub fallback_step: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let ms = Duration::from_millis;
+        Self {
+            requests_max: 8,
+            requests_per_peer_max: 2,
+            upload_slots: 4,
+            upload_queue_max: 8,
+            uploads_per_peer_max: 4,
+            pick_scan: 256,
+            late_first: ms(5_000),
+            late_min: ms(200),
+            late_max: ms(30_000),
+            give_up_factor: 4,
+            give_up_min: ms(10_000),
+            give_up_max: ms(120_000),
+            copies_per_piece_max: 2,
+            busy_backoff_min: ms(10),
+            busy_backoff_max: ms(2_000),
+            failed_backoff_min: ms(250),
+            failed_backoff_max: ms(15_000),
+            corrupt_max: 3,
+            have_batch: 32,
+            have_delay_min: ms(2),
+            have_delay_max: ms(100),
+            reannounce: ms(30_000),
+            neighbours_target: 32,
+            neighbours_max: 96,
+            peers_max: 1_024,
+            want_peers_min: ms(1_000),
+            want_peers_max: ms(60_000),
+            lease_asks_max: 2,
+            leased_max: 32,
+            origin_reads_max: 2,
+            origin_read_pieces: 2,
+            origin_late: ms(20_000),
+            origin_backoff_min: ms(500),
+            origin_backoff_max: ms(30_000),
+            all_held_recheck: ms(10_000),
+            lease_failed_backoff_min: ms(1_000),
+            lease_failed_backoff_max: ms(30_000),
+            fallback_after_failed: ms(3_000),
+            fallback_after: ms(30_000),
+            fallback_step: ms(3_000),
+        }
+    }
+}
