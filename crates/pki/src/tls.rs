@@ -1,0 +1,229 @@
+//! The TLS settings of both planes that speak TLS: QUIC and HTTPS.
+
+use std::sync::Arc;
+
+use rustls::{
+    CertificateError as TlsError, CipherSuite, ClientConfig, DigitallySignedStruct,
+    DistinguishedName, Error, OtherError, ServerConfig, SignatureScheme,
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::{
+        NoServerSessionStorage,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    version::TLS13,
+};
+use webpki::EndEntityCert;
+
+use crate::{
+    identity::Identity,
+    member::PkiError,
+    trust::{CertificateError, Trust},
+};
+
+/// Whether a server lets clients in that show no certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// No: the handshake fails.
+    Required,
+    /// Yes: what they may do is decided behind. A certificate that is shown must still be good.
+    Optional,
+}
+
+/// A server's TLS settings: TLS 1.3 only, AES-128-GCM first, clients checked by `trust`.
+///
+/// # Errors
+/// [`PkiError::Tls`] when rustls refuses the identity.
+pub fn server_config(
+    identity: &Identity,
+    trust: &Trust,
+    alpn: &[&[u8]],
+    client: ClientAuth,
+) -> Result<ServerConfig, PkiError> {
+    let provider = provider();
+    let verifier = Verifier::new(trust, &provider, client == ClientAuth::Required);
+    let (chain, key) = identity.for_tls();
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(tls)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(tls)?;
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    // A resumed session would not look at the certificate again, and so not at its revocation.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// A client's TLS settings: TLS 1.3 only, AES-128-GCM first, the server checked by `trust` and by the
+/// name that the client asks for; [`crate::server_name`] is a name that every member has.
+///
+/// # Errors
+/// [`PkiError::Tls`] when rustls refuses the identity.
+pub fn client_config(
+    identity: &Identity,
+    trust: &Trust,
+    alpn: &[&[u8]],
+) -> Result<ClientConfig, PkiError> {
+    let provider = provider();
+    let verifier = Verifier::new(trust, &provider, true);
+    let (chain, key) = identity.for_tls();
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(tls)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_auth_cert(chain, key)
+        .map_err(tls)?;
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+fn tls(error: Error) -> PkiError {
+    PkiError::Tls(error.to_string())
+}
+
+/// aws-lc-rs with AES-128-GCM first: it takes the least processor time of all suites.
+fn provider() -> Arc<CryptoProvider> {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider
+        .cipher_suites
+        .sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    Arc::new(provider)
+}
+
+/// [`Trust::verify_certificate`] at both ends of a handshake.
+#[derive(Debug)]
+struct Verifier {
+    trust: Trust,
+    provider: Arc<CryptoProvider>,
+    required: bool,
+    ca_names: Vec<DistinguishedName>,
+}
+
+impl Verifier {
+    fn new(trust: &Trust, provider: &Arc<CryptoProvider>, required: bool) -> Arc<Self> {
+        let ca_names = trust
+            .anchors()
+            .iter()
+            .map(|anchor| DistinguishedName::in_sequence(anchor.subject.as_ref()))
+            .collect();
+        Arc::new(Self { trust: trust.clone(), provider: provider.clone(), required, ca_names })
+    }
+
+    fn check(&self, der: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
+        self.trust.verify_certificate_at(der, now).map(drop).map_err(|error| {
+            Error::InvalidCertificate(match error {
+                CertificateError::UnknownIssuer => TlsError::UnknownIssuer,
+                CertificateError::Expired(_) => TlsError::Expired,
+                CertificateError::NotYet(_) => TlsError::NotValidYet,
+                CertificateError::Revoked(_) => TlsError::Revoked,
+                CertificateError::Malformed(_) => TlsError::BadEncoding,
+                other => TlsError::Other(OtherError(Arc::new(other))),
+            })
+        })
+    }
+
+    fn signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+}
+
+/// Only TLS 1.3 is spoken.
+fn no_tls12() -> Result<HandshakeSignatureValid, Error> {
+    Err(Error::General("TLS 1.2 is not spoken here".into()))
+}
+
+impl ClientCertVerifier for Verifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.required
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.ca_names
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.check(end_entity, now)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        no_tls12()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.check(end_entity, now)?;
+        let wrong_name = |_| Error::InvalidCertificate(TlsError::NotValidForName);
+        EndEntityCert::try_from(end_entity)
+            .and_then(|leaf| leaf.verify_is_valid_for_subject_name(server_name))
+            .map_err(wrong_name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        no_tls12()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
