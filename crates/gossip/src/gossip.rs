@@ -193,7 +193,7 @@ impl Gossip {
         }
     }
 
-    async fn command(&self, command: Command) -> Result<(), GossipError> {
+    pub(crate) async fn command(&self, command: Command) -> Result<(), GossipError> {
         self.commands.send(command).await.map_err(|_| GossipError::Stopped)
     }
 }

@@ -42,6 +42,8 @@ mod membership;
 mod node;
 mod settings;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 pub use gossip::{Gossip, GossipConfig, GossipError, GossipEvent};
 pub use settings::{

@@ -568,6 +568,15 @@ fn start_error(error: impl std::fmt::Display) -> GossipError {
     GossipError::Start(error.to_string())
 }
 
+/// The error at the bottom of a chain: libp2p's own say nothing.
+fn root(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
 /// Puts the protocols together.
 fn swarm(identity: &Identity, max_peers: u32) -> Result<Swarm<Behaviour>, GossipError> {
     let keys = Keypair::ed25519_from_bytes(identity.ed25519_seed()).map_err(start_error)?;
@@ -610,7 +619,7 @@ async fn listen_on(
     listen: SocketAddr,
 ) -> Result<SocketAddr, GossipError> {
     let failed = |reason: String| GossipError::Listen { addr: listen, reason };
-    swarm.listen_on(multiaddr(listen)).map_err(|error| failed(error.to_string()))?;
+    swarm.listen_on(multiaddr(listen)).map_err(|error| failed(root(&error)))?;
     let listening = async {
         loop {
             match swarm.select_next_some().await {
