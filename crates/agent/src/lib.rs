@@ -1,1 +1,299 @@
-//! Under construction.
+//! The agent: the process on every target machine.
+//!
+//! It follows the goals of the apps that the machine's labels match ([`goals`]: signed files; they arrive by
+//! gossip, from neighbours and, for certain, by polling: [`link`]). For each app one task ([`app`]) brings
+//! the machine to the goal: artifact fetched and verified, its wave open, switched over, started, healthy; or
+//! back to the build before ([`activate`], [`program`]). What it does is told to the region until it is kept
+//! ([`reports`]).
+//!
+//! Fetching is the [`engine`]'s: one task owns the swarm policy (`shoal-swarm`), turns what comes from the sockets into its
+//! events and its actions into requests. It asks the region processes ([`regions`]) for neighbours and leases, and a
+//! piece goes from the wire to the disk through [`fetch`]. Pieces of all artifacts share one endpoint, one
+//! policy and one memory budget.
+//!
+//! Only the certificate, the goal files and the store make up the agent's state: killed at any moment, it goes
+//! on from there. The programs that it started are not its children in that sense: they run on.
+
+mod activate;
+mod app;
+mod config;
+mod control;
+mod engine;
+mod fetch;
+mod goals;
+mod link;
+mod machine;
+mod metrics;
+mod program;
+mod regions;
+mod reports;
+
+use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use serde::Serialize;
+use shoal_gossip::{Gossip, GossipConfig};
+use shoal_origin::Bucket;
+use shoal_pki::Role;
+use shoal_proto::{
+    AppName,
+    goal::{Goal, labels},
+    peer::PeerAddr,
+    region::MachineInfo,
+};
+use shoal_store::{Store, StoreConfig};
+use shoal_transport::{Endpoint, EndpointConfig};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Args, Config};
+pub use control::Imported;
+
+use activate::{AppState, Place};
+use app::{AppTask, Waves};
+use engine::{Engine, Parts};
+use machine::{Machine, Retention};
+use regions::{REGION_PROCESSES_MAX, Regions};
+
+/// How often the region processes are told again that this machine holds its apps' artifacts.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(240);
+
+/// What the agent writes into `addresses.json`.
+#[derive(Serialize)]
+struct Addresses {
+    data: SocketAddr,
+    gossip: SocketAddr,
+    metrics: Option<SocketAddr>,
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// One line that says what is wrong with the configuration, the identity or the machine.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let config: Config = shoal_process::load_config(args.config.as_deref(), &args)?;
+    config.check()?;
+    let token = shoal_process::shutdown()?;
+    let (machine, parts_of_gossip) = start(config, &token).await?;
+    let (gossip, heard) = parts_of_gossip;
+
+    for imported in machine.retention.imported() {
+        control::seed(&machine, imported).await;
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(link::poll(machine.clone()));
+    tasks.spawn(link::report(machine.clone()));
+    tasks.spawn(link::gossip(machine.clone(), heard));
+    tasks.spawn(announce_held(machine.clone()));
+    tasks.spawn(count_gossip(machine.clone(), gossip.clone()));
+    tasks.spawn({
+        let machine = machine.clone();
+        async move {
+            if let Err(error) = control::serve(machine).await {
+                tracing::error!(error = format!("{error:#}"), "the local socket failed");
+            }
+        }
+    });
+    token.run_until_cancelled(follow_goals(machine.clone())).await;
+
+    tasks.shutdown().await;
+    gossip.shutdown().await;
+    machine.endpoint.shutdown().await;
+    Ok(())
+}
+
+type GossipParts = (Gossip, tokio::sync::mpsc::Receiver<shoal_gossip::GossipEvent>);
+
+/// Opens everything, in the order in which one needs the other.
+async fn start(
+    config: Config,
+    token: &CancellationToken,
+) -> anyhow::Result<(Arc<Machine>, GossipParts)> {
+    let (identity, trust) = shoal_process::load_identity(&config.identity)?;
+    let member = identity.member().clone();
+    anyhow::ensure!(
+        member.role == Role::Agent,
+        "the certificate in {} is a {}'s, not an agent's",
+        config.identity.display(),
+        member.role
+    );
+    let region = member.region.clone().context("the certificate names no region")?;
+    anyhow::ensure!(
+        config.regions.len() <= REGION_PROCESSES_MAX,
+        "`regions` names more than {REGION_PROCESSES_MAX} region processes"
+    );
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("cannot make {}", config.data_dir.display()))?;
+    // Programs are started with paths below it.
+    let config = Config { data_dir: config.data_dir.canonicalize()?, ..config };
+    let labels = labels(&region, &config.zone, &member.machine, &config.labels);
+    let goals = Arc::new(goals::Goals::open(
+        config.data_dir.join("goals"),
+        trust.clone(),
+        region.clone(),
+        labels.clone(),
+    )?);
+    let metrics = Arc::new(metrics::Metrics::new()?);
+    let store = open_store(&config).await?;
+    let retention = Retention::open(config.data_dir.join("imported"))?;
+    let bucket = Bucket::open(&config.bucket)?;
+
+    let mut endpoint = EndpointConfig::new(config.listen, identity.clone(), trust.clone());
+    endpoint.max_connections = config.max_connections;
+    let (endpoint, incoming) = Endpoint::bind(endpoint).await?;
+    let gossip_config = GossipConfig::new(config.gossip_listen, identity, trust, region);
+    let (gossip, heard) = Gossip::start(gossip_config).await?;
+    for seed in &config.gossip_seeds {
+        let resolved = tokio::net::lookup_host(seed)
+            .await
+            .with_context(|| format!("gossip_seeds: '{seed}' is not HOST:PORT"))?;
+        for addr in resolved {
+            gossip.dial(addr).await?;
+        }
+    }
+    let addr = PeerAddr {
+        node: member.node,
+        machine: member.machine.clone(),
+        zone: config.zone.clone(),
+        data: config.advertised(endpoint.local_addr())?,
+        gossip: config.advertised(gossip.local_addr())?,
+    };
+    let regions = Regions::start(endpoint.clone(), member.machine.clone(), &config.regions, token);
+    let parts = Parts {
+        me: addr.clone(),
+        endpoint: endpoint.clone(),
+        incoming,
+        gossip: gossip.clone(),
+        regions: regions.clone(),
+        bucket: bucket.clone(),
+        store: store.clone(),
+        goals: goals.clone(),
+        metrics: metrics.clone(),
+    };
+    let engine = Engine::start(parts, token.clone());
+    let metrics_addr = match config.metrics_listen {
+        Some(listen) => {
+            let registry = metrics.registry.clone();
+            Some(shoal_process::serve_metrics(listen, registry, token.clone()).await?)
+        }
+        None => None,
+    };
+    let addresses = Addresses {
+        data: endpoint.local_addr(),
+        gossip: gossip.local_addr(),
+        metrics: metrics_addr,
+    };
+    shoal_process::announce(&config.data_dir, &addresses)?;
+    tracing::info!(machine = %member.machine, data = %addr.data, gossip = %addr.gossip, "ready");
+    let info = MachineInfo { addr, labels, version: env!("CARGO_PKG_VERSION").into() };
+    let machine = Arc::new(Machine {
+        name: member.machine,
+        info,
+        config,
+        store,
+        engine,
+        endpoint,
+        regions,
+        bucket,
+        goals,
+        reports: reports::Reports::default(),
+        metrics,
+        waves: watch::channel(Waves::default()).0,
+        retention,
+    });
+    Ok((machine, (gossip, heard)))
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<Store> {
+    let dir = config.data_dir.join("store");
+    let settings = StoreConfig {
+        encoded_cache_bytes: config.encoded_cache_mib << 20,
+        reserve_free_bytes: config.reserve_free_mib << 20,
+        ..StoreConfig::default()
+    };
+    Ok(tokio::task::spawn_blocking(move || Store::open(&dir, settings)).await??)
+}
+
+/// Keeps one task for each app whose goal is known.
+async fn follow_goals(machine: Arc<Machine>) {
+    let mut changed = machine.goals.watch();
+    let mut apps: HashMap<AppName, watch::Sender<Arc<Goal>>> = HashMap::new();
+    // Dropped with this future, and every app's task with it.
+    let mut tasks = tokio::task::JoinSet::new();
+    loop {
+        changed.borrow_and_update();
+        for (app, known) in machine.goals.all() {
+            if let Some(sender) = apps.get(&app) {
+                sender.send_if_modified(|goal| {
+                    let newer = known.goal.revision > goal.revision;
+                    if newer {
+                        *goal = known.goal.clone();
+                    }
+                    newer
+                });
+                continue;
+            }
+            let patience = Duration::from_secs(machine.config.stop_timeout_s);
+            match Place::open(&machine.config.data_dir, &app, &machine.name, patience) {
+                Ok(place) => {
+                    let (sender, goals) = watch::channel(known.goal.clone());
+                    let state = AppState::load(&place);
+                    let machine = machine.clone();
+                    let place = Arc::new(place);
+                    tasks.spawn(AppTask { machine, place, goals, state }.run());
+                    apps.insert(app, sender);
+                }
+                Err(error) => tracing::error!(%app, %error, "cannot make the app's directories"),
+            }
+        }
+        if changed.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells the region processes now and then which artifacts this machine holds: one that was restarted learns it again.
+async fn announce_held(machine: Arc<Machine>) {
+    loop {
+        tokio::time::sleep(regions::spread(ANNOUNCE_INTERVAL)).await;
+        let lister = machine.clone();
+        let listed = tokio::task::spawn_blocking(move || lister.store.list()).await;
+        for held in listed.into_iter().flatten() {
+            let me = &machine.info.addr;
+            // Nobody answers: the next round tells it.
+            let _ = machine.regions.introduce(me, held.artifact, held.complete, 0).await;
+        }
+    }
+}
+
+async fn count_gossip(machine: Arc<Machine>, gossip: Gossip) {
+    loop {
+        machine.metrics.gossip_peers.set(gossip.peers() as i64);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+}
+
+/// Cuts `file` into the store of the agent that `args` configure. A running agent does it itself and serves the
+/// artifact at once; otherwise it is served when the agent starts.
+///
+/// # Errors
+/// One line that says what is wrong with the file or the configuration.
+pub async fn import(
+    args: Args,
+    file: &Path,
+    piece_size_bytes: Option<u64>,
+) -> anyhow::Result<Imported> {
+    let config: Config = shoal_process::load_config(args.config.as_deref(), &args)?;
+    if let Some(imported) = control::ask(&config.data_dir, file, piece_size_bytes).await? {
+        return Ok(imported);
+    }
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("cannot make {}", config.data_dir.display()))?;
+    let store = open_store(&config).await?;
+    let retention = Retention::open(config.data_dir.join("imported"))?;
+    let file = file.to_path_buf();
+    tokio::task::spawn_blocking(move || {
+        control::import_into(&store, &retention, &file, piece_size_bytes)
+    })
+    .await?
+}

@@ -1,0 +1,207 @@
+//! The agent's configuration: one documented struct, filled from a TOML file and the flags above it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+use shoal_proto::goal::{Labels, check_label};
+
+/// The flags of `shoal agent`. Each overrides the key of the same name in the file.
+#[derive(Debug, Clone, Default, clap::Args, Serialize)]
+pub struct Args {
+    /// TOML file with any of the keys below.
+    #[arg(long, env = "SHOAL_AGENT_CONFIG")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Directory with identity.pem, identity.key and trust.bin.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<PathBuf>,
+    /// Directory for pieces, goals and the apps' files.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    /// Address of the data plane, UDP [default: 0.0.0.0:7410].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Address of the gossip plane, UDP [default: 0.0.0.0:7411].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gossip_listen: Option<SocketAddr>,
+    /// IP address that others reach this machine at; needed when listening on all addresses.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<IpAddr>,
+    /// Data address of a region process, HOST:PORT; repeat for each.
+    #[arg(long = "region")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub regions: Vec<String>,
+    /// Gossip address of a region process, HOST:PORT; repeat for each.
+    #[arg(long = "gossip-seed")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gossip_seeds: Vec<String>,
+    /// The region's bucket: a path, file://, s3:// or gs:// URL.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<String>,
+    /// The machine's zone [default: default].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// A label of the machine, KEY=VALUE; repeat for each.
+    #[arg(long = "label", value_parser = parse_label)]
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "labels_as_table")]
+    #[serde(rename = "labels")]
+    pub label: Vec<(String, String)>,
+    /// Address of the metrics page, TCP.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// How often to ask the region for goals, in seconds, spread by half [default: the region says].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll_s: Option<f64>,
+    /// How much of the disk the compressed pieces may take, in MiB [default: 4096].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoded_cache_mib: Option<u64>,
+    /// How much of the disk stays free, in MiB [default: 1024].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserve_free_mib: Option<u64>,
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    check_label(key)?;
+    check_label(value)?;
+    Ok((key.into(), value.into()))
+}
+
+fn labels_as_table<S: serde::Serializer>(
+    labels: &[(String, String)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(labels.iter().map(|(key, value)| (key, value)))
+}
+
+/// Everything that can be set about an agent.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Directory with `identity.pem`, `identity.key` and `trust.bin`. The certificate says the
+    /// machine's name and region.
+    pub identity: PathBuf,
+    /// Directory for pieces, goals and the apps' files.
+    pub data_dir: PathBuf,
+    /// Address of the data plane, UDP.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// Address of the gossip plane, UDP.
+    #[serde(default = "default_gossip_listen")]
+    pub gossip_listen: SocketAddr,
+    /// IP address that others reach this machine at; the listening one when not given.
+    #[serde(default)]
+    pub advertise: Option<IpAddr>,
+    /// Data addresses of the region processes, `HOST:PORT`.
+    #[serde(default)]
+    pub regions: Vec<String>,
+    /// Gossip addresses of the region processes, `HOST:PORT`.
+    #[serde(default)]
+    pub gossip_seeds: Vec<String>,
+    /// The region's bucket: a path, or a `file://`, `s3://` or `gs://` URL. It is only read.
+    pub bucket: String,
+    /// The machine's zone: traffic stays within it where it can.
+    #[serde(default = "default_zone")]
+    pub zone: String,
+    /// The machine's own labels, for the selectors of apps.
+    #[serde(default)]
+    pub labels: Labels,
+    /// Address of the metrics page, TCP; none: no page.
+    #[serde(default)]
+    pub metrics_listen: Option<SocketAddr>,
+    /// How often to ask the region for goals, in seconds, spread by half; none: as the region says.
+    #[serde(default)]
+    pub poll_s: Option<f64>,
+    /// How much of the disk the compressed pieces may take, in MiB; evicted before anything else.
+    #[serde(default = "default_encoded_cache_mib")]
+    pub encoded_cache_mib: u64,
+    /// How much of the disk stays free, in MiB: a fetch that would take it waits.
+    #[serde(default = "default_reserve_free_mib")]
+    pub reserve_free_mib: u64,
+    /// How many builds that an app ran before stay on disk, so that going back needs no download.
+    #[serde(default = "default_keep_builds")]
+    pub keep_builds: usize,
+    /// How much of the disk those builds may take, in MiB.
+    #[serde(default = "default_keep_builds_mib")]
+    pub keep_builds_mib: u64,
+    /// How long a program has to end after SIGTERM, in seconds, before it is killed.
+    #[serde(default = "default_stop_timeout_s")]
+    pub stop_timeout_s: u64,
+    /// How many neighbours may be connected.
+    #[serde(default = "default_max_connections")]
+    pub max_connections: usize,
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 7410))
+}
+fn default_gossip_listen() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 7411))
+}
+fn default_zone() -> String {
+    "default".into()
+}
+fn default_encoded_cache_mib() -> u64 {
+    4_096
+}
+fn default_reserve_free_mib() -> u64 {
+    1_024
+}
+fn default_keep_builds() -> usize {
+    2
+}
+fn default_keep_builds_mib() -> u64 {
+    40_960
+}
+fn default_stop_timeout_s() -> u64 {
+    10
+}
+fn default_max_connections() -> usize {
+    160
+}
+
+impl Config {
+    /// The address that others are told, given the one that was bound.
+    ///
+    /// # Errors
+    /// When it listens on all addresses and `advertise` is not set.
+    pub(crate) fn advertised(&self, bound: SocketAddr) -> anyhow::Result<SocketAddr> {
+        let ip = self.advertise.unwrap_or(bound.ip());
+        anyhow::ensure!(
+            !ip.is_unspecified(),
+            "set `advertise` to the IP address that other machines reach this one at"
+        );
+        Ok(SocketAddr::new(ip, bound.port()))
+    }
+
+    /// Checks what serde cannot.
+    ///
+    /// # Errors
+    /// A line that names the key.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        check_label(&self.zone).map_err(|error| anyhow::anyhow!("zone: {error}"))?;
+        for (key, value) in &self.labels {
+            check_label(key)
+                .and_then(|()| check_label(value))
+                .map_err(|error| anyhow::anyhow!("labels: {error}"))?;
+        }
+        if let Some(poll_s) = self.poll_s {
+            anyhow::ensure!(poll_s >= 0.05 && poll_s <= 3_600.0, "poll_s is 0.05 to 3600 seconds");
+        }
+        Ok(())
+    }
+}

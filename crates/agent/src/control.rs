@@ -1,0 +1,164 @@
+//! The agent's local socket, `DATA_DIR/agent.sock`: for whoever may write into its data directory.
+//!
+//! One JSON object a line each way: `{"import": "/path"}` answers with an [`Imported`] or `{"error": "…"}`.
+
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use shoal_proto::{ArtifactId, manifest::PieceSize};
+use shoal_store::Store;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+};
+
+use crate::machine::{Machine, Retention};
+
+/// The longest request or answer, in bytes.
+const LINE_MAX_BYTES: u64 = 64 << 10;
+
+/// zstd's level for pieces that this machine encodes itself: the level of builds.
+pub(crate) const IMPORT_LEVEL: i32 = 1;
+
+/// What can be asked.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Request {
+    /// Cut this file and seed it.
+    import: PathBuf,
+    /// The piece size, when not the default one.
+    #[serde(default)]
+    piece_size_bytes: Option<u64>,
+}
+
+/// An imported file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// BLAKE3 of its bytes.
+    pub artifact: ArtifactId,
+    /// Its length.
+    pub size_bytes: u64,
+    /// Its number of pieces.
+    pub pieces: u32,
+    /// Whether a running agent serves it now; otherwise the agent does when it starts.
+    pub seeding: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    Imported(Imported),
+    Error { error: String },
+}
+
+/// Where the socket of an agent is.
+pub(crate) fn socket_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("agent.sock")
+}
+
+/// Cuts `file` into `store` and marks it to be kept. Blocks.
+pub(crate) fn import_into(
+    store: &Store,
+    retention: &Retention,
+    file: &Path,
+    piece_size_bytes: Option<u64>,
+) -> anyhow::Result<Imported> {
+    let piece_size = piece_size_bytes
+        .map(|bytes| {
+            PieceSize::from_bytes(bytes).with_context(|| {
+                format!("piece size {bytes}: use a power of two from 256 KiB to 16 MiB")
+            })
+        })
+        .transpose()?;
+    let artifact = store
+        .import(file, piece_size, IMPORT_LEVEL, |_| {})
+        .with_context(|| format!("cannot import {}", file.display()))?;
+    let manifest = artifact.manifest();
+    retention.keep_imported(&manifest.artifact)?;
+    Ok(Imported {
+        artifact: manifest.artifact,
+        size_bytes: manifest.size_bytes,
+        pieces: manifest.piece_count(),
+        seeding: false,
+    })
+}
+
+/// Asks a running agent to import; none when no agent runs on `data_dir`.
+pub(crate) async fn ask(
+    data_dir: &Path,
+    file: &Path,
+    piece_size_bytes: Option<u64>,
+) -> anyhow::Result<Option<Imported>> {
+    let Ok(mut stream) = UnixStream::connect(socket_path(data_dir)).await else { return Ok(None) };
+    let request = Request { import: std::path::absolute(file)?, piece_size_bytes };
+    let mut line = serde_json::to_vec(&request)?;
+    line.push(b'\n');
+    stream.write_all(&line).await?;
+    let mut answer = Vec::new();
+    BufReader::new(stream.take(LINE_MAX_BYTES)).read_until(b'\n', &mut answer).await?;
+    match serde_json::from_slice(&answer).context("the agent ended before it answered")? {
+        Answer::Imported(imported) => Ok(Some(imported)),
+        Answer::Error { error } => anyhow::bail!("{error}"),
+    }
+}
+
+/// Serves the socket for ever.
+pub(crate) async fn serve(machine: Arc<Machine>) -> anyhow::Result<()> {
+    let path = socket_path(&machine.config.data_dir);
+    // The store's lock has been taken, so a socket that is there belongs to a dead agent.
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path)
+        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let machine = machine.clone();
+        tokio::spawn(async move {
+            if let Err(error) = answer(machine, stream).await {
+                tracing::debug!(%error, "local request failed");
+            }
+        });
+    }
+}
+
+async fn answer(machine: Arc<Machine>, mut stream: UnixStream) -> anyhow::Result<()> {
+    let mut line = Vec::new();
+    let mut reader = BufReader::new((&mut stream).take(LINE_MAX_BYTES));
+    reader.read_until(b'\n', &mut line).await?;
+    let done = async {
+        let request: Request = serde_json::from_slice(&line).context("not a request")?;
+        let worker = machine.clone();
+        let imported = tokio::task::spawn_blocking(move || {
+            let piece_size = request.piece_size_bytes;
+            import_into(&worker.store, &worker.retention, &request.import, piece_size)
+        })
+        .await??;
+        seed(&machine, imported.artifact).await;
+        anyhow::Ok(Imported { seeding: true, ..imported })
+    };
+    let answer = match done.await {
+        Ok(imported) => Answer::Imported(imported),
+        Err(error) => Answer::Error { error: format!("{error:#}") },
+    };
+    let mut line = serde_json::to_vec(&answer)?;
+    line.push(b'\n');
+    stream.write_all(&line).await?;
+    Ok(())
+}
+
+/// Serves a whole artifact of the store.
+pub(crate) async fn seed(machine: &Arc<Machine>, artifact: ArtifactId) {
+    let worker = machine.clone();
+    let held = tokio::task::spawn_blocking(move || worker.store.get(&artifact)).await;
+    if let Ok(Some(held)) = held
+        && held.is_complete()
+    {
+        let encoding = shoal_proto::EncodingId(*blake3::hash(&held.index_bytes()).as_bytes());
+        machine.engine.join(held, encoding, 0, 0).await;
+    }
+}

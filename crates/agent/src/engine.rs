@@ -1,0 +1,425 @@
+//! Drives the swarm policy: turns what comes from sockets, disk and region processes into its events, and
+//! its actions into requests, reads and messages. It decides nothing about pieces itself.
+//!
+//! One task owns the policy and all of its handles. Whatever takes time runs beside it, bounded by the
+//! policy's own limits, and comes back as an [`Input`].
+
+mod actions;
+mod peers;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use shoal_gossip::Gossip;
+use shoal_origin::Bucket;
+use shoal_proto::{
+    ArtifactId, Bitmap, EncodingId, NodeId, PieceIndex,
+    manifest::Location,
+    peer::{PeerAddr, StreamReply, StreamRequest},
+    region::FetchProgress,
+};
+use shoal_store::{Artifact, Store};
+use shoal_swarm::{
+    Config, Event, Outcome, PeerKey, Purpose, RequestId, Swarm, SwarmKey, Time, UploadId,
+    machine_hash, may_lease,
+};
+use shoal_transport::{Connection, Endpoint, Incoming, IncomingRequest};
+use tokio::{
+    sync::{mpsc, watch},
+    task::AbortHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    fetch::{Fetched, Kitchen},
+    goals::Goals,
+    metrics::Metrics,
+    regions::Regions,
+};
+
+/// How many inputs may wait for the engine: a few for each piece in flight.
+const INPUTS_MAX: usize = 1_024;
+
+/// How many dials to neighbours may be under way at once.
+const DIALS_MAX: usize = 16;
+
+/// What a machine remembers of artifacts that a neighbour has and it does not take part in (yet).
+const EARLY_JOINS_MAX: usize = 16;
+
+/// How far a fetch is, for whoever waits for it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FetchStatus {
+    /// All pieces are held.
+    pub(crate) complete: bool,
+    /// Bytes and pieces.
+    pub(crate) progress: FetchProgress,
+    /// Why it does not get on, when it does not: the disk, wrong bytes in the bucket.
+    pub(crate) trouble: Option<String>,
+}
+
+/// What the engine is told by the rest of the agent.
+enum Command {
+    /// Take part in a swarm.
+    Start {
+        artifact: Arc<Artifact>,
+        encoding: EncodingId,
+        priority: u8,
+        fleet: u32,
+        status: watch::Sender<FetchStatus>,
+    },
+    /// Take part no longer.
+    Stop(ArtifactId),
+}
+
+/// What comes back from work beside the engine.
+enum Input {
+    Command(Command),
+    Fetched(RequestId, SwarmKey, PieceIndex, Fetched),
+    UploadEnded(UploadId, u64),
+    Policy(Event),
+    OriginPiece(SwarmKey, PieceIndex, Fetched),
+    Introduced(SwarmKey, Vec<PeerAddr>),
+    Dialled(NodeId),
+}
+
+/// A neighbour on the data plane.
+struct Peer {
+    connection: Connection,
+    /// Known from its Hello; before that it is no peer to the policy.
+    addr: Option<PeerAddr>,
+    /// What it holds of artifacts that this machine takes no part in.
+    early: BTreeMap<ArtifactId, Bitmap>,
+    /// Swarms about which a message could not be queued: the whole bitmap goes out instead, later.
+    resend: HashSet<SwarmKey>,
+    /// Swarms for which it was told of other machines.
+    exchanged: HashSet<SwarmKey>,
+}
+
+/// An artifact's swarm.
+struct Part {
+    artifact: Arc<Artifact>,
+    encoding: EncodingId,
+    layout: Arc<Vec<Location>>,
+    status: watch::Sender<FetchStatus>,
+    /// Machines known to take part, connected or not.
+    known: BTreeMap<NodeId, PeerAddr>,
+}
+
+/// A handle on the engine; clones share it.
+#[derive(Clone)]
+pub(crate) struct Engine {
+    inputs: mpsc::Sender<Input>,
+    running: Arc<Mutex<HashMap<ArtifactId, watch::Receiver<FetchStatus>>>>,
+}
+
+/// What the engine works with.
+pub(crate) struct Parts {
+    pub(crate) me: PeerAddr,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) incoming: mpsc::Receiver<Incoming>,
+    pub(crate) gossip: Gossip,
+    pub(crate) regions: Regions,
+    pub(crate) bucket: Bucket,
+    pub(crate) store: Store,
+    pub(crate) goals: Arc<Goals>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Engine {
+    /// Starts the engine; it ends when `token` is cancelled.
+    pub(crate) fn start(parts: Parts, token: CancellationToken) -> Self {
+        let (inputs, queue) = mpsc::channel(INPUTS_MAX);
+        let seed = rand::random();
+        let driver = Driver {
+            parts,
+            inputs: inputs.clone(),
+            kitchen: Kitchen::new(),
+            policy: Swarm::new(Config::default(), seed),
+            began: Instant::now(),
+            swarms: BTreeMap::new(),
+            by_artifact: HashMap::new(),
+            peers: BTreeMap::new(),
+            by_node: HashMap::new(),
+            banned: HashSet::new(),
+            dialling: HashSet::new(),
+            fetches: HashMap::new(),
+            uploads: HashMap::new(),
+            next_key: 1,
+        };
+        tokio::spawn(driver.run(queue, token));
+        Self { inputs, running: Arc::default() }
+    }
+
+    /// Takes part in an artifact's swarm, if it does not yet; the receiver tells how far it is.
+    pub(crate) async fn join(
+        &self,
+        artifact: Arc<Artifact>,
+        encoding: EncodingId,
+        priority: u8,
+        fleet: u32,
+    ) -> watch::Receiver<FetchStatus> {
+        let id = artifact.manifest().artifact;
+        let (sender, receiver) = watch::channel(FetchStatus::default());
+        {
+            let mut running = self.running();
+            if let Some(receiver) = running.get(&id)
+                && receiver.has_changed().is_ok()
+            {
+                return receiver.clone();
+            }
+            running.insert(id, receiver.clone());
+        }
+        let command = Command::Start { artifact, encoding, priority, fleet, status: sender };
+        // It fails only when the agent is stopping; then the receiver is closed too.
+        let _ = self.inputs.send(Input::Command(command)).await;
+        receiver
+    }
+
+    /// Leaves an artifact's swarm.
+    pub(crate) async fn leave(&self, artifact: ArtifactId) {
+        self.running().remove(&artifact);
+        let _ = self.inputs.send(Input::Command(Command::Stop(artifact))).await;
+    }
+
+    fn running(
+        &self,
+    ) -> std::sync::MutexGuard<'_, HashMap<ArtifactId, watch::Receiver<FetchStatus>>> {
+        self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+struct Driver {
+    parts: Parts,
+    inputs: mpsc::Sender<Input>,
+    kitchen: Arc<Kitchen>,
+    policy: Swarm,
+    began: Instant,
+    swarms: BTreeMap<SwarmKey, Part>,
+    by_artifact: HashMap<ArtifactId, SwarmKey>,
+    peers: BTreeMap<PeerKey, Peer>,
+    by_node: HashMap<NodeId, PeerKey>,
+    banned: HashSet<NodeId>,
+    dialling: HashSet<NodeId>,
+    fetches: HashMap<RequestId, AbortHandle>,
+    uploads: HashMap<UploadId, IncomingRequest>,
+    next_key: u64,
+}
+
+impl Driver {
+    fn now(&self) -> Time {
+        Time(u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn key(&mut self) -> u64 {
+        self.next_key += 1;
+        self.next_key
+    }
+
+    async fn run(mut self, mut queue: mpsc::Receiver<Input>, token: CancellationToken) {
+        loop {
+            let timeout = self.policy.next_timeout().map(|at| {
+                let delay = at.0.saturating_sub(self.now().0);
+                tokio::time::Instant::now() + Duration::from_nanos(delay)
+            });
+            let timer = async {
+                match timeout {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = token.cancelled() => break,
+                Some(input) = queue.recv() => self.input(input),
+                Some(incoming) = self.parts.incoming.recv() => self.incoming(incoming),
+                () = timer => self.tell(Event::Timeout),
+                else => break,
+            }
+            self.act();
+            self.resend();
+        }
+        for (_, fetch) in self.fetches.drain() {
+            fetch.abort();
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        let now = self.now();
+        self.policy.handle(now, event);
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Command(Command::Start { artifact, encoding, priority, fleet, status }) => {
+                self.start_swarm(artifact, encoding, priority, fleet, status);
+            }
+            Input::Command(Command::Stop(artifact)) => {
+                if let Some(swarm) = self.by_artifact.remove(&artifact) {
+                    self.tell(Event::Stop { swarm });
+                    // Its last actions (leaving, cancelled fetches) still need the swarm.
+                    self.act();
+                    self.swarms.remove(&swarm);
+                }
+            }
+            Input::Fetched(request, swarm, piece, fetched) => {
+                if self.fetches.remove(&request).is_none() {
+                    return;
+                }
+                self.count(swarm, piece, &fetched, false);
+                self.tell(Event::FetchEnded { request, outcome: fetched.outcome });
+            }
+            Input::OriginPiece(swarm, piece, fetched) => {
+                self.count(swarm, piece, &fetched, true);
+                self.tell(Event::OriginEnded { swarm, piece, outcome: fetched.outcome });
+            }
+            Input::UploadEnded(upload, bytes) => {
+                self.parts.metrics.sent_bytes.inc_by(bytes);
+                self.tell(Event::UploadEnded { upload });
+            }
+            Input::Policy(event) => self.tell(event),
+            Input::Introduced(swarm, peers) => self.learn(swarm, peers),
+            Input::Dialled(node) => {
+                self.dialling.remove(&node);
+            }
+        }
+    }
+
+    fn start_swarm(
+        &mut self,
+        artifact: Arc<Artifact>,
+        encoding: EncodingId,
+        priority: u8,
+        fleet: u32,
+        status: watch::Sender<FetchStatus>,
+    ) {
+        let id = artifact.manifest().artifact;
+        if let Some(swarm) = self.by_artifact.get(&id).copied() {
+            // Left and joined again before the engine saw it: only who waits has changed.
+            if let Some(part) = self.swarms.get_mut(&swarm) {
+                status.send_replace(part.status.borrow().clone());
+                part.status = status;
+            }
+            return;
+        }
+        let swarm = SwarmKey(self.key());
+        let have = artifact.have();
+        let pieces = artifact.manifest().piece_count();
+        let layout = Arc::new(artifact.index().layout());
+        status.send_modify(|status| {
+            status.complete = have.is_full();
+            status.progress.pieces = have.count();
+            status.progress.pieces_total = pieces;
+        });
+        self.by_artifact.insert(id, swarm);
+        let part = Part { artifact, encoding, layout, status, known: BTreeMap::new() };
+        self.swarms.insert(swarm, part);
+        let purpose = if have.is_full() {
+            Purpose::Seed
+        } else {
+            let hash = machine_hash(&self.parts.me.node, &id);
+            Purpose::Fetch { priority, may_lease: may_lease(hash, fleet), fleet }
+        };
+        self.tell(Event::Start { swarm, pieces, have, purpose });
+        let early: Vec<_> = self
+            .peers
+            .iter_mut()
+            .filter_map(|(peer, state)| Some((*peer, state.early.remove(&id)?)))
+            .collect();
+        for (peer, have) in early {
+            self.tell(Event::PeerJoined { peer, swarm, have });
+        }
+        // The region may know others, and shall know this machine, also when it only seeds.
+        self.introduce(swarm, shoal_proto::peer::PEERS_BATCH_MAX as u16);
+    }
+
+    /// Books a fetched piece: metrics, progress, what stands in its way.
+    fn count(&mut self, swarm: SwarmKey, piece: PieceIndex, fetched: &Fetched, origin: bool) {
+        let metrics = &self.parts.metrics;
+        let source = if origin { "origin" } else { "peer" };
+        metrics.received_bytes.with_label_values(&[source]).inc_by(fetched.stored_bytes);
+        let outcome = match fetched.outcome {
+            Outcome::Verified => "verified",
+            Outcome::Corrupt => "corrupt",
+            Outcome::Busy => "busy",
+            Outcome::NotHere => "not_here",
+            Outcome::Failed => "failed",
+        };
+        metrics.fetches.with_label_values(&[outcome]).inc();
+        let Some(part) = self.swarms.get(&swarm) else { return };
+        let held = part.artifact.have().count();
+        part.status.send_modify(|status| {
+            let progress = &mut status.progress;
+            progress.pieces = held;
+            if origin {
+                progress.origin_bytes += fetched.stored_bytes;
+            } else {
+                progress.peer_bytes += fetched.stored_bytes;
+            }
+            match fetched.outcome {
+                Outcome::Verified => status.trouble = None,
+                Outcome::Corrupt => {
+                    progress.corrupt_pieces += 1;
+                    if origin {
+                        status.trouble =
+                            Some(format!("piece {piece} in the region's bucket is corrupt"));
+                    }
+                }
+                _ => {}
+            }
+            if let Some(disk) = &fetched.disk {
+                status.trouble = Some(format!("cannot write piece {piece}: {disk}"));
+            }
+        });
+    }
+
+    fn incoming(&mut self, incoming: Incoming) {
+        match incoming {
+            Incoming::Connected(connection) => self.connected(connection),
+            Incoming::Closed(connection, reason) => self.closed(&connection, &reason),
+            Incoming::Message(connection, message) => self.message(&connection, message),
+            Incoming::Request(request) => self.request(request),
+        }
+    }
+
+    fn request(&mut self, request: IncomingRequest) {
+        match request.request {
+            StreamRequest::Piece { artifact, piece } => {
+                let peer = self.by_node.get(&request.from().member().node).copied();
+                let swarm = self.by_artifact.get(&artifact).copied();
+                let (Some(peer), Some(swarm)) = (peer, swarm) else {
+                    return answer(request, StreamReply::NotHere);
+                };
+                let upload = UploadId(self.key());
+                self.uploads.insert(upload, request);
+                self.tell(Event::UploadAsked { upload, peer, swarm, piece });
+            }
+            StreamRequest::Index { artifact, encoding } => {
+                let reply = self
+                    .by_artifact
+                    .get(&artifact)
+                    .and_then(|swarm| self.swarms.get(swarm))
+                    .filter(|part| part.encoding == encoding)
+                    .map_or(StreamReply::NotHere, |part| {
+                        StreamReply::Index(part.artifact.index_bytes().to_vec())
+                    });
+                answer(request, reply);
+            }
+            StreamRequest::Region(_) => {
+                answer(
+                    request,
+                    StreamReply::Error("this is an agent, not a region process".into()),
+                );
+            }
+        }
+    }
+}
+
+/// Answers without a body, aside: the asker may be slow to read.
+fn answer(request: IncomingRequest, reply: StreamReply) {
+    tokio::spawn(async move {
+        // An error says that the asker is gone.
+        let _ = request.reply(reply, None).await;
+    });
+}

@@ -1,0 +1,172 @@
+//! What the policy wants done.
+
+use shoal_proto::{
+    PieceIndex,
+    peer::{PeerMessage, StreamReply},
+    region::RegionReply,
+};
+use shoal_swarm::{Action, Event, RequestId, SwarmKey, UploadId};
+
+use super::{Driver, Input, answer};
+
+impl Driver {
+    /// Carries out all waiting actions.
+    pub(super) fn act(&mut self) {
+        while let Some(action) = self.policy.poll_action() {
+            self.carry_out(action);
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Announce { peer, swarm, have } => {
+                let message = |artifact| PeerMessage::Join { artifact, have };
+                self.send_about(peer, swarm, message);
+            }
+            Action::AnnounceHave { peer, swarm, pieces } => {
+                self.send_about(peer, swarm, |artifact| PeerMessage::Have { artifact, pieces });
+            }
+            Action::AnnounceLeave { peer, swarm } => {
+                self.send_about(peer, swarm, |artifact| PeerMessage::Leave { artifact });
+            }
+            Action::Fetch { request, peer, swarm, piece } => {
+                self.fetch(request, peer, swarm, piece);
+            }
+            Action::CancelFetch { request } => {
+                if let Some(fetch) = self.fetches.remove(&request) {
+                    fetch.abort();
+                }
+            }
+            Action::Serve { upload } => self.serve(upload),
+            Action::RefuseBusy { upload } => {
+                self.parts.metrics.busy.inc();
+                self.refuse(upload, StreamReply::Busy);
+            }
+            Action::RefuseNotHere { upload } => self.refuse(upload, StreamReply::NotHere),
+            Action::AskLease { swarm, block, want } => self.ask_lease(swarm, block, want),
+            Action::LeaseDone { swarm, first, count, held } => {
+                if let Some(part) = self.swarms.get(&swarm) {
+                    let regions = self.parts.regions.clone();
+                    let artifact = part.artifact.manifest().artifact;
+                    tokio::spawn(async move {
+                        regions.lease_done(artifact, first, count, held).await;
+                    });
+                }
+            }
+            Action::FetchOrigin { swarm, first, count } => self.fetch_origin(swarm, first, count),
+            Action::WantPeers { swarm, want } => self.introduce(swarm, want),
+            Action::Ban { peer } => self.ban(peer),
+            Action::Completed { swarm } => {
+                if let Some(part) = self.swarms.get(&swarm) {
+                    part.status.send_modify(|status| {
+                        status.complete = true;
+                        status.trouble = None;
+                        status.progress.pieces = status.progress.pieces_total;
+                    });
+                    // From now on others are told that this machine has all of it.
+                    self.introduce(swarm, 0);
+                }
+            }
+        }
+    }
+
+    fn fetch(
+        &mut self,
+        request: RequestId,
+        peer: shoal_swarm::PeerKey,
+        swarm: SwarmKey,
+        piece: PieceIndex,
+    ) {
+        let (Some(part), Some(peer)) = (self.swarms.get(&swarm), self.peers.get(&peer)) else {
+            let outcome = shoal_swarm::Outcome::Failed;
+            return self.tell(Event::FetchEnded { request, outcome });
+        };
+        let (kitchen, inputs) = (self.kitchen.clone(), self.inputs.clone());
+        let (connection, artifact) = (peer.connection.clone(), part.artifact.clone());
+        let task = tokio::spawn(async move {
+            let fetched = kitchen.from_peer(&connection, &artifact, piece).await;
+            let _ = inputs.send(Input::Fetched(request, swarm, piece, fetched)).await;
+        });
+        self.fetches.insert(request, task.abort_handle());
+    }
+
+    fn serve(&mut self, upload: UploadId) {
+        let Some(request) = self.uploads.remove(&upload) else { return };
+        let part = match request.request {
+            shoal_proto::peer::StreamRequest::Piece { artifact, piece } => self
+                .by_artifact
+                .get(&artifact)
+                .and_then(|swarm| self.swarms.get(swarm))
+                .map(|part| (part.artifact.clone(), piece)),
+            _ => None,
+        };
+        let inputs = self.inputs.clone();
+        tokio::spawn(async move {
+            let mut sent = 0;
+            if let Some((artifact, piece)) = part {
+                let read = tokio::task::spawn_blocking(move || artifact.read_stored(piece)).await;
+                let (reply, body) = match read {
+                    Ok(Ok(Some((codec, bytes)))) => {
+                        (StreamReply::Piece { codec, len: bytes.len() as u32 }, Some(bytes))
+                    }
+                    Ok(Ok(None)) => (StreamReply::NotHere, None),
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, "cannot read a piece to send");
+                        (StreamReply::NotHere, None)
+                    }
+                    Err(_) => (StreamReply::NotHere, None),
+                };
+                sent = request.reply(reply, body).await.unwrap_or(0);
+            } else {
+                let _ = request.reply(StreamReply::NotHere, None).await;
+            }
+            let _ = inputs.send(Input::UploadEnded(upload, sent)).await;
+        });
+    }
+
+    fn refuse(&mut self, upload: UploadId, reply: StreamReply) {
+        if let Some(request) = self.uploads.remove(&upload) {
+            answer(request, reply);
+        }
+    }
+
+    fn ask_lease(&mut self, swarm: SwarmKey, block: u32, want: u16) {
+        let Some(part) = self.swarms.get(&swarm) else { return };
+        let (regions, inputs) = (self.parts.regions.clone(), self.inputs.clone());
+        let artifact = part.artifact.manifest().artifact;
+        let pieces = part.artifact.manifest().piece_count();
+        let encoding = part.encoding;
+        tokio::spawn(async move {
+            let event = match regions.lease(artifact, encoding, pieces, block, want).await {
+                Ok(RegionReply::Leased { first, count, duration_ms }) => Event::LeaseGranted {
+                    swarm,
+                    block,
+                    first,
+                    count,
+                    duration: std::time::Duration::from_millis(u64::from(duration_ms)),
+                },
+                Ok(RegionReply::NoLease { retry_ms }) => Event::LeaseDenied {
+                    swarm,
+                    block,
+                    retry: retry_ms
+                        .map(|retry_ms| std::time::Duration::from_millis(u64::from(retry_ms))),
+                },
+                Ok(_) | Err(_) => Event::LeaseFailed { swarm, block },
+            };
+            let _ = inputs.send(Input::Policy(event)).await;
+        });
+    }
+
+    fn fetch_origin(&mut self, swarm: SwarmKey, first: u32, count: u32) {
+        let Some(part) = self.swarms.get(&swarm) else { return };
+        let (kitchen, inputs) = (self.kitchen.clone(), self.inputs.clone());
+        let (bucket, artifact) = (self.parts.bucket.clone(), part.artifact.clone());
+        let (encoding, layout) = (part.encoding, part.layout.clone());
+        tokio::spawn(async move {
+            let ended = async |piece, fetched| {
+                let _ = inputs.send(Input::OriginPiece(swarm, piece, fetched)).await;
+            };
+            kitchen.from_origin(&bucket, &artifact, encoding, &layout, first, count, ended).await;
+        });
+    }
+}

@@ -1,0 +1,297 @@
+//! Neighbours: meeting them, hearing them, telling them.
+
+use std::collections::{BTreeMap, HashSet};
+
+use rand::seq::IteratorRandom as _;
+use shoal_pki::Role;
+use shoal_proto::{
+    ArtifactId, NodeId,
+    peer::{CloseReason, PEERS_BATCH_MAX, PeerAddr, PeerMessage},
+};
+use shoal_swarm::{Event, PeerKey, SwarmKey};
+use shoal_transport::{Connection, SendError};
+
+use super::{DIALS_MAX, Driver, EARLY_JOINS_MAX, Input, Peer};
+use crate::goals::Accepted;
+
+/// How many machines a new neighbour is told of.
+const EXCHANGE_PEERS: usize = 16;
+
+/// How many machines are remembered for a swarm beside those that are connected.
+const KNOWN_MAX: usize = 512;
+
+impl Driver {
+    pub(super) fn connected(&mut self, connection: Connection) {
+        let member = connection.member().clone();
+        if member.role != Role::Agent || self.parts.regions.is_region(&member.node) {
+            return;
+        }
+        if self.banned.contains(&member.node) {
+            connection.close(CloseReason::Banned);
+            return;
+        }
+        let peer = PeerKey(self.key());
+        let hello = PeerMessage::Hello {
+            me: self.parts.me.clone(),
+            revisions: self.parts.goals.revisions(),
+        };
+        // A new connection's queue is empty.
+        let _ = connection.try_send(hello);
+        if let Some(old) = self.by_node.insert(member.node, peer) {
+            self.forget(old);
+        }
+        let state = Peer {
+            connection,
+            addr: None,
+            early: BTreeMap::new(),
+            resend: HashSet::new(),
+            exchanged: HashSet::new(),
+        };
+        self.peers.insert(peer, state);
+        self.parts.metrics.neighbours.set(self.peers.len() as i64);
+    }
+
+    fn forget(&mut self, peer: PeerKey) {
+        if self.peers.remove(&peer).is_some_and(|state| state.addr.is_some()) {
+            self.tell(Event::PeerDown { peer });
+        }
+        self.parts.metrics.neighbours.set(self.peers.len() as i64);
+    }
+
+    pub(super) fn closed(&mut self, connection: &Connection, reason: &str) {
+        let node = connection.member().node;
+        let Some(peer) = self.by_node.get(&node).copied() else { return };
+        if !self.peers.get(&peer).is_some_and(|state| state.connection.same_as(connection)) {
+            return;
+        }
+        tracing::debug!(machine = %connection.member().machine, reason, "neighbour gone");
+        self.by_node.remove(&node);
+        self.forget(peer);
+    }
+
+    pub(super) fn message(&mut self, connection: &Connection, message: PeerMessage) {
+        let node = connection.member().node;
+        let Some(peer) = self.by_node.get(&node).copied() else { return };
+        match message {
+            PeerMessage::Hello { me, revisions } => {
+                // It speaks for itself only.
+                if me.node != node || me.machine != connection.member().machine {
+                    connection.close(CloseReason::WrongPeer);
+                    return;
+                }
+                self.greeted(peer, me, &revisions);
+            }
+            PeerMessage::Goal(signed) => self.heard_goal(&signed),
+            PeerMessage::Join { artifact, have } => {
+                match self.by_artifact.get(&artifact).copied() {
+                    Some(swarm) => {
+                        self.tell(Event::PeerJoined { peer, swarm, have });
+                        self.exchange(peer, swarm);
+                    }
+                    None => {
+                        if let Some(state) = self.peers.get_mut(&peer)
+                            && (state.early.len() < EARLY_JOINS_MAX
+                                || state.early.contains_key(&artifact))
+                        {
+                            state.early.insert(artifact, have);
+                        }
+                    }
+                }
+            }
+            PeerMessage::Have { artifact, pieces } => {
+                match self.by_artifact.get(&artifact).copied() {
+                    Some(swarm) => self.tell(Event::PeerHave { peer, swarm, pieces }),
+                    None => {
+                        let early = self
+                            .peers
+                            .get_mut(&peer)
+                            .and_then(|state| state.early.get_mut(&artifact));
+                        if let Some(have) = early {
+                            pieces.iter().for_each(|piece| {
+                                have.insert(piece.0);
+                            });
+                        }
+                    }
+                }
+            }
+            PeerMessage::Leave { artifact } => {
+                if let Some(state) = self.peers.get_mut(&peer) {
+                    state.early.remove(&artifact);
+                }
+                if let Some(swarm) = self.by_artifact.get(&artifact).copied() {
+                    self.tell(Event::PeerLeft { peer, swarm });
+                }
+            }
+            PeerMessage::Peers { artifact, peers } => {
+                if let Some(swarm) = self.by_artifact.get(&artifact).copied() {
+                    self.learn(swarm, peers);
+                }
+            }
+        }
+    }
+
+    fn greeted(
+        &mut self,
+        peer: PeerKey,
+        me: PeerAddr,
+        revisions: &[(shoal_proto::AppName, shoal_proto::Revision)],
+    ) {
+        let Some(state) = self.peers.get_mut(&peer) else { return };
+        let first = state.addr.is_none();
+        let same_zone = me.zone == self.parts.me.zone;
+        let known = self.parts.goals.all();
+        for (app, revision) in revisions {
+            if let Some(goal) = known.get(app).filter(|known| known.goal.revision > *revision) {
+                // Lost when its queue is full; its poll is the certain way.
+                let _ = state.connection.try_send(PeerMessage::Goal(goal.signed.clone()));
+            }
+        }
+        let gossip = (me.node, me.gossip);
+        state.addr = Some(me);
+        if first {
+            self.tell(Event::PeerUp { peer, same_zone });
+            let handle = self.parts.gossip.clone();
+            tokio::spawn(async move {
+                let _ = handle.add_peers(vec![gossip]).await;
+            });
+        }
+    }
+
+    fn heard_goal(&mut self, signed: &shoal_proto::goal::SignedGoal) {
+        let result = match self.parts.goals.accept(signed) {
+            Accepted::Taken => "taken",
+            Accepted::Old => "old",
+            Accepted::NotForUs => "not_for_us",
+            Accepted::Refused(reason) => {
+                tracing::warn!(%reason, "refused a neighbour's goal");
+                "refused"
+            }
+        };
+        self.parts.metrics.goals.with_label_values(&[result]).inc();
+    }
+
+    /// Tells a new neighbour, once for each swarm, of others in it.
+    fn exchange(&mut self, peer: PeerKey, swarm: SwarmKey) {
+        let Some(part) = self.swarms.get(&swarm) else { return };
+        let Some(node) = self.peers.get(&peer).map(|state| state.connection.member().node) else {
+            return;
+        };
+        let others = self
+            .peers
+            .values()
+            .filter_map(|state| state.addr.as_ref())
+            .chain(part.known.values())
+            .filter(|addr| addr.node != node)
+            .cloned()
+            .sample(&mut rand::rng(), EXCHANGE_PEERS);
+        let artifact = part.artifact.manifest().artifact;
+        if let Some(state) = self.peers.get_mut(&peer)
+            && !others.is_empty()
+            && state.exchanged.insert(swarm)
+        {
+            // Only a help: lost when the queue is full.
+            let _ = state.connection.try_send(PeerMessage::Peers { artifact, peers: others });
+        }
+    }
+
+    /// Sends a message about a swarm; when the queue is full, the whole bitmap goes out later instead.
+    pub(super) fn send_about(
+        &mut self,
+        peer: PeerKey,
+        swarm: SwarmKey,
+        message: impl FnOnce(ArtifactId) -> PeerMessage,
+    ) {
+        let Some(part) = self.swarms.get(&swarm) else { return };
+        let Some(state) = self.peers.get_mut(&peer) else { return };
+        let message = message(part.artifact.manifest().artifact);
+        if let Err(SendError::Full) = state.connection.try_send(message) {
+            state.resend.insert(swarm);
+        }
+    }
+
+    /// Tries again what did not fit.
+    pub(super) fn resend(&mut self) {
+        let swarms = &self.swarms;
+        for state in self.peers.values_mut().filter(|state| !state.resend.is_empty()) {
+            let connection = &state.connection;
+            state.resend.retain(|swarm| {
+                let Some(part) = swarms.get(swarm) else { return false };
+                let artifact = part.artifact.manifest().artifact;
+                let message = PeerMessage::Join { artifact, have: part.artifact.have() };
+                matches!(connection.try_send(message), Err(SendError::Full))
+            });
+        }
+    }
+
+    /// Asks the region processes for neighbours, and makes this machine known to them.
+    pub(super) fn introduce(&mut self, swarm: SwarmKey, want: u16) {
+        let Some(part) = self.swarms.get(&swarm) else { return };
+        let (regions, inputs) = (self.parts.regions.clone(), self.inputs.clone());
+        let (me, artifact) = (self.parts.me.clone(), part.artifact.manifest().artifact);
+        let complete = part.artifact.have().is_full();
+        tokio::spawn(async move {
+            if let Ok(peers) = regions.introduce(&me, artifact, complete, want).await {
+                let _ = inputs.send(Input::Introduced(swarm, peers)).await;
+            }
+        });
+        // Those who were heard of and not reached may be there by now.
+        self.dial_known(swarm);
+    }
+
+    /// Remembers machines of a swarm and connects to them.
+    pub(super) fn learn(&mut self, swarm: SwarmKey, peers: Vec<PeerAddr>) {
+        let Some(part) = self.swarms.get_mut(&swarm) else { return };
+        for peer in
+            peers.into_iter().take(PEERS_BATCH_MAX * super::super::regions::REGION_PROCESSES_MAX)
+        {
+            if peer.node == self.parts.me.node || self.banned.contains(&peer.node) {
+                continue;
+            }
+            if part.known.len() < KNOWN_MAX || part.known.contains_key(&peer.node) {
+                part.known.insert(peer.node, peer);
+            }
+        }
+        self.dial_known(swarm);
+    }
+
+    fn dial_known(&mut self, swarm: SwarmKey) {
+        let Some(part) = self.swarms.get(&swarm) else { return };
+        let target = shoal_swarm::Config::default().neighbours_target;
+        let connected = part.known.keys().filter(|node| self.by_node.contains_key(*node)).count();
+        let room =
+            DIALS_MAX.saturating_sub(self.dialling.len()).min(target.saturating_sub(connected));
+        let chosen: Vec<PeerAddr> = part
+            .known
+            .values()
+            .filter(|addr| !self.by_node.contains_key(&addr.node))
+            .filter(|addr| !self.dialling.contains(&addr.node) && !self.banned.contains(&addr.node))
+            .cloned()
+            .sample(&mut rand::rng(), room);
+        for addr in chosen {
+            self.dial(swarm, addr);
+        }
+    }
+
+    fn dial(&mut self, swarm: SwarmKey, addr: PeerAddr) {
+        let node: NodeId = addr.node;
+        self.dialling.insert(node);
+        let (endpoint, inputs) = (self.parts.endpoint.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            if let Err(error) = endpoint.connect(addr.data, node).await {
+                tracing::debug!(machine = %addr.machine, ?swarm, %error, "cannot reach a neighbour");
+            }
+            let _ = inputs.send(Input::Dialled(node)).await;
+        });
+    }
+
+    pub(super) fn ban(&mut self, peer: PeerKey) {
+        let Some(state) = self.peers.get(&peer) else { return };
+        let member = state.connection.member().clone();
+        tracing::warn!(machine = %member.machine, "neighbour banned: it sent pieces that fail their hash");
+        self.parts.metrics.banned.inc();
+        self.banned.insert(member.node);
+        state.connection.close(CloseReason::Banned);
+        self.by_node.remove(&member.node);
+        self.forget(peer);
+    }
+}

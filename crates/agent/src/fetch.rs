@@ -1,0 +1,162 @@
+//! One piece, from a stream or from the bucket to the disk: decoded, verified, written.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use shoal_origin::Bucket;
+use shoal_pieces::{Decoder, verify_piece};
+use shoal_proto::{
+    EncodingId, PieceIndex,
+    manifest::{Codec, Location},
+    peer::{StreamReply, StreamRequest},
+};
+use shoal_store::Artifact;
+use shoal_swarm::Outcome;
+use shoal_transport::Connection;
+use tokio::sync::Semaphore;
+
+/// How many bytes of pieces may be on their way into memory at once. It bounds the agent's memory whatever
+/// the piece size and the number of neighbours.
+pub(crate) const RECEIVE_BUDGET_BYTES: u32 = 48 << 20;
+
+/// What the fetches of a process share.
+pub(crate) struct Kitchen {
+    /// Permits are bytes of [`RECEIVE_BUDGET_BYTES`].
+    receive: Semaphore,
+    /// One permit a core: decoding and hashing are work of the processor.
+    cores: Semaphore,
+    /// Decoders and output buffers at rest.
+    spare: Mutex<Vec<(Decoder, Vec<u8>)>>,
+}
+
+/// How a fetch went, and what it cost.
+pub(crate) struct Fetched {
+    pub(crate) outcome: Outcome,
+    /// Stored bytes that were received.
+    pub(crate) stored_bytes: u64,
+    /// Why the disk refused it, when that is the reason.
+    pub(crate) disk: Option<String>,
+}
+
+impl Fetched {
+    fn without(outcome: Outcome) -> Self {
+        Self { outcome, stored_bytes: 0, disk: None }
+    }
+}
+
+impl Kitchen {
+    pub(crate) fn new() -> Arc<Self> {
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        Arc::new(Self {
+            receive: Semaphore::new(RECEIVE_BUDGET_BYTES as usize),
+            cores: Semaphore::new(cores),
+            spare: Mutex::default(),
+        })
+    }
+
+    /// Decodes `stored`, verifies it as `piece` and writes it: only then it is held.
+    async fn take_in(
+        self: &Arc<Self>,
+        artifact: &Arc<Artifact>,
+        piece: PieceIndex,
+        codec: Codec,
+        stored: Bytes,
+    ) -> Fetched {
+        let Ok(_core) = self.cores.acquire().await else {
+            return Fetched::without(Outcome::Failed);
+        };
+        let (kitchen, artifact) = (self.clone(), artifact.clone());
+        let stored_bytes = stored.len() as u64;
+        let work = move || {
+            let take = || kitchen.spare.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let (mut decoder, mut raw) =
+                take().pop().unwrap_or_else(|| (Decoder::new(), Vec::new()));
+            let manifest = artifact.manifest();
+            let bytes: Result<&[u8], ()> = match codec {
+                Codec::Raw => Ok(&stored),
+                Codec::Zstd => decoder
+                    .decode(codec, &stored, manifest.piece_len(piece), &mut raw)
+                    .map(|()| raw.as_slice())
+                    .map_err(drop),
+            };
+            let verified = bytes
+                .and_then(|raw| verify_piece(manifest, piece, raw).map(|()| raw).map_err(drop));
+            let result = match verified {
+                Err(()) => (Outcome::Corrupt, None),
+                Ok(raw) => {
+                    let encoded = (codec != Codec::Raw).then_some((codec, &*stored));
+                    match artifact.write(piece, raw, encoded) {
+                        Ok(()) => (Outcome::Verified, None),
+                        Err(error) => (Outcome::Failed, Some(error.to_string())),
+                    }
+                }
+            };
+            take().push((decoder, raw));
+            result
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok((outcome, disk)) => Fetched { outcome, stored_bytes, disk },
+            Err(_) => Fetched { outcome: Outcome::Failed, stored_bytes, disk: None },
+        }
+    }
+
+    /// Fetches a piece from a neighbour.
+    pub(crate) async fn from_peer(
+        self: &Arc<Self>,
+        connection: &Connection,
+        artifact: &Arc<Artifact>,
+        piece: PieceIndex,
+    ) -> Fetched {
+        let raw_len = artifact.manifest().piece_len(piece);
+        let Ok(_budget) = self.receive.acquire_many(raw_len as u32).await else {
+            return Fetched::without(Outcome::Failed);
+        };
+        let request = StreamRequest::Piece { artifact: artifact.manifest().artifact, piece };
+        let (codec, len, mut body) = match connection.request(request).await {
+            Ok((StreamReply::Piece { codec, len }, body)) => (codec, len as usize, body),
+            Ok((StreamReply::Busy, _)) => return Fetched::without(Outcome::Busy),
+            Ok((StreamReply::NotHere, _)) => return Fetched::without(Outcome::NotHere),
+            Ok(_) | Err(_) => return Fetched::without(Outcome::Failed),
+        };
+        // A stored piece is never longer than the raw one: a longer answer is a lie, and is not read.
+        if len > raw_len {
+            return Fetched::without(Outcome::Corrupt);
+        }
+        match body.read(len).await {
+            Ok(stored) => self.take_in(artifact, piece, codec, Bytes::from(stored)).await,
+            Err(_) => Fetched::without(Outcome::Failed),
+        }
+    }
+
+    /// Reads leased pieces from the bucket and takes each in; `ended` hears of every one of them.
+    pub(crate) async fn from_origin(
+        self: &Arc<Self>,
+        bucket: &Bucket,
+        artifact: &Arc<Artifact>,
+        encoding: EncodingId,
+        layout: &[Location],
+        first: u32,
+        count: u32,
+        mut ended: impl AsyncFnMut(PieceIndex, Fetched),
+    ) {
+        let id = artifact.manifest().artifact;
+        for at in first..first + count {
+            let piece = PieceIndex(at);
+            let raw_len = artifact.manifest().piece_len(piece);
+            let Ok(_budget) = self.receive.acquire_many(raw_len as u32).await else { return };
+            let codec = artifact.index().pieces.get(at as usize).map(|stored| stored.codec);
+            let read = bucket.read_pieces(&id, &encoding, layout, at, 1).await;
+            let fetched = match (read.map(|mut pieces| pieces.pop()), codec) {
+                (Ok(Some(stored)), Some(codec)) => {
+                    self.take_in(artifact, piece, codec, stored).await
+                }
+                (Err(error), _) => {
+                    tracing::warn!(artifact = %id, %piece, error = format!("{error:#}"), "cannot read from the bucket");
+                    Fetched::without(Outcome::Failed)
+                }
+                (Ok(_), _) => Fetched::without(Outcome::Failed),
+            };
+            ended(piece, fetched).await;
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! What the agent's metrics page shows.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+/// The agent's metrics; the names are documented in the README.
+pub(crate) struct Metrics {
+    pub(crate) registry: Registry,
+    /// Stored piece bytes received, by `source` (`peer`, `origin`).
+    pub(crate) received_bytes: IntCounterVec,
+    /// Stored piece bytes sent to neighbours.
+    pub(crate) sent_bytes: IntCounter,
+    /// Fetches that ended, by `outcome`.
+    pub(crate) fetches: IntCounterVec,
+    /// Requests for pieces that were answered BUSY.
+    pub(crate) busy: IntCounter,
+    /// Neighbours connected.
+    pub(crate) neighbours: IntGauge,
+    /// Neighbours cut off for wrong pieces.
+    pub(crate) banned: IntCounter,
+    /// Goals that arrived, by `result` (`taken`, `old`, `not_for_us`, `refused`).
+    pub(crate) goals: IntCounterVec,
+    /// Polls of the region, by `result` (`goals`, `unchanged`, `failed`).
+    pub(crate) polls: IntCounterVec,
+    /// Apps by their machine state.
+    pub(crate) apps: IntGaugeVec,
+    /// Peers of the gossip mesh.
+    pub(crate) gossip_peers: IntGauge,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
+            let metric = IntCounter::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok(metric)
+        };
+        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
+            let metric = IntGauge::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok(metric)
+        };
+        let counters = |name: &str, help: &str, label: &str| -> prometheus::Result<IntCounterVec> {
+            let metric = IntCounterVec::new(Opts::new(name, help), &[label])?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok(metric)
+        };
+        let apps = IntGaugeVec::new(
+            Opts::new("shoal_agent_apps", "Apps by what this machine does about their goal."),
+            &["state"],
+        )?;
+        registry.register(Box::new(apps.clone()))?;
+        Ok(Self {
+            received_bytes: counters(
+                "shoal_agent_received_bytes_total",
+                "Stored piece bytes received, from neighbours (peer) or the bucket (origin).",
+                "source",
+            )?,
+            sent_bytes: counter(
+                "shoal_agent_sent_bytes_total",
+                "Stored piece bytes sent to neighbours.",
+            )?,
+            fetches: counters("shoal_agent_fetches_total", "Piece fetches that ended.", "outcome")?,
+            busy: counter(
+                "shoal_agent_busy_total",
+                "Requests for pieces that were answered BUSY.",
+            )?,
+            neighbours: gauge("shoal_agent_neighbours", "Neighbours connected on the data plane.")?,
+            banned: counter("shoal_agent_banned_total", "Neighbours cut off for wrong pieces.")?,
+            goals: counters(
+                "shoal_agent_goals_total",
+                "Goals that arrived, by what became of them.",
+                "result",
+            )?,
+            polls: counters("shoal_agent_polls_total", "Polls of the region.", "result")?,
+            gossip_peers: gauge("shoal_agent_gossip_peers", "Verified peers on the gossip plane.")?,
+            apps,
+            registry,
+        })
+    }
+}
