@@ -44,6 +44,8 @@ mod bucket;
 mod error;
 mod read;
 mod retry;
+#[cfg(test)]
+mod tests;
 mod transfer;
 mod write;
 
