@@ -70,6 +70,9 @@ pub struct Config {
     pub want_peers_min: Duration,
     /// The longest pause between two calls for more neighbours.
     pub want_peers_max: Duration,
+    /// The same for a swarm that is only served: often enough to be found again after the region
+    /// processes were restarted, seldom enough with hundreds of artifacts on a machine.
+    pub want_peers_seed: Duration,
 
     /// Lease questions that may be open, over all swarms.
     pub lease_asks_max: usize,
@@ -135,6 +138,7 @@ impl Default for Config {
             peers_max: 1_024,
             want_peers_min: ms(1_000),
             want_peers_max: ms(60_000),
+            want_peers_seed: ms(600_000),
             lease_asks_max: 2,
             leased_max: 32,
             origin_reads_max: 2,

@@ -18,5 +18,5 @@ pub use hash::{LEASERS_AIM, lease_owners, machine_hash, may_lease};
 pub use lease::{
     HELD_SETTLES, LEASE_DURATION, LEASE_RETRY_MAX, LEASE_RETRY_MIN, LeaseAnswer, LeaseBook,
 };
-pub use swarm::{PieceState, Progress, Swarm};
+pub use swarm::{Load, PieceState, Progress, Swarm};
 pub use time::Time;

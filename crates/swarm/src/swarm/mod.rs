@@ -1,14 +1,37 @@
-//! The state machine.
+//! The state machine: one entry, [`Swarm::handle`], and what each event changes. The decisions lie
+//! beside it: [`pick`] says which piece is asked from whom, [`origin`] what is read from the bucket,
+//! [`tell`] what neighbours hear, [`uploads`] what they get.
 
-use alloc::collections::VecDeque;
+mod check;
+mod origin;
+mod peers;
+mod pick;
+mod state;
+mod tell;
+mod timers;
+mod uploads;
+
+use alloc::{
+    boxed::Box,
+    collections::{BTreeMap, VecDeque},
+    vec::Vec,
+};
+use core::cmp::Reverse;
 
 use rand::SeedableRng;
 use rand_pcg::Pcg32;
-use shoal_proto::PieceIndex;
+use shoal_proto::{Bitmap, PieceIndex, manifest::PIECES_MAX};
 
+use self::{
+    origin::Read,
+    peers::Peer,
+    pick::Request,
+    state::{Fetching, State},
+    uploads::Uploads,
+};
 use crate::{
     config::Config,
-    event::{Action, Event, SwarmKey},
+    event::{Action, Event, Outcome, PeerKey, Purpose, RequestId, SwarmKey, UploadId},
     time::Time,
 };
 
@@ -37,7 +60,7 @@ pub struct Progress {
     pub held: u32,
     /// Requests to peers under way.
     pub requests: u32,
-    /// Pieces being read from the bucket.
+    /// Pieces that are leased or being read from the bucket.
     pub origin: u32,
     /// Neighbours that take part.
     pub neighbours: u32,
@@ -45,11 +68,46 @@ pub struct Progress {
     pub seeds: u32,
 }
 
+/// How much is under way on the whole machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// Connections.
+    pub peers: usize,
+    /// Swarms, fetching and serving.
+    pub swarms: usize,
+    /// Requests to peers.
+    pub requests: usize,
+    /// Reads of the bucket.
+    pub origin_reads: usize,
+    /// Uploads being served.
+    pub uploads: usize,
+    /// Uploads that wait for a slot.
+    pub uploads_waiting: usize,
+}
+
 /// The policy of one machine, for all its swarms.
 #[derive(Debug, Clone)]
 pub struct Swarm {
     config: Config,
+    /// Tells this machine from others where all use one hash.
+    salt: u64,
     rng: Pcg32,
+    now: Time,
+    peers: BTreeMap<PeerKey, Peer>,
+    states: BTreeMap<SwarmKey, State>,
+    /// The swarms that fetch, the highest priority first.
+    fetching: Vec<SwarmKey>,
+    /// At most `requests_max`: looked through from end to end.
+    requests: Vec<Request>,
+    next_request: u64,
+    /// At most `origin_reads_max`.
+    reads: Vec<Read>,
+    uploads: Uploads,
+    /// Something changed that may let a peer be asked.
+    peers_stirred: bool,
+    /// Something changed that may let the bucket be read.
+    origin_stirred: bool,
+    wake: Option<Time>,
     actions: VecDeque<Action>,
 }
 
@@ -58,12 +116,67 @@ impl Swarm {
     /// and so keeps machines that see the same from doing the same.
     #[must_use]
     pub fn new(config: Config, seed: u64) -> Self {
-        Self { config, rng: Pcg32::seed_from_u64(seed), actions: VecDeque::new() }
+        Self {
+            config,
+            salt: crate::hash::mix(seed ^ 0x5a17_5a17_5a17_5a17),
+            rng: Pcg32::seed_from_u64(seed),
+            now: Time::ZERO,
+            peers: BTreeMap::new(),
+            states: BTreeMap::new(),
+            fetching: Vec::new(),
+            requests: Vec::new(),
+            next_request: 0,
+            reads: Vec::new(),
+            uploads: Uploads::default(),
+            peers_stirred: false,
+            origin_stirred: false,
+            wake: None,
+            actions: VecDeque::new(),
+        }
     }
 
-    /// Takes one event in. `now` never goes back.
+    /// Takes one event in; then drain [`Self::poll_action`] and look at [`Self::next_timeout`]. A `now`
+    /// that goes back is taken for the latest one.
     pub fn handle(&mut self, now: Time, event: Event) {
-        let _ = (now, event, &self.config, &self.rng);
+        let now = now.max(self.now);
+        self.now = now;
+        match event {
+            Event::Start { swarm, pieces, have, purpose } => {
+                self.start(now, swarm, pieces, have, purpose);
+            }
+            Event::Stop { swarm } => self.stop(swarm),
+            Event::PeerUp { peer, same_zone } => self.peer_up(peer, same_zone),
+            Event::PeerDown { peer } => self.peer_down(now, peer),
+            Event::PeerJoined { peer, swarm, have } => self.peer_joined(peer, swarm, have),
+            Event::PeerHave { peer, swarm, pieces } => self.peer_have(peer, swarm, &pieces),
+            Event::PeerLeft { peer, swarm } => self.peer_left(now, peer, swarm),
+            Event::FetchEnded { request, outcome } => self.fetch_ended(now, request, outcome),
+            Event::UploadAsked { upload, peer, swarm, piece } => {
+                self.upload_asked(upload, peer, swarm, piece);
+            }
+            Event::UploadEnded { upload } => {
+                self.uploads.ended(&self.config, &mut self.actions, upload);
+            }
+            Event::LeaseGranted { swarm, block, first, count, duration } => {
+                self.lease_granted(now, swarm, block, first, count, duration);
+            }
+            Event::LeaseDenied { swarm, block, retry } => {
+                self.lease_denied(now, swarm, block, retry);
+            }
+            Event::LeaseFailed { swarm, block } => self.lease_failed(now, swarm, block),
+            Event::OriginEnded { swarm, piece, outcome } => {
+                self.origin_ended(now, swarm, piece.0, outcome);
+            }
+            Event::Timeout => self.stir(),
+        }
+        self.fire(now);
+        if core::mem::take(&mut self.origin_stirred) {
+            self.use_origin(now);
+        }
+        if core::mem::take(&mut self.peers_stirred) {
+            self.ask_peers(now);
+        }
+        self.wake = self.next_wake(now);
     }
 
     /// The next thing to do; drain it after each event.
@@ -71,23 +184,298 @@ impl Swarm {
         self.actions.pop_front()
     }
 
-    /// When to send [`Event::Timeout`] at the latest. Changes with each event.
+    /// When to send [`Event::Timeout`]; always later than the last event. Changes with each event.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Time> {
-        None
+        self.wake
     }
 
-    /// How far a swarm is.
+    /// How far a swarm is; none when this machine is not in it.
     #[must_use]
     pub fn progress(&self, swarm: SwarmKey) -> Option<Progress> {
-        let _ = swarm;
-        None
+        let state = self.states.get(&swarm)?;
+        let seeds = state.neighbours.values().filter(|holds| holds.is_all()).count();
+        let reads = self.reads.iter().filter(|read| read.swarm == swarm);
+        let origin = reads.map(Read::open_count).sum::<u32>();
+        let fetch = state.fetch.as_deref();
+        Some(Progress {
+            pieces: state.pieces,
+            held: state.held.count(),
+            requests: fetch.map_or(0, |fetch| fetch.requests as u32),
+            origin: origin + fetch.map_or(0, |fetch| fetch.leases.len() as u32),
+            neighbours: state.neighbours.len() as u32,
+            seeds: seeds as u32,
+        })
     }
 
-    /// What a piece is to this machine.
+    /// What a piece is to this machine; none when there is no such swarm or piece.
     #[must_use]
     pub fn piece_state(&self, swarm: SwarmKey, piece: PieceIndex) -> Option<PieceState> {
-        let _ = (swarm, piece);
-        None
+        self.states.get(&swarm)?.piece_state(piece.0)
+    }
+
+    /// The pieces held in a swarm.
+    #[must_use]
+    pub fn held(&self, swarm: SwarmKey) -> Option<&Bitmap> {
+        self.states.get(&swarm).map(|state| &state.held)
+    }
+
+    /// How much is under way in all.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let (uploads, uploads_waiting) = self.uploads.counts();
+        Load {
+            peers: self.peers.len(),
+            swarms: self.states.len(),
+            requests: self.requests.len(),
+            origin_reads: self.reads.len(),
+            uploads,
+            uploads_waiting,
+        }
+    }
+
+    /// The numbers it works with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn stir(&mut self) {
+        self.peers_stirred = true;
+        self.origin_stirred = true;
+    }
+
+    fn start(&mut self, now: Time, key: SwarmKey, pieces: u32, have: Bitmap, purpose: Purpose) {
+        if have.len() != pieces || pieces > PIECES_MAX {
+            return;
+        }
+        self.stir();
+        if let Some(state) = self.states.get_mut(&key) {
+            let Purpose::Fetch { priority, may_lease, fleet } = purpose else { return };
+            if let Some(fetch) = &mut state.fetch {
+                (fetch.priority, fetch.may_lease, fetch.fleet) = (priority, may_lease, fleet);
+                self.sort_fetching();
+                return;
+            }
+            if state.held.is_full() {
+                self.actions.push_back(Action::Completed { swarm: key });
+                return;
+            }
+            // It served a part, and shall now get the rest: begin anew, so that neighbours tell
+            // again what they hold.
+            self.stop(key);
+        }
+        let fetch = match purpose {
+            Purpose::Fetch { priority, may_lease, fleet } if !have.is_full() => {
+                let first_level_at = now + self.config.fallback_after;
+                Some(Box::new(Fetching::new(&have, priority, may_lease, fleet, first_level_at)))
+            }
+            _ => None,
+        };
+        let fetches = fetch.is_some();
+        if !fetches && matches!(purpose, Purpose::Fetch { .. }) {
+            self.actions.push_back(Action::Completed { swarm: key });
+        }
+        for (peer, _) in self.peers.iter().filter(|(_, peer)| !peer.banned) {
+            let have = have.clone();
+            self.actions.push_back(Action::Announce { peer: *peer, swarm: key, have });
+        }
+        let state = State {
+            pieces,
+            held: have,
+            fetch,
+            neighbours: BTreeMap::new(),
+            untold: Vec::new(),
+            tell_at: None,
+            reannounce_at: now + peers::jitter(self.config.reannounce, &mut self.rng),
+            want_peers_at: now,
+            want_peers_streak: 0,
+        };
+        self.states.insert(key, state);
+        if fetches {
+            self.fetching.push(key);
+            self.sort_fetching();
+        }
+    }
+
+    fn sort_fetching(&mut self) {
+        let states = &self.states;
+        let priority = |key: &SwarmKey| {
+            states.get(key).and_then(|s| s.fetch.as_ref()).map_or(0, |fetch| fetch.priority)
+        };
+        self.fetching.sort_by_key(|key| Reverse(priority(key)));
+    }
+
+    fn stop(&mut self, key: SwarmKey) {
+        let Some(state) = self.states.remove(&key) else { return };
+        self.stir();
+        self.fetching.retain(|other| *other != key);
+        self.cancel(|request| request.swarm == key);
+        if let Some(fetch) = state.fetch {
+            let back = fetch.leases.keys().map(|piece| (*piece, false));
+            origin::report(&mut self.actions, key, back);
+        }
+        self.reads.iter_mut().filter(|read| read.swarm == key).for_each(Read::orphan);
+        self.uploads.swarm_stopped(&mut self.actions, key);
+        for (peer, _) in self.peers.iter().filter(|(_, peer)| !peer.banned) {
+            self.actions.push_back(Action::AnnounceLeave { peer: *peer, swarm: key });
+        }
+    }
+
+    fn peer_up(&mut self, key: PeerKey, same_zone: bool) {
+        if self.peers.contains_key(&key) || self.peers.len() >= self.config.peers_max {
+            return;
+        }
+        self.peers.insert(key, Peer::new(same_zone));
+        for (swarm, state) in &self.states {
+            let have = state.held.clone();
+            self.actions.push_back(Action::Announce { peer: key, swarm: *swarm, have });
+        }
+    }
+
+    fn peer_down(&mut self, now: Time, key: PeerKey) {
+        if self.peers.contains_key(&key) {
+            self.uploads.peer_down(&self.config, &mut self.actions, key);
+            self.forget_pieces_of(now, key);
+            // Its requests ended with the connection: nothing to cancel.
+            self.take_requests(|request| request.peer == key);
+            self.peers.remove(&key);
+        }
+    }
+
+    fn forget_pieces_of(&mut self, now: Time, key: PeerKey) {
+        let swarms: Vec<SwarmKey> = self.states.keys().copied().collect();
+        swarms.into_iter().for_each(|swarm| self.forget_neighbour(now, key, swarm));
+    }
+
+    fn forget_neighbour(&mut self, now: Time, peer: PeerKey, swarm: SwarmKey) {
+        let Some(state) = self.states.get_mut(&swarm) else { return };
+        if state.left(peer).is_none() {
+            return;
+        }
+        if state.neighbours.len() * 2 < self.config.neighbours_target && state.fetch.is_some() {
+            // Many are gone at once: do not wait out the long pause of a swarm that had enough.
+            let soon = now + peers::jitter(self.config.want_peers_min, &mut self.rng);
+            state.want_peers_at = state.want_peers_at.min(soon);
+            state.want_peers_streak = 0;
+        }
+        self.stir();
+    }
+
+    fn peer_joined(&mut self, peer: PeerKey, swarm: SwarmKey, have: Bitmap) {
+        let known = self.peers.get(&peer).is_some_and(|peer| !peer.banned);
+        let Some(state) = self.states.get_mut(&swarm) else { return };
+        let room = state.neighbours.len() < self.config.neighbours_max
+            || state.neighbours.contains_key(&peer);
+        if !known || !room || have.len() != state.pieces {
+            return;
+        }
+        if state.joined(peer, have) {
+            // It may have thrown our announcement away because it was not in the swarm yet.
+            let have = state.held.clone();
+            self.actions.push_back(Action::Announce { peer, swarm, have });
+        }
+        self.stir();
+    }
+
+    fn peer_have(&mut self, peer: PeerKey, swarm: SwarmKey, pieces: &[PieceIndex]) {
+        if let Some(state) = self.states.get_mut(&swarm) {
+            for piece in pieces {
+                self.peers_stirred |= state.has(peer, piece.0);
+            }
+        }
+    }
+
+    fn peer_left(&mut self, now: Time, peer: PeerKey, swarm: SwarmKey) {
+        self.forget_neighbour(now, peer, swarm);
+        self.cancel(|request| request.peer == peer && request.swarm == swarm);
+    }
+
+    fn upload_asked(&mut self, upload: UploadId, peer: PeerKey, key: SwarmKey, piece: PieceIndex) {
+        let known = self.peers.get(&peer).is_some_and(|peer| !peer.banned);
+        match self.states.get(&key) {
+            Some(state) if known && state.held.contains(piece.0) => {
+                let asked = (upload, peer, key, piece.0);
+                self.uploads.ask(&self.config, &mut self.actions, asked, state.pieces);
+            }
+            _ => self.actions.push_back(Action::RefuseNotHere { upload }),
+        }
+    }
+
+    fn fetch_ended(&mut self, now: Time, id: RequestId, outcome: Outcome) {
+        let Some(at) = self.requests.iter().position(|request| request.id == id) else { return };
+        let request = self.take_request(at);
+        let took = now.since(request.at);
+        let Some(peer) = self.peers.get_mut(&request.peer) else { return };
+        let Some(state) = self.states.get_mut(&request.swarm) else { return };
+        let (config, rng) = (&self.config, &mut self.rng);
+        self.peers_stirred = true;
+        match outcome {
+            Outcome::Verified => {
+                peer.delivered(now, took);
+                if let Some(fetch) = &mut state.fetch {
+                    fetch.times.measured(took);
+                }
+                self.hold(now, request.swarm, request.piece);
+                return;
+            }
+            Outcome::Busy => {
+                peer.was_busy(now, config.busy_backoff_min, config.busy_backoff_max, rng);
+            }
+            Outcome::NotHere => state.has_not(request.peer, request.piece),
+            Outcome::Failed => {
+                peer.has_failed(now, config.failed_backoff_min, config.failed_backoff_max, rng);
+            }
+            Outcome::Corrupt => {
+                state.has_not(request.peer, request.piece);
+                peer.corrupt = peer.corrupt.saturating_add(1);
+                if peer.corrupt >= config.corrupt_max {
+                    peer.banned = true;
+                    self.actions.push_back(Action::Ban { peer: request.peer });
+                    self.cancel(|other| other.peer == request.peer);
+                    self.forget_pieces_of(now, request.peer);
+                }
+            }
+        }
+        self.origin_stirred = true;
+    }
+
+    /// A piece is held from now on.
+    fn hold(&mut self, now: Time, key: SwarmKey, piece: u32) {
+        let Some(state) = self.states.get_mut(&key) else { return };
+        let Some(fetch) = state.fetch.as_deref_mut() else { return };
+        if fetch.state(piece).is_none_or(|state| state == PieceState::Held) {
+            return;
+        }
+        fetch.leases.remove(&piece);
+        fetch.set(piece, PieceState::Held);
+        fetch.progressed(now, &self.config);
+        state.held.insert(piece);
+        state.untold.push(PieceIndex(piece));
+        if state.tell_at.is_none() {
+            let delay = fetch.times.mean().unwrap_or_default() / 2;
+            let within = (self.config.have_delay_min, self.config.have_delay_max);
+            state.tell_at = Some(now + delay.clamp(within.0, within.1.max(within.0)));
+        }
+        let full = state.held.is_full();
+        let batch = state.untold.len() >= self.have_batch();
+        self.cancel(|request| request.swarm == key && request.piece == piece);
+        if full {
+            self.complete(now, key);
+        } else if batch {
+            self.tell(key);
+        }
+        self.stir();
+    }
+
+    fn complete(&mut self, now: Time, key: SwarmKey) {
+        let Some(state) = self.states.get_mut(&key) else { return };
+        state.finish();
+        state.untold = Vec::new();
+        state.tell_at = None;
+        state.reannounce_at = now + peers::jitter(self.config.reannounce, &mut self.rng);
+        self.fetching.retain(|other| *other != key);
+        self.actions.push_back(Action::Completed { swarm: key });
+        self.announce_to(key, |_| true);
     }
 }

@@ -1,0 +1,450 @@
+//! What is read from the region's bucket, by whose leave.
+//!
+//! A machine that may lease asks for blocks in which a piece is missing that no neighbour has. Leased
+//! pieces are read, a few at a time, and reported. Whatever a neighbour turns out to have is reported
+//! as held instead of read: so a lease book that was lost learns what the swarm has.
+//!
+//! **Without leases** each piece falls to the machines whose hash of machine and piece lies below a
+//! threshold: at level 1 to about one machine, at each further level to twice as many. The level
+//! rises only while the machine makes no progress at all, so a piece that anybody reads is heard of long
+//! before many would read it, and in the end every machine may read everything: nobody is stuck.
+
+use alloc::{collections::VecDeque, vec::Vec};
+use core::time::Duration;
+
+use rand::RngExt;
+use shoal_proto::region::{LEASE_BLOCK_PIECES, LEASE_PIECES_MAX};
+
+use super::{
+    PieceState, Swarm,
+    peers::{backoff, jitter},
+    state::Fetching,
+};
+use crate::{
+    config::Config,
+    event::{Action, Outcome, SwarmKey},
+    hash::{LEASERS_AIM, below, mix},
+    lease::LEASE_RETRY_MIN,
+    time::Time,
+};
+
+/// From this level on a piece is read even though neighbours have it: they have not delivered it for
+/// so long that they never may.
+const LEVEL_STUCK: u32 = 4;
+
+/// The level at which everything may be read by everybody in a fleet of any size.
+const LEVEL_MAX: u32 = 33;
+
+/// The most pieces in one read: they are counted in the bits of a word.
+const READ_PIECES_MAX: u32 = 16;
+
+/// A read of the bucket under way.
+#[derive(Debug, Clone)]
+pub(super) struct Read {
+    pub(super) swarm: SwarmKey,
+    pub(super) first: u32,
+    pub(super) count: u32,
+    pub(super) at: Time,
+    /// It has taken so long that its pieces may come from elsewhere.
+    pub(super) late: bool,
+    /// Pieces that have not ended, one bit each from `first` on.
+    open: u32,
+    /// Pieces read under a lease.
+    leased: u32,
+    verified: u32,
+    failed: bool,
+    /// The swarm was stopped since: it only holds its place until it ends.
+    orphan: bool,
+}
+
+impl Read {
+    pub(super) fn open(&self) -> impl Iterator<Item = u32> + use<> {
+        let (first, bits) = (self.first, self.open);
+        (0..self.count).filter(move |at| bits >> at & 1 == 1).map(move |at| first + at)
+    }
+
+    pub(super) fn open_count(&self) -> u32 {
+        if self.orphan { 0 } else { self.open.count_ones() }
+    }
+
+    pub(super) fn is_open(&self, swarm: SwarmKey, piece: u32) -> bool {
+        self.swarm == swarm
+            && piece >= self.first
+            && piece - self.first < self.count
+            && self.open >> (piece - self.first) & 1 == 1
+    }
+
+    pub(super) fn orphan(&mut self) {
+        self.orphan = true;
+        self.late = true;
+    }
+}
+
+/// Reports pieces in as few messages as their order allows.
+pub(super) fn report(
+    actions: &mut VecDeque<Action>,
+    swarm: SwarmKey,
+    pieces: impl Iterator<Item = (u32, bool)>,
+) {
+    let mut run: Option<(u32, u32, bool)> = None;
+    let mut push = |(first, count, held)| {
+        actions.push_back(Action::LeaseDone { swarm, first, count, held });
+    };
+    for (piece, held) in pieces {
+        match &mut run {
+            Some((first, count, was)) if *first + *count == piece && *was == held => *count += 1,
+            _ => run.replace((piece, 1, held)).into_iter().for_each(&mut push),
+        }
+    }
+    run.into_iter().for_each(push);
+}
+
+impl Fetching {
+    /// A piece was gained: whatever feeds us may go on as it does.
+    pub(super) fn progressed(&mut self, now: Time, config: &Config) {
+        if self.level > 0 {
+            self.level_at = now + config.fallback_step;
+        } else if self.lease_failed == 0 {
+            self.level_at = now + config.fallback_after;
+        }
+    }
+
+    pub(super) fn raise_level(&mut self, now: Time, config: &Config) {
+        self.level = (self.level + 1).min(LEVEL_MAX);
+        // A zero step would raise it for ever in one event.
+        self.level_at = now + config.fallback_step.max(Duration::from_millis(1));
+    }
+
+    /// Region processes answer again: back to leases.
+    fn lease_answered(&mut self, now: Time, config: &Config) {
+        if self.lease_failed > 0 {
+            (self.lease_failed, self.level) = (0, 0);
+            self.level_at = now + config.fallback_after;
+        }
+        self.lease_rests_until = now;
+    }
+
+    /// Whether the fallback lets a machine of this `salt` read a piece by itself.
+    fn falls_to(&self, salt: u64, piece: u32) -> bool {
+        let Some(doublings) = self.level.checked_sub(1) else { return false };
+        // Only those who asked in vain know so soon, and they are this many.
+        let knows = self.may_lease && self.lease_failed > 0;
+        let whole = if knows { self.fleet.min(LEASERS_AIM) } else { self.fleet };
+        let part = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
+        let wanted = self.available(piece) == 0 || self.level >= LEVEL_STUCK;
+        wanted && below(mix(salt ^ u64::from(piece)), part, whole)
+    }
+
+    /// How many pieces to lease at once: so many that the machines that lease come round twice.
+    fn lease_want(&self) -> u32 {
+        let leasers = self.fleet.clamp(1, LEASERS_AIM);
+        (self.missing().len() / (2 * leasers)).clamp(1, LEASE_PIECES_MAX)
+    }
+
+    /// A block, any, that is worth asking about now: with a piece that nobody around has.
+    fn next_block(&self, now: Time, turn: usize, skip: impl Fn(u32) -> bool) -> Option<u32> {
+        const { assert!(LEASE_BLOCK_PIECES == u64::BITS, "a block is a word of the bitmap") };
+        if self.seeds > 0 {
+            return None;
+        }
+        let wanted = |at: &usize| {
+            let block = &self.blocks[*at];
+            let mut word = self.missing().words()[*at];
+            if block.asking.is_some() || block.rests_until > now {
+                return false;
+            }
+            while word != 0 {
+                let piece = *at as u32 * LEASE_BLOCK_PIECES + word.trailing_zeros();
+                word &= word - 1;
+                if self.available(piece) == 0 && !self.spoilt.contains_key(&piece) && !skip(piece) {
+                    return true;
+                }
+            }
+            false
+        };
+        let blocks = self.blocks.len();
+        (turn..blocks).chain(0..turn.min(blocks)).find(wanted).map(|block| block as u32)
+    }
+}
+
+impl Swarm {
+    /// Reads what is leased, asks for more leases, falls back: for each swarm, the first ones first.
+    pub(super) fn use_origin(&mut self, now: Time) {
+        for at in 0..self.fetching.len() {
+            let key = self.fetching[at];
+            self.read_leased(now, key);
+            self.ask_leases(now, key);
+            self.fall_back(now, key);
+        }
+    }
+
+    fn may_read(&self, now: Time, key: SwarmKey) -> Option<&Fetching> {
+        let fetch = self.states.get(&key)?.fetch.as_deref()?;
+        let free = self.reads.len() < self.config.origin_reads_max;
+        (free && fetch.origin_rests_until <= now).then_some(fetch)
+    }
+
+    fn read_pieces(&self) -> u32 {
+        self.config.origin_read_pieces.clamp(1, READ_PIECES_MAX)
+    }
+
+    fn read_leased(&mut self, now: Time, key: SwarmKey) {
+        let state = self.states.get_mut(&key).and_then(|state| state.fetch.as_deref_mut());
+        let Some(fetch) = state else { return };
+        let here: Vec<u32> =
+            fetch.leases.keys().copied().filter(|piece| fetch.available(*piece) > 0).collect();
+        for piece in &here {
+            fetch.leases.remove(piece);
+            fetch.set(*piece, PieceState::Missing);
+            self.peers_stirred = true;
+        }
+        report(&mut self.actions, key, here.into_iter().map(|piece| (piece, true)));
+        while let Some(fetch) = self.may_read(now, key) {
+            let Some(first) = fetch.leases.keys().next().copied() else { break };
+            let most = self.read_pieces();
+            let run = (first..first.saturating_add(most))
+                .take_while(|piece| fetch.leases.contains_key(piece));
+            let count = run.count() as u32;
+            self.read(now, key, first, count, true);
+        }
+    }
+
+    fn read(&mut self, now: Time, key: SwarmKey, first: u32, count: u32, leased: bool) {
+        let state = self.states.get_mut(&key).and_then(|state| state.fetch.as_deref_mut());
+        let Some(fetch) = state else { return };
+        for piece in first..first + count {
+            fetch.leases.remove(&piece);
+            fetch.set(piece, PieceState::Origin);
+        }
+        let all = (1 << count) - 1;
+        self.reads.push(Read {
+            swarm: key,
+            first,
+            count,
+            at: now,
+            late: false,
+            open: all,
+            leased: if leased { all } else { 0 },
+            verified: 0,
+            failed: false,
+            orphan: false,
+        });
+        self.actions.push_back(Action::FetchOrigin { swarm: key, first, count });
+    }
+
+    /// Leases held, leases asked for, and questions open, over all swarms.
+    pub(super) fn leases(&self) -> (u32, u32, usize) {
+        let mut sum = (0, 0, 0);
+        for fetch in self.states.values().filter_map(|state| state.fetch.as_deref()) {
+            sum.0 += fetch.leases.len() as u32;
+            if fetch.may_lease {
+                for want in fetch.blocks.iter().filter_map(|block| block.asking) {
+                    sum.1 += u32::from(want);
+                    sum.2 += 1;
+                }
+            }
+        }
+        sum
+    }
+
+    fn ask_leases(&mut self, now: Time, key: SwarmKey) {
+        loop {
+            let state = self.states.get(&key);
+            let Some(fetch) = state.and_then(|state| state.fetch.as_deref()) else { return };
+            let rests = fetch.origin_rests_until.max(fetch.lease_rests_until);
+            if !fetch.may_lease || rests > now {
+                return;
+            }
+            let (held, wanted, open) = self.leases();
+            let room = self.config.leased_max.saturating_sub(held + wanted);
+            if room == 0 || open >= self.config.lease_asks_max {
+                return;
+            }
+            let want = fetch.lease_want().min(room) as u16;
+            let turn = self.rng.random_range(0..fetch.blocks.len().max(1));
+            let being_read = |piece| self.reads.iter().any(|read| read.is_open(key, piece));
+            let Some(block) = fetch.next_block(now, turn, being_read) else { return };
+            if let Some(fetch) =
+                self.states.get_mut(&key).and_then(|state| state.fetch.as_deref_mut())
+            {
+                fetch.blocks[block as usize].asking = Some(want);
+            }
+            self.actions.push_back(Action::AskLease { swarm: key, block, want });
+        }
+    }
+
+    fn fall_back(&mut self, now: Time, key: SwarmKey) {
+        while let Some(fetch) = self.may_read(now, key).filter(|fetch| fetch.level > 0) {
+            let salt = self.salt ^ mix(key.0);
+            let mine = |piece: u32| {
+                fetch.missing().contains(piece)
+                    && !fetch.spoilt.contains_key(&piece)
+                    && fetch.falls_to(salt, piece)
+                    && !self.reads.iter().any(|read| read.is_open(key, piece))
+            };
+            let pieces = fetch.missing().len();
+            let start =
+                (mix(self.salt ^ self.next_request ^ now.0) % u64::from(pieces.max(1))) as u32;
+            let Some(first) = (start..pieces).chain(0..start).find(|piece| mine(*piece)) else {
+                return;
+            };
+            let most = self.read_pieces().min(pieces - first);
+            let count = (first..first + most).take_while(|piece| mine(*piece)).count() as u32;
+            self.read(now, key, first, count, false);
+        }
+    }
+
+    /// The fetch whose question about `block` was open; it no longer is.
+    fn lease_answer(&mut self, key: SwarmKey, block: u32) -> Option<&mut Fetching> {
+        self.origin_stirred = true;
+        let fetch = self.states.get_mut(&key)?.fetch.as_deref_mut()?;
+        fetch.blocks.get_mut(block as usize)?.asking.take()?;
+        Some(fetch)
+    }
+
+    pub(super) fn lease_granted(
+        &mut self,
+        now: Time,
+        key: SwarmKey,
+        block: u32,
+        first: u32,
+        count: u32,
+        duration: Duration,
+    ) {
+        let config = self.config.clone();
+        if let Some(fetch) = self.lease_answer(key, block) {
+            fetch.lease_answered(now, &config);
+        }
+        let (mut leases, _, _) = self.leases();
+        let Some(state) = self.states.get_mut(&key) else { return };
+        let first = first.min(state.pieces);
+        let end = first.saturating_add(count.min(LEASE_PIECES_MAX)).min(state.pieces);
+        let mut taken = false;
+        let mut ended: Vec<(u32, bool)> = Vec::new();
+        for piece in first..end {
+            let held = state.held.contains(piece);
+            let Some(fetch) = state.fetch.as_deref_mut() else {
+                ended.push((piece, held));
+                continue;
+            };
+            let read = self.reads.iter_mut().find(|read| read.is_open(key, piece));
+            match fetch.state(piece) {
+                _ if held || fetch.available(piece) > 0 => ended.push((piece, true)),
+                _ if let Some(read) = read => read.leased |= 1 << (piece - read.first),
+                Some(PieceState::Leased) => {
+                    fetch.leases.insert(piece, now + duration);
+                }
+                Some(PieceState::Missing)
+                    if leases < config.leased_max && !fetch.spoilt.contains_key(&piece) =>
+                {
+                    fetch.set(piece, PieceState::Leased);
+                    fetch.leases.insert(piece, now + duration);
+                    leases += 1;
+                    taken = true;
+                }
+                _ => ended.push((piece, false)),
+            }
+        }
+        if let Some(fetch) = &mut state.fetch {
+            if taken {
+                fetch.level = 0;
+                fetch.level_at = now + config.fallback_after;
+            } else if let Some(block) = fetch.blocks.get_mut(block as usize) {
+                block.rests_until = now + jitter(LEASE_RETRY_MIN, &mut self.rng);
+            }
+        }
+        report(&mut self.actions, key, ended.into_iter());
+    }
+
+    pub(super) fn lease_denied(
+        &mut self,
+        now: Time,
+        key: SwarmKey,
+        block: u32,
+        retry: Option<Duration>,
+    ) {
+        let config = self.config.clone();
+        // What is all held will reach us; asked again in case its holders are gone.
+        let rest = jitter(retry.unwrap_or(config.all_held_recheck), &mut self.rng);
+        if let Some(fetch) = self.lease_answer(key, block) {
+            fetch.lease_answered(now, &config);
+            fetch.blocks[block as usize].rests_until = now + rest.max(Duration::from_millis(1));
+        }
+    }
+
+    pub(super) fn lease_failed(&mut self, now: Time, key: SwarmKey, block: u32) {
+        let (min, max) =
+            (self.config.lease_failed_backoff_min, self.config.lease_failed_backoff_max);
+        let after = self.config.fallback_after_failed;
+        let mut rng = self.rng.clone();
+        if let Some(fetch) = self.lease_answer(key, block) {
+            fetch.lease_rests_until = now + backoff(fetch.lease_failed, min, max, &mut rng);
+            fetch.lease_failed = fetch.lease_failed.saturating_add(1);
+            if fetch.level == 0 {
+                fetch.level_at = fetch.level_at.min(now + after);
+            }
+        }
+        self.rng = rng;
+    }
+
+    pub(super) fn origin_ended(&mut self, now: Time, key: SwarmKey, piece: u32, outcome: Outcome) {
+        let Some(at) = self.reads.iter().position(|read| read.is_open(key, piece)) else { return };
+        let read = &mut self.reads[at];
+        let bit = 1 << (piece - read.first);
+        read.open &= !bit;
+        let orphan = read.orphan;
+        let state = self.states.get_mut(&key);
+        if let Some(fetch) = state.and_then(|state| state.fetch.as_deref_mut()).filter(|_| !orphan)
+        {
+            match outcome {
+                Outcome::Verified => fetch.origin_failed = 0,
+                Outcome::Corrupt | Outcome::NotHere => {
+                    let rest = jitter(self.config.origin_backoff_max, &mut self.rng);
+                    fetch.spoilt.insert(piece, now + rest.max(Duration::from_millis(1)));
+                }
+                Outcome::Busy | Outcome::Failed => read.failed = true,
+            }
+            if outcome != Outcome::Verified
+                && !read.late
+                && fetch.state(piece) == Some(PieceState::Origin)
+            {
+                fetch.set(piece, PieceState::Missing);
+            }
+        }
+        if outcome == Outcome::Verified && !orphan {
+            read.verified |= bit;
+        }
+        if read.open == 0 {
+            let read = self.reads.swap_remove(at);
+            self.read_ended(now, &read);
+        }
+        // Verified and written is held, however late it came.
+        if outcome == Outcome::Verified && !orphan {
+            self.hold(now, key, piece);
+        }
+        self.stir();
+    }
+
+    fn read_ended(&mut self, now: Time, read: &Read) {
+        let Some(state) = self.states.get_mut(&read.swarm).filter(|_| !read.orphan) else { return };
+        let mut ended: Vec<(u32, bool)> = (0..read.count)
+            .filter(|at| read.leased >> at & 1 == 1)
+            .map(|at| (read.first + at, read.verified >> at & 1 == 1))
+            .collect();
+        for (piece, held) in &mut ended {
+            *held |= state.held.contains(*piece);
+        }
+        if let Some(fetch) = state.fetch.as_deref_mut().filter(|_| read.failed) {
+            let (min, max) = (self.config.origin_backoff_min, self.config.origin_backoff_max);
+            let rest = backoff(fetch.origin_failed, min, max, &mut self.rng);
+            fetch.origin_rests_until = now + rest;
+            fetch.origin_failed = fetch.origin_failed.saturating_add(1);
+            // Others may have better luck with what we cannot read now.
+            for piece in core::mem::take(&mut fetch.leases).into_keys() {
+                fetch.set(piece, PieceState::Missing);
+                ended.push((piece, false));
+            }
+        }
+        report(&mut self.actions, read.swarm, ended.into_iter());
+    }
+}

@@ -1,0 +1,149 @@
+//! What happens because time passed, and when that is.
+
+use alloc::vec::Vec;
+
+use super::{PieceState, Swarm, state::State};
+use crate::{
+    event::{Action, SwarmKey},
+    time::Time,
+};
+
+impl Swarm {
+    /// Does everything whose time has come; each timer is then in the future or off.
+    pub(super) fn fire(&mut self, now: Time) {
+        self.fire_requests(now);
+        self.fire_reads(now);
+        let due = |state: &State| {
+            state.tell_at.is_some_and(|at| at <= now)
+                || state.reannounce_at <= now
+                || state.want_peers_at <= now
+                || state.fetch.as_ref().is_some_and(|fetch| {
+                    fetch.level_at <= now
+                        || fetch.leases.values().any(|until| *until <= now)
+                        || fetch.spoilt.values().any(|until| *until <= now)
+                })
+        };
+        let due: Vec<SwarmKey> =
+            self.states.iter().filter(|(_, state)| due(state)).map(|(key, _)| *key).collect();
+        due.into_iter().for_each(|key| self.fire_swarm(now, key));
+    }
+
+    fn fire_requests(&mut self, now: Time) {
+        let mut at = 0;
+        while let Some(request) = self.requests.get_mut(at) {
+            if request.give_up_at <= now {
+                let request = self.take_request(at);
+                self.actions.push_back(Action::CancelFetch { request: request.id });
+                if let Some(peer) = self.peers.get_mut(&request.peer) {
+                    let (min, max) =
+                        (self.config.failed_backoff_min, self.config.failed_backoff_max);
+                    peer.has_failed(now, min, max, &mut self.rng);
+                }
+                if let Some(fetch) =
+                    self.states.get_mut(&request.swarm).and_then(|state| state.fetch.as_mut())
+                {
+                    fetch.times.gave_up();
+                }
+                self.stir();
+                continue;
+            }
+            if !request.late && request.late_at <= now {
+                request.late = true;
+                let so_far = now.since(request.at);
+                if let Some(peer) = self.peers.get_mut(&request.peer) {
+                    peer.is_late(now, so_far);
+                }
+                self.peers_stirred = true;
+            }
+            at += 1;
+        }
+    }
+
+    fn fire_reads(&mut self, now: Time) {
+        let late = self.config.origin_late;
+        for read in self.reads.iter_mut().filter(|read| !read.late && read.at + late <= now) {
+            read.late = true;
+            let state = self.states.get_mut(&read.swarm);
+            if let Some(fetch) = state.and_then(|state| state.fetch.as_mut()) {
+                for piece in read.open() {
+                    if fetch.state(piece) == Some(PieceState::Origin) {
+                        fetch.set(piece, PieceState::Missing);
+                    }
+                }
+            }
+            self.peers_stirred = true;
+        }
+    }
+
+    fn fire_swarm(&mut self, now: Time, key: SwarmKey) {
+        let Some(state) = self.states.get_mut(&key) else { return };
+        let tell = state.tell_at.is_some_and(|at| at <= now);
+        let reannounce = state.reannounce_at <= now;
+        if let Some(fetch) = &mut state.fetch {
+            while let Some((piece, _)) = fetch.leases.iter().find(|(_, until)| **until <= now) {
+                let piece = *piece;
+                fetch.leases.remove(&piece);
+                fetch.set(piece, PieceState::Missing);
+                (self.peers_stirred, self.origin_stirred) = (true, true);
+            }
+            fetch.spoilt.retain(|_, until| *until > now);
+            if fetch.level_at <= now {
+                fetch.raise_level(now, &self.config);
+                (self.peers_stirred, self.origin_stirred) = (true, true);
+            }
+        }
+        if state.want_peers_at <= now {
+            self.want_peers(now, key);
+        }
+        if tell {
+            self.tell(key);
+        }
+        if reannounce {
+            self.reannounce(now, key);
+        }
+    }
+
+    /// When something will have to be done though nothing happens; always after `now`.
+    pub(super) fn next_wake(&self, now: Time) -> Option<Time> {
+        let mut wake = Time(u64::MAX);
+        let mut at = |time: Time| {
+            if time > now {
+                wake = wake.min(time);
+            }
+        };
+        for request in &self.requests {
+            if !request.late {
+                at(request.late_at);
+            }
+            at(request.give_up_at);
+        }
+        for read in self.reads.iter().filter(|read| !read.late) {
+            at(read.at + self.config.origin_late);
+        }
+        let may_ask = self.requests.len() < self.config.requests_max;
+        if may_ask && !self.fetching.is_empty() {
+            self.peers.values().for_each(|peer| at(peer.rests_until));
+        }
+        for (key, state) in &self.states {
+            state.tell_at.into_iter().for_each(&mut at);
+            at(state.reannounce_at);
+            at(state.want_peers_at);
+            let Some(fetch) = &state.fetch else { continue };
+            at(fetch.level_at);
+            fetch.leases.values().chain(fetch.spoilt.values()).copied().for_each(&mut at);
+            at(fetch.origin_rests_until);
+            if fetch.may_lease {
+                at(fetch.lease_rests_until);
+                fetch.blocks.iter().filter(|b| b.asking.is_none()).for_each(|b| at(b.rests_until));
+            }
+            if may_ask
+                && fetch.missing().is_empty()
+                && let Some(mean) = fetch.times.mean()
+            {
+                let own = self.requests.iter().filter(|request| request.swarm == *key);
+                own.for_each(|request| at(request.at + mean));
+            }
+        }
+        (wake < Time(u64::MAX)).then_some(wake)
+    }
+}
