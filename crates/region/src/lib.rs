@@ -1,1 +1,287 @@
-//! Under construction.
+//! A region process: what stands between the coordinator and a region's machines. Two or more run in each region.
+//!
+//! It long-polls the coordinator for goals, keeps them as signed files ([`goals`]), publishes them on the region's
+//! gossip topic, and answers its machines over the data plane ([`serve`]): their goals and open waves, other machines
+//! of a swarm ([`introductions`]), leases to read the bucket, an artifact's index. What machines report is kept
+//! ([`machines`]) until the coordinator has it.
+//!
+//! Nothing here decides what is true: goals carry the coordinator's signature, and a fetch under way needs no
+//! region process. Killed, it has lost only what machines tell again.
+
+mod config;
+mod goals;
+mod introductions;
+mod machines;
+mod metrics;
+mod serve;
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use serde::Serialize;
+use shoal_client::{Client, types::GoalsQuery};
+use shoal_gossip::{Gossip, GossipConfig, GossipEvent};
+use shoal_origin::Bucket;
+use shoal_pki::Role;
+use shoal_proto::{
+    codec,
+    goal::{GOAL_MAX_BYTES, SignedGoal},
+    gossip::GossipMessage,
+    peer::PeerAddr,
+};
+use shoal_transport::{Endpoint, EndpointConfig};
+use tokio::sync::mpsc;
+
+pub use config::{Args, Config};
+
+use goals::{Accepted, Goals};
+use introductions::Introductions;
+use machines::Machines;
+use metrics::Metrics;
+use serve::Server;
+
+/// How long the coordinator holds a question for goals: DESIGN's 5 s.
+const LONG_POLL_S: u32 = 5;
+
+/// How long to wait after a coordinator did not answer, at first and at most.
+const RETRY_MIN: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// How long reports are gathered into a batch.
+const GATHER: Duration = Duration::from_millis(250);
+
+/// How often every goal is published again, for machines that joined since: gossip drops what it knows.
+const REPUBLISH_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long the last reports may take to go out when the process stops.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a region process writes into `addresses.json`.
+#[derive(Serialize)]
+struct Addresses {
+    data: SocketAddr,
+    gossip: SocketAddr,
+    metrics: Option<SocketAddr>,
+}
+
+/// What the tasks share.
+struct Shared {
+    client: Client,
+    goals: Arc<Goals>,
+    machines: Arc<Machines>,
+    gossip: Gossip,
+    metrics: Arc<Metrics>,
+}
+
+/// Runs a region process until SIGTERM or SIGINT.
+///
+/// # Errors
+/// One line that says what is wrong with the configuration or the identity.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let config: Config = shoal_process::load_config(args.config.as_deref(), &args)?;
+    config.check()?;
+    let token = shoal_process::shutdown()?;
+    let (identity, trust) = shoal_process::load_identity(&config.identity)?;
+    let member = identity.member().clone();
+    anyhow::ensure!(
+        member.role == Role::Region,
+        "the certificate in {} is a {}'s, not a region process's",
+        config.identity.display(),
+        member.role
+    );
+    let region = member.region.clone().context("the certificate names no region")?;
+    let goals = Arc::new(Goals::open(config.data_dir.join("goals"), trust.clone())?);
+    let client = Client::new(&config.coordinators, &identity, &trust)?;
+    let metrics = Arc::new(Metrics::new()?);
+    let bucket = Bucket::open(&config.bucket)?;
+
+    let mut settings = EndpointConfig::new(config.listen, identity.clone(), trust.clone());
+    settings.max_connections = config.max_connections;
+    let (endpoint, incoming) = Endpoint::bind(settings).await?;
+    let settings = GossipConfig::new(config.gossip_listen, identity, trust, region.clone());
+    let (gossip, heard) = Gossip::start(settings).await?;
+    for peer in &config.peers {
+        let resolved = tokio::net::lookup_host(peer)
+            .await
+            .with_context(|| format!("peers: '{peer}' is not HOST:PORT"))?;
+        for addr in resolved {
+            gossip.dial(addr).await?;
+        }
+    }
+    let me = PeerAddr {
+        node: member.node,
+        machine: member.machine.clone(),
+        zone: String::new(),
+        data: config.advertised(endpoint.local_addr())?,
+        gossip: config.advertised(gossip.local_addr())?,
+    };
+    let machines = Arc::new(Machines::default());
+    let server = Arc::new(Server {
+        me,
+        region,
+        poll_ms: (config.poll_s * 1_000.0) as u32,
+        goals: goals.clone(),
+        machines: machines.clone(),
+        introductions: Introductions::default(),
+        bucket,
+        metrics: metrics.clone(),
+        books: Mutex::new(HashMap::new()),
+        indexes: tokio::sync::Mutex::new(Vec::new()),
+        began: Instant::now(),
+    });
+    let metrics_addr = match config.metrics_listen {
+        Some(listen) => {
+            let registry = metrics.registry.clone();
+            Some(shoal_process::serve_metrics(listen, registry, token.clone()).await?)
+        }
+        None => None,
+    };
+    let shared = Arc::new(Shared { client, goals, machines, gossip: gossip.clone(), metrics });
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(server.run(incoming));
+    tasks.spawn(follow_goals(shared.clone()));
+    tasks.spawn(hear_goals(shared.clone(), heard));
+    tasks.spawn(republish(shared.clone()));
+    tasks.spawn(forward(shared.clone()));
+    let addresses = Addresses {
+        data: endpoint.local_addr(),
+        gossip: gossip.local_addr(),
+        metrics: metrics_addr,
+    };
+    shoal_process::announce(&config.data_dir, &addresses)?;
+    tracing::info!(machine = %member.machine, data = %addresses.data, gossip = %addresses.gossip, "ready");
+
+    token.cancelled().await;
+    tasks.shutdown().await;
+    let flushed = tokio::time::timeout(FLUSH_TIMEOUT, flush(&shared)).await;
+    if !matches!(flushed, Ok(true)) {
+        tracing::warn!("the last reports did not go out: the machines tell them again");
+    }
+    gossip.shutdown().await;
+    endpoint.shutdown().await;
+    Ok(())
+}
+
+fn take(shared: &Shared, signed: &SignedGoal, from: &str) -> bool {
+    let accepted = shared.goals.accept(signed);
+    let result = match &accepted {
+        Accepted::Taken => "taken",
+        Accepted::Old => "old",
+        Accepted::Refused(reason) => {
+            tracing::warn!(%from, %reason, "refused a goal");
+            "refused"
+        }
+    };
+    shared.metrics.goals.with_label_values(&[result]).inc();
+    accepted == Accepted::Taken
+}
+
+async fn publish(shared: &Shared, signed: &SignedGoal) {
+    // Gossip is the accelerator: what it does not carry, polls do.
+    if let Err(error) = shared.gossip.publish(&GossipMessage::Goal(signed.clone())).await {
+        tracing::warn!(%error, "cannot publish a goal");
+    }
+}
+
+/// Follows the coordinator's goals by long poll.
+async fn follow_goals(shared: Arc<Shared>) {
+    let mut after = 0;
+    let mut pause = RETRY_MIN;
+    loop {
+        match shared.client.goals(&GoalsQuery { after, wait_s: LONG_POLL_S }).await {
+            Ok(reply) => {
+                pause = RETRY_MIN;
+                shared.goals.set_halted(reply.halted);
+                for text in &reply.goals {
+                    let Some(signed) = signed_goal(text) else {
+                        tracing::warn!("the coordinator sent something that is no goal");
+                        continue;
+                    };
+                    if take(&shared, &signed, "the coordinator") {
+                        publish(&shared, &signed).await;
+                    }
+                }
+                // A smaller cursor is a coordinator that was restored from a backup: begin anew.
+                after = if reply.cursor < after { 0 } else { reply.cursor };
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot follow the goals");
+                tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
+                pause = (pause * 2).min(RETRY_MAX);
+            }
+        }
+    }
+}
+
+/// Reads the hex of an encoded goal.
+fn signed_goal(text: &str) -> Option<SignedGoal> {
+    let digits = text.as_bytes();
+    if !digits.len().is_multiple_of(2) || digits.len() > 2 * GOAL_MAX_BYTES {
+        return None;
+    }
+    let bytes: Option<Vec<u8>> = digits
+        .chunks_exact(2)
+        .map(|pair| {
+            let high = char::from(pair[0]).to_digit(16)?;
+            let low = char::from(pair[1]).to_digit(16)?;
+            u8::try_from(high << 4 | low).ok()
+        })
+        .collect();
+    codec::decode(&bytes?, GOAL_MAX_BYTES).ok()
+}
+
+/// Takes goals that another region process published first.
+async fn hear_goals(shared: Arc<Shared>, mut heard: mpsc::Receiver<GossipEvent>) {
+    while let Some(event) = heard.recv().await {
+        match event {
+            GossipEvent::Message { from, message: GossipMessage::Goal(signed) } => {
+                take(&shared, &signed, &format!("gossip by {from}"));
+            }
+            other => tracing::debug!(?other, "gossip"),
+        }
+    }
+}
+
+async fn republish(shared: Arc<Shared>) {
+    loop {
+        for known in shared.goals.all() {
+            publish(&shared, &known.signed).await;
+        }
+        tokio::time::sleep(REPUBLISH_INTERVAL.mul_f64(rand::random_range(0.5..1.5))).await;
+    }
+}
+
+/// Tells the coordinator everything that machines said; true when it has all of it.
+async fn flush(shared: &Shared) -> bool {
+    loop {
+        let Some(batch) = shared.machines.batch(Instant::now()) else { return true };
+        shared.metrics.machines.set(shared.machines.count() as i64);
+        shared.metrics.backlog.set(shared.machines.backlog() as i64);
+        match shared.client.report(&batch).await {
+            Ok(()) => shared.machines.told(&batch, Instant::now()),
+            Err(error) => {
+                shared.metrics.failed_batches.inc();
+                tracing::warn!(%error, "the coordinator did not take the reports");
+                return false;
+            }
+        }
+    }
+}
+
+async fn forward(shared: Arc<Shared>) {
+    let mut pause = RETRY_MIN;
+    loop {
+        shared.machines.changed.notified().await;
+        tokio::time::sleep(GATHER).await;
+        while !flush(&shared).await {
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+        pause = RETRY_MIN;
+    }
+}
