@@ -1,1 +1,54 @@
-//! Under construction.
+//! The coordinator's database: the job queue, and all that is recorded beside it.
+//!
+//! One [`Queue`] holds the connections. What it keeps, a module each:
+//!
+//! - **apps**, whose definition is their owner's JSON;
+//! - **jobs** and their **attempts**: [`Queue::submit`] puts one at the end, [`Queue::claim`] takes the
+//!   oldest, [`Queue::heartbeat`] keeps it, [`Queue::finish`] ends it. Every transition is
+//!   compare-and-set on (job, attempt, lease): whoever was declared dead changes nothing any more;
+//! - the **reaper**: [`Watch`] finds jobs whose heartbeat stands still, [`Queue::reap`] gives them on in
+//!   their old place, or fails them after their last attempt;
+//! - **artifacts** and their **replication**: copies to be made are taken by one coordinator at a time
+//!   ([`Queue::take_copy`]);
+//! - **goals** and **rollouts**: [`Queue::set_goal`] gives the next revision, has it signed, starts its rollout,
+//!   ends the one before and writes the audit row in one transaction, or does none of it;
+//! - **regions** and **machines**: [`Queue::keep_reports`] takes a region's batch whole, and an older
+//!   report never replaces a newer one;
+//! - the **audit** log: a row for each change, in the change's transaction.
+//!
+//! What belongs together is one transaction, and what is acknowledged is on the disk: a job's end with its
+//! artifact and its copies, a revision with its goal and rollout. Time is passed in (`now_ms`,
+//! milliseconds since the Unix epoch), and so are random leases.
+//!
+//! The queries are the SQL that SQLite and PostgreSQL share, over sqlx's `Any`; what differs is in one
+//! small module, `dialect`. On SQLite there is one writing connection and a few that read: writers queue in memory,
+//! readers never wait for them, and no caller meets a locked database. The tests in `tests/` are functions
+//! over a database's URL, so that another kind of database runs the same suite.
+
+mod apps;
+mod artifacts;
+mod audit;
+mod db;
+mod dialect;
+mod error;
+mod goals;
+mod jobs;
+mod machines;
+mod reaper;
+mod regions;
+mod replication;
+mod rollouts;
+
+pub use apps::AppRow;
+pub use artifacts::{Artifact, Copy, Origin, Stored};
+pub use audit::{Actor, AuditRow};
+pub use db::Queue;
+pub use dialect::sqlite_url;
+pub use error::{QueueError, Result};
+pub use goals::{Choice, GOALS_MAX, GoalDraft, GoalsAfter, SealedGoal};
+pub use jobs::{Attempt, Claimant, Depth, End, Job, Lease, REASON_MAX_BYTES};
+pub use machines::{Machine, MachineCursor, MachineLabels, MachineSeen, StateSeen};
+pub use reaper::{Lost, Watch};
+pub use regions::Region;
+pub use replication::CopyJob;
+pub use rollouts::{Progress, RegionProgress, Rollout, Targets};

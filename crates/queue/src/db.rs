@@ -1,0 +1,185 @@
+//! The connections, the migrations, and what every query needs.
+
+use std::{fmt::Display, str::FromStr, sync::Arc, time::Duration};
+
+use serde::{Serialize, de::DeserializeOwned};
+use sqlx::{
+    Any, AnyPool, Row as _, SqlSafeStr as _, Transaction,
+    any::{AnyPoolOptions, AnyRow},
+    migrate::{Migration, MigrationType, Migrator},
+};
+
+use crate::{
+    dialect::Dialect,
+    error::{QueueError, Result},
+};
+
+/// How long a caller waits for a free connection: a burst is worked off within seconds, and a database
+/// that is stuck should show.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The coordinator's database. Clones share its connections.
+#[derive(Clone)]
+pub struct Queue {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    dialect: Dialect,
+    writer: AnyPool,
+    reader: AnyPool,
+}
+
+/// A transaction that writes; what is not committed is undone when it is dropped.
+pub(crate) type Write = Transaction<'static, Any>;
+
+fn migrations() -> Migrator {
+    let all = [(1, "first", include_str!("../migrations/0001_first.sql"))];
+    Migrator::with_migrations(
+        all.into_iter()
+            .map(|(version, what, sql)| {
+                let sql = sql.into_sql_str();
+                Migration::new(version, what.into(), MigrationType::Simple, sql, false)
+            })
+            .collect(),
+    )
+}
+
+impl Queue {
+    /// Opens the database at `url` (see [`crate::sqlite_url`]) and brings its schema up to date.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the URL is of no supported kind, or the database cannot be reached or migrated.
+    pub async fn open(url: &str) -> Result<Self> {
+        let dialect = Dialect::of(url)?;
+        sqlx::any::install_default_drivers();
+        let pool = |size: u32, writes: bool| {
+            AnyPoolOptions::new()
+                .max_connections(size)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .after_connect(move |connection, _| {
+                    Box::pin(async move { dialect.set_up(connection, writes).await })
+                })
+        };
+        // The writer first: it creates the file and sets its mode.
+        let writer = pool(dialect.writers(), true).connect(url).await?;
+        migrations().run(&writer).await?;
+        let reader = pool(dialect.readers(), false).connect(url).await?;
+        Ok(Self { inner: Arc::new(Inner { dialect, writer, reader }) })
+    }
+
+    /// Closes all connections; calls that are under way are finished first.
+    pub async fn close(&self) {
+        self.inner.reader.close().await;
+        self.inner.writer.close().await;
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// [`QueueError::Database`] when it does not.
+    pub async fn ping(&self) -> Result<()> {
+        sqlx::query("SELECT value FROM counters WHERE name = 'epoch'")
+            .fetch_one(self.reader())
+            .await?;
+        Ok(())
+    }
+
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.inner.dialect
+    }
+
+    pub(crate) fn reader(&self) -> &AnyPool {
+        &self.inner.reader
+    }
+
+    pub(crate) async fn write(&self) -> Result<Write> {
+        Ok(self.inner.writer.begin_with(self.inner.dialect.begin_write()).await?)
+    }
+}
+
+/// Raises a counter and returns its new value; its row stays locked until the commit.
+pub(crate) async fn next(tx: &mut Write, counter: &'static str) -> Result<i64> {
+    let row = sqlx::query("UPDATE counters SET value = value + 1 WHERE name = $1 RETURNING value")
+        .bind(counter)
+        .fetch_one(&mut **tx)
+        .await?;
+    Ok(row.try_get("value")?)
+}
+
+/// Reads a column of a basic type.
+pub(crate) fn get<'r, T>(row: &'r AnyRow, column: &str) -> Result<T>
+where
+    T: sqlx::Decode<'r, Any> + sqlx::Type<Any>,
+{
+    Ok(row.try_get(column)?)
+}
+
+fn corrupt(column: &str, error: impl Display) -> QueueError {
+    QueueError::Corrupt(format!("column {column}: {error}"))
+}
+
+/// Reads a text column as a name, an id or a state.
+pub(crate) fn parsed<T: FromStr<Err: Display>>(row: &AnyRow, column: &str) -> Result<T> {
+    get::<String>(row, column)?.parse().map_err(|error| corrupt(column, error))
+}
+
+/// [`parsed`] for a column that may be NULL.
+pub(crate) fn parsed_opt<T: FromStr<Err: Display>>(
+    row: &AnyRow,
+    column: &str,
+) -> Result<Option<T>> {
+    let text: Option<String> = get(row, column)?;
+    text.map(|text| text.parse().map_err(|error| corrupt(column, error))).transpose()
+}
+
+/// Reads a whole number into a narrower or unsigned type.
+pub(crate) fn number<T: TryFrom<i64, Error: Display>>(row: &AnyRow, column: &str) -> Result<T> {
+    get::<i64>(row, column)?.try_into().map_err(|error| corrupt(column, error))
+}
+
+/// Reads a flag.
+pub(crate) fn flag(row: &AnyRow, column: &str) -> Result<bool> {
+    Ok(get::<i64>(row, column)? != 0)
+}
+
+/// Reads a text column that holds JSON.
+pub(crate) fn json<T: DeserializeOwned>(row: &AnyRow, column: &str) -> Result<T> {
+    serde_json::from_str(&get::<String>(row, column)?).map_err(|error| corrupt(column, error))
+}
+
+/// What a JSON column holds.
+pub(crate) fn to_json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| QueueError::Refused(error.to_string()))
+}
+
+/// A count as a column holds it. What exceeds 2^63 is no real count: it is cut.
+pub(crate) fn count(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Appends `rows` groups of `columns` placeholders: `($1,$2),($3,$4)`.
+pub(crate) fn placeholders(sql: &mut String, rows: usize, columns: usize) {
+    use std::fmt::Write as _;
+    for row in 0..rows {
+        sql.push_str(if row == 0 { "(" } else { ",(" });
+        for column in 0..columns {
+            let comma = if column == 0 { "" } else { "," };
+            // Writing to a String does not fail.
+            let _ = write!(sql, "{comma}${}", row * columns + column + 1);
+        }
+        sql.push(')');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placeholders_count_on() {
+        let mut sql = String::new();
+        placeholders(&mut sql, 2, 2);
+        assert_eq!(sql, "($1,$2),($3,$4)");
+    }
+}

@@ -1,0 +1,71 @@
+//! Why a call on the database failed.
+
+use shoal_proto::{AppName, RegionName, state::ReplicationStatus};
+
+/// Why a call on the database failed.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// What was named is not there.
+    #[error("{0}")]
+    NotFound(String),
+    /// It is there, in a state that does not allow the call.
+    #[error("{0}")]
+    Conflict(String),
+    /// The caller does not hold the job: it was given to another, was ended, or never was the caller's.
+    #[error("job {job} is not held by this attempt and lease: stop working on it")]
+    LeaseLost {
+        /// The job.
+        job: i64,
+    },
+    /// The artifact is not yet in every region that is in service.
+    #[error("{}", not_deployable(.name, .pending))]
+    NotDeployable {
+        /// The artifact's name.
+        name: String,
+        /// The regions without it.
+        pending: Vec<(RegionName, ReplicationStatus)>,
+    },
+    /// The caller's step inside a transaction failed, such as signing a goal.
+    #[error("{0}")]
+    Refused(String),
+    /// A row holds what this release cannot read.
+    #[error("the database holds something that this release cannot read: {0}")]
+    Corrupt(String),
+    /// The address of the database is of no kind that is supported.
+    #[error("'{0}' is not a database: write sqlite:///PATH")]
+    Address(String),
+    /// The database failed or cannot be reached.
+    #[error("the database does not answer: {0}")]
+    Database(#[from] sqlx::Error),
+    /// The schema could not be brought up to date.
+    #[error("the database's schema cannot be brought up to date: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+}
+
+impl QueueError {
+    pub(crate) fn no_app(app: &AppName) -> Self {
+        Self::NotFound(format!("no app '{app}': register it with: shoal app set {app}"))
+    }
+
+    pub(crate) fn no_job(job: i64) -> Self {
+        Self::NotFound(format!("no job {job}: shoal jobs lists them"))
+    }
+
+    pub(crate) fn no_rollout(rollout: i64) -> Self {
+        Self::NotFound(format!("no rollout {rollout}: shoal status shows them"))
+    }
+}
+
+/// The result of a call on the database.
+pub type Result<T> = std::result::Result<T, QueueError>;
+
+fn not_deployable(name: &str, pending: &[(RegionName, ReplicationStatus)]) -> String {
+    let list: Vec<_> =
+        pending.iter().map(|(region, status)| format!("{region} ({status})")).collect();
+    format!(
+        "{name} is not yet copied to: {}; wait until it is COMPLETE there, or take the region out of \
+         service with: shoal region drain {}",
+        list.join(", "),
+        pending.first().map_or("REGION", |(region, _)| region.as_str()),
+    )
+}

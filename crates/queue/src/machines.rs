@@ -1,0 +1,319 @@
+//! Machines, and what each one does about each of its apps, in batches from the regions.
+
+use std::collections::{BTreeMap, btree_map::Entry};
+
+use shoal_proto::{
+    AppName, MachineName, RegionName, Revision,
+    goal::Labels,
+    region::{FetchProgress, MachineReport, REASON_MAX_BYTES},
+    state::MachineState,
+};
+use sqlx::any::AnyRow;
+
+use crate::{
+    db::{self, Queue, Write, count, get, json, number, parsed, placeholders, to_json},
+    error::Result,
+};
+
+/// How many rows one INSERT carries: 16 columns of each stay far below any database's limit of parameters
+/// (SQLite's is 32,766).
+const ROWS_CHUNK: usize = 500;
+
+/// A machine that a region has heard of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineSeen {
+    /// Its name.
+    pub name: MachineName,
+    /// Its zone.
+    pub zone: String,
+    /// All its labels.
+    pub labels: Labels,
+    /// The release that its agent runs.
+    pub version: String,
+    /// Where its data plane is.
+    pub address: String,
+    /// When it was heard of, by the coordinator's clock.
+    pub last_seen_ms: i64,
+}
+
+/// A machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// What was seen of it last.
+    pub seen: MachineSeen,
+    /// Its region.
+    pub region: RegionName,
+    /// Its newest report about each app, and when that state came about.
+    pub apps: Vec<(MachineReport, i64)>,
+}
+
+/// A machine whose region or labels changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineLabels {
+    /// Its name.
+    pub name: MachineName,
+    /// Its region.
+    pub region: RegionName,
+    /// All its labels.
+    pub labels: Labels,
+}
+
+/// Where a reader of changed machines stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MachineCursor {
+    changed: i64,
+    name: String,
+}
+
+/// A machine's new state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateSeen {
+    /// The machine.
+    pub machine: MachineName,
+    /// Its report.
+    pub report: MachineReport,
+    /// When the state came about, by the coordinator's clock.
+    pub state_at_ms: i64,
+}
+
+/// Keeps, of several rows of a key, the one that `newer` prefers: one INSERT may touch a row once.
+fn newest<'a, K: Ord, V>(
+    rows: impl IntoIterator<Item = (K, &'a V)>,
+    newer: impl Fn(&V, &V) -> bool,
+) -> Vec<&'a V> {
+    let mut kept: BTreeMap<K, &V> = BTreeMap::new();
+    for (key, value) in rows {
+        match kept.entry(key) {
+            Entry::Vacant(place) => {
+                place.insert(value);
+            }
+            Entry::Occupied(mut place) if newer(value, place.get()) => {
+                place.insert(value);
+            }
+            Entry::Occupied(_) => {}
+        }
+    }
+    kept.into_values().collect()
+}
+
+async fn put_machines(tx: &mut Write, region: &RegionName, machines: &[MachineSeen]) -> Result<()> {
+    let changed = db::next(tx, "machine").await?;
+    let rows =
+        newest(machines.iter().map(|machine| (&machine.name, machine)), |a: &MachineSeen, b| {
+            a.last_seen_ms >= b.last_seen_ms
+        });
+    for chunk in rows.chunks(ROWS_CHUNK) {
+        let mut sql = String::from(
+            "INSERT INTO machines (name, region, zone, labels, version, address, last_seen, changed) \
+             VALUES ",
+        );
+        placeholders(&mut sql, chunk.len(), 8);
+        sql.push_str(
+            " ON CONFLICT (name) DO UPDATE SET region = excluded.region, zone = excluded.zone, \
+             labels = excluded.labels, version = excluded.version, address = excluded.address, \
+             last_seen = excluded.last_seen, changed = CASE WHEN machines.region <> excluded.region \
+             OR machines.labels <> excluded.labels THEN excluded.changed ELSE machines.changed END \
+             WHERE machines.last_seen <= excluded.last_seen",
+        );
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+        for machine in chunk {
+            query = query
+                .bind(machine.name.as_str())
+                .bind(region.as_str())
+                .bind(machine.zone.as_str())
+                .bind(to_json(&machine.labels)?)
+                .bind(machine.version.as_str())
+                .bind(machine.address.as_str())
+                .bind(machine.last_seen_ms)
+                .bind(changed);
+        }
+        query.execute(&mut **tx).await?;
+    }
+    Ok(())
+}
+
+async fn put_reports(tx: &mut Write, region: &RegionName, reports: &[StateSeen]) -> Result<u64> {
+    let place = |seen: &StateSeen| (seen.report.revision, seen.report.sequence);
+    let rows = newest(
+        reports
+            .iter()
+            // Only this side ever decides that a machine is UNREACHABLE.
+            .filter(|seen| seen.report.state != MachineState::Unreachable)
+            .map(|seen| ((&seen.machine, &seen.report.app), seen)),
+        |a, b| place(a) > place(b),
+    );
+    let mut kept = 0;
+    for chunk in rows.chunks(ROWS_CHUNK) {
+        let mut sql = String::from(
+            "INSERT INTO machine_apps (machine, app, region, epoch, number, sequence, artifact, state, \
+             reason, pieces, pieces_total, peer_bytes, origin_bytes, corrupt_pieces, state_at) VALUES ",
+        );
+        placeholders(&mut sql, chunk.len(), 15);
+        sql.push_str(
+            " ON CONFLICT (machine, app) DO UPDATE SET region = excluded.region, \
+             epoch = excluded.epoch, number = excluded.number, sequence = excluded.sequence, \
+             artifact = excluded.artifact, state = excluded.state, reason = excluded.reason, \
+             pieces = excluded.pieces, pieces_total = excluded.pieces_total, \
+             peer_bytes = excluded.peer_bytes, origin_bytes = excluded.origin_bytes, \
+             corrupt_pieces = excluded.corrupt_pieces, \
+             state_at = CASE WHEN machine_apps.epoch = excluded.epoch \
+             AND machine_apps.number = excluded.number AND machine_apps.state = excluded.state \
+             THEN machine_apps.state_at ELSE excluded.state_at END \
+             WHERE (machine_apps.epoch, machine_apps.number, machine_apps.sequence) \
+             < (excluded.epoch, excluded.number, excluded.sequence)",
+        );
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+        for StateSeen { machine, report, state_at_ms } in chunk {
+            let reason = report.reason.as_deref();
+            let reason = reason.map(|text| &text[..text.floor_char_boundary(REASON_MAX_BYTES)]);
+            query = query
+                .bind(machine.as_str())
+                .bind(report.app.as_str())
+                .bind(region.as_str())
+                .bind(i64::from(report.revision.epoch))
+                .bind(count(report.revision.number))
+                .bind(count(report.sequence))
+                .bind(report.artifact.to_string())
+                .bind(report.state.as_str())
+                .bind(reason)
+                .bind(i64::from(report.progress.pieces))
+                .bind(i64::from(report.progress.pieces_total))
+                .bind(count(report.progress.peer_bytes))
+                .bind(count(report.progress.origin_bytes))
+                .bind(i64::from(report.progress.corrupt_pieces))
+                .bind(*state_at_ms);
+        }
+        kept += query.execute(&mut **tx).await?.rows_affected();
+    }
+    Ok(kept)
+}
+
+fn report(row: &AnyRow) -> Result<(MachineReport, i64)> {
+    let report = MachineReport {
+        app: parsed(row, "app")?,
+        revision: Revision { epoch: number(row, "epoch")?, number: number(row, "number")? },
+        artifact: parsed(row, "artifact")?,
+        state: parsed(row, "state")?,
+        reason: get(row, "reason")?,
+        progress: FetchProgress {
+            pieces: number(row, "pieces")?,
+            pieces_total: number(row, "pieces_total")?,
+            peer_bytes: number(row, "peer_bytes")?,
+            origin_bytes: number(row, "origin_bytes")?,
+            corrupt_pieces: number(row, "corrupt_pieces")?,
+        },
+        sequence: number(row, "sequence")?,
+        age_ms: 0,
+    };
+    Ok((report, get(row, "state_at")?))
+}
+
+fn machine(row: &AnyRow) -> Result<Machine> {
+    Ok(Machine {
+        seen: MachineSeen {
+            name: parsed(row, "name")?,
+            zone: get(row, "zone")?,
+            labels: json(row, "labels")?,
+            version: get(row, "version")?,
+            address: get(row, "address")?,
+            last_seen_ms: get(row, "last_seen")?,
+        },
+        region: parsed(row, "region")?,
+        apps: Vec::new(),
+    })
+}
+
+impl Queue {
+    /// Keeps a region's batch, all of it or nothing. A machine seen earlier, or a report that is not newer by
+    /// (revision, sequence), replaces nothing. Returns how many reports were new.
+    ///
+    /// # Errors
+    /// [`crate::QueueError`] when the database fails.
+    pub async fn keep_reports(
+        &self,
+        region: &RegionName,
+        machines: &[MachineSeen],
+        reports: &[StateSeen],
+    ) -> Result<u64> {
+        if machines.is_empty() && reports.is_empty() {
+            return Ok(0);
+        }
+        let mut tx = self.write().await?;
+        if !machines.is_empty() {
+            put_machines(&mut tx, region, machines).await?;
+        }
+        let kept = put_reports(&mut tx, region, reports).await?;
+        tx.commit().await?;
+        Ok(kept)
+    }
+
+    /// The next at most `limit` machines whose region or labels changed after `cursor`, which is moved on.
+    ///
+    /// # Errors
+    /// [`crate::QueueError`] when the database fails.
+    pub async fn machines_changed(
+        &self,
+        cursor: &mut MachineCursor,
+        limit: u32,
+    ) -> Result<Vec<MachineLabels>> {
+        let rows = sqlx::query(
+            "SELECT name, region, labels, changed FROM machines WHERE (changed, name) > ($1, $2) \
+             ORDER BY changed, name LIMIT $3",
+        )
+        .bind(cursor.changed)
+        .bind(cursor.name.as_str())
+        .bind(i64::from(limit))
+        .fetch_all(self.reader())
+        .await?;
+        if let Some(last) = rows.last() {
+            *cursor = MachineCursor { changed: get(last, "changed")?, name: get(last, "name")? };
+        }
+        rows.iter()
+            .map(|row| {
+                Ok(MachineLabels {
+                    name: parsed(row, "name")?,
+                    region: parsed(row, "region")?,
+                    labels: json(row, "labels")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Machines with their apps, by name: of one region or of all; with `app`, those that have reported about
+    /// it, and only that report.
+    ///
+    /// # Errors
+    /// [`crate::QueueError`] when the database fails.
+    pub async fn machines(
+        &self,
+        region: Option<&RegionName>,
+        app: Option<&AppName>,
+    ) -> Result<Vec<Machine>> {
+        let region = region.map_or("", RegionName::as_str);
+        let app = app.map_or("", AppName::as_str);
+        let rows = sqlx::query(
+            "SELECT * FROM machines m WHERE ($1 = '' OR m.region = $1) AND ($2 = '' OR EXISTS \
+             (SELECT 1 FROM machine_apps a WHERE a.machine = m.name AND a.app = $2)) ORDER BY m.name",
+        )
+        .bind(region)
+        .bind(app)
+        .fetch_all(self.reader())
+        .await?;
+        let mut machines = rows.iter().map(machine).collect::<Result<Vec<_>>>()?;
+        let rows = sqlx::query(
+            "SELECT a.* FROM machine_apps a JOIN machines m ON m.name = a.machine \
+             WHERE ($1 = '' OR m.region = $1) AND ($2 = '' OR a.app = $2) ORDER BY a.machine, a.app",
+        )
+        .bind(region)
+        .bind(app)
+        .fetch_all(self.reader())
+        .await?;
+        for row in &rows {
+            let name: MachineName = parsed(row, "machine")?;
+            if let Ok(at) = machines.binary_search_by(|machine| machine.seen.name.cmp(&name)) {
+                machines[at].apps.push(report(row)?);
+            }
+        }
+        Ok(machines)
+    }
+}

@@ -1,0 +1,330 @@
+//! Rollouts: how far each one is, and how it ended.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use shoal_proto::{
+    AppName, ArtifactId, EncodingId, MachineName, RegionName, Revision,
+    goal::RolloutPlan,
+    state::{MachineState, RolloutStatus},
+};
+use sqlx::{AnyConnection, any::AnyRow};
+
+use crate::{
+    audit::{self, Actor},
+    db::{self, Queue, Write, count, flag, get, json, number, parsed, to_json},
+    error::{QueueError, Result},
+};
+
+/// How a rollout is in each region.
+pub type Progress = BTreeMap<RegionName, RegionProgress>;
+
+/// How many machines a rollout is for in each region.
+pub type Targets = BTreeMap<RegionName, u64>;
+
+/// How a rollout is in one region, from its machines' reports.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionProgress {
+    /// How many machines are in each state.
+    pub states: BTreeMap<MachineState, u64>,
+    /// Pieces held and verified, over all machines.
+    pub pieces: u64,
+    /// Pieces wanted.
+    pub pieces_total: u64,
+    /// Stored piece bytes from the region's bucket.
+    pub origin_bytes: u64,
+    /// Stored piece bytes from neighbours.
+    pub peer_bytes: u64,
+    /// When the first machine was ACTIVE.
+    pub first_active_ms: Option<i64>,
+    /// When the last one was.
+    pub last_active_ms: Option<i64>,
+}
+
+/// A rollout.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rollout {
+    /// Its number.
+    pub id: i64,
+    /// The app.
+    pub app: AppName,
+    /// Its goal's revision.
+    pub revision: Revision,
+    /// The artifact.
+    pub artifact: ArtifactId,
+    /// The encoding.
+    pub encoding: EncodingId,
+    /// The length of the encoding's stored pieces.
+    pub encoded_bytes: u64,
+    /// The artifact's name.
+    pub artifact_name: String,
+    /// Its state.
+    pub status: RolloutStatus,
+    /// Why it ended so.
+    pub reason: Option<String>,
+    /// Whether it goes back.
+    pub rollback: bool,
+    /// Its plan, as signed.
+    pub plan: RolloutPlan,
+    /// The machines that it is for, as last counted.
+    pub targets: Targets,
+    /// How it was when it ended.
+    pub summary: Option<Progress>,
+    /// When it began.
+    pub created_at_ms: i64,
+    /// When it ended.
+    pub finished_at_ms: Option<i64>,
+    /// Who asked for it.
+    pub requested_by: String,
+    /// Whether it is its app's newest one, whose machines report about it.
+    pub newest: bool,
+}
+
+const SELECT: &str = "SELECT r.*, a.encoded_bytes AS encoded_bytes, \
+     CASE WHEN EXISTS (SELECT 1 FROM apps p JOIN goals g ON g.seq = p.goal_seq \
+     WHERE p.name = r.app AND g.rollout = r.id) THEN 1 ELSE 0 END AS newest \
+     FROM rollouts r JOIN artifacts a ON a.name = r.artifact_name ";
+
+fn select(rest: &'static str) -> sqlx::AssertSqlSafe<String> {
+    sqlx::AssertSqlSafe(format!("{SELECT}{rest}"))
+}
+
+fn rollout(row: &AnyRow) -> Result<Rollout> {
+    let summary: Option<String> = get(row, "summary")?;
+    Ok(Rollout {
+        id: get(row, "id")?,
+        app: parsed(row, "app")?,
+        revision: Revision { epoch: number(row, "epoch")?, number: number(row, "number")? },
+        artifact: parsed(row, "artifact")?,
+        encoding: parsed(row, "encoding")?,
+        encoded_bytes: number(row, "encoded_bytes")?,
+        artifact_name: get(row, "artifact_name")?,
+        status: parsed(row, "status")?,
+        reason: get(row, "reason")?,
+        rollback: flag(row, "is_rollback")?,
+        plan: json(row, "plan")?,
+        targets: json(row, "targets")?,
+        summary: summary.map(|_| json(row, "summary")).transpose()?,
+        created_at_ms: get(row, "created_at")?,
+        finished_at_ms: get(row, "finished_at")?,
+        requested_by: get(row, "requested_by")?,
+        newest: flag(row, "newest")?,
+    })
+}
+
+pub(crate) async fn rollout_in(connection: &mut AnyConnection, id: i64) -> Result<Rollout> {
+    let row =
+        sqlx::query(select("WHERE r.id = $1")).bind(id).fetch_optional(&mut *connection).await?;
+    rollout(&row.ok_or_else(|| QueueError::no_rollout(id))?)
+}
+
+/// The rollouts of an app that have not ended.
+pub(crate) async fn open_of(tx: &mut Write, app: &AppName) -> Result<Vec<Rollout>> {
+    sqlx::query(select("WHERE r.app = $1 AND r.status IN ('RUNNING', 'PAUSED') ORDER BY r.id"))
+        .bind(app.as_str())
+        .fetch_all(&mut **tx)
+        .await?
+        .iter()
+        .map(rollout)
+        .collect()
+}
+
+/// What the machines have reported about a goal.
+pub(crate) async fn progress_in(
+    connection: &mut AnyConnection,
+    app: &AppName,
+    revision: Revision,
+) -> Result<Progress> {
+    let rows = sqlx::query(
+        "SELECT region, state, COUNT(*) AS machines, CAST(SUM(pieces) AS BIGINT) AS pieces, \
+         CAST(SUM(pieces_total) AS BIGINT) AS pieces_total, \
+         CAST(SUM(origin_bytes) AS BIGINT) AS origin_bytes, \
+         CAST(SUM(peer_bytes) AS BIGINT) AS peer_bytes, \
+         MIN(state_at) AS first_at, MAX(state_at) AS last_at \
+         FROM machine_apps WHERE app = $1 AND epoch = $2 AND number = $3 GROUP BY region, state",
+    )
+    .bind(app.as_str())
+    .bind(i64::from(revision.epoch))
+    .bind(count(revision.number))
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut progress = Progress::new();
+    for row in &rows {
+        let region = progress.entry(parsed(row, "region")?).or_default();
+        let state: MachineState = parsed(row, "state")?;
+        region.states.insert(state, number(row, "machines")?);
+        region.pieces += number::<u64>(row, "pieces")?;
+        region.pieces_total += number::<u64>(row, "pieces_total")?;
+        region.origin_bytes += number::<u64>(row, "origin_bytes")?;
+        region.peer_bytes += number::<u64>(row, "peer_bytes")?;
+        if state == MachineState::Active {
+            region.first_active_ms = get(row, "first_at")?;
+            region.last_active_ms = get(row, "last_at")?;
+        }
+    }
+    Ok(progress)
+}
+
+/// How a rollout ends.
+pub(crate) struct Ending<'a> {
+    pub(crate) id: i64,
+    pub(crate) status: RolloutStatus,
+    pub(crate) reason: &'a str,
+    pub(crate) summary: &'a Progress,
+}
+
+/// Ends a rollout that has not ended. False: it has.
+pub(crate) async fn end_in(tx: &mut Write, end: &Ending<'_>, now_ms: i64) -> Result<bool> {
+    let done = sqlx::query(
+        "UPDATE rollouts SET status = $1, reason = $2, summary = $3, finished_at = $4 \
+         WHERE id = $5 AND status IN ('RUNNING', 'PAUSED')",
+    )
+    .bind(end.status.as_str())
+    .bind(end.reason)
+    .bind(to_json(end.summary)?)
+    .bind(now_ms)
+    .bind(end.id)
+    .execute(&mut **tx)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+impl Queue {
+    /// One rollout.
+    ///
+    /// # Errors
+    /// [`QueueError::NotFound`] when there is none of that number.
+    pub async fn rollout(&self, id: i64) -> Result<Rollout> {
+        let mut connection = self.reader().acquire().await?;
+        rollout_in(&mut connection, id).await
+    }
+
+    /// All rollouts that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the database fails.
+    pub async fn open_rollouts(&self) -> Result<Vec<Rollout>> {
+        sqlx::query(select("WHERE r.status IN ('RUNNING', 'PAUSED') ORDER BY r.id"))
+            .fetch_all(self.reader())
+            .await?
+            .iter()
+            .map(rollout)
+            .collect()
+    }
+
+    /// The newest rollout of each app that was ever deployed, by app.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the database fails.
+    pub async fn newest_rollouts(&self) -> Result<Vec<Rollout>> {
+        sqlx::query(select(
+            "JOIN goals n ON n.rollout = r.id JOIN apps q ON q.goal_seq = n.seq ORDER BY r.app",
+        ))
+        .fetch_all(self.reader())
+        .await?
+        .iter()
+        .map(rollout)
+        .collect()
+    }
+
+    /// An app's newest rollout.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the database fails.
+    pub async fn newest_rollout(&self, app: &AppName) -> Result<Option<Rollout>> {
+        sqlx::query(select(
+            "JOIN goals n ON n.rollout = r.id JOIN apps q ON q.goal_seq = n.seq WHERE r.app = $1",
+        ))
+        .bind(app.as_str())
+        .fetch_optional(self.reader())
+        .await?
+        .as_ref()
+        .map(rollout)
+        .transpose()
+    }
+
+    /// What the machines have reported about a goal.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the database fails.
+    pub async fn progress(&self, app: &AppName, revision: Revision) -> Result<Progress> {
+        let mut connection = self.reader().acquire().await?;
+        progress_in(&mut connection, app, revision).await
+    }
+
+    /// Each machine that has reported about a goal, with its state.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the database fails.
+    pub async fn states(
+        &self,
+        app: &AppName,
+        revision: Revision,
+    ) -> Result<Vec<(MachineName, MachineState)>> {
+        let rows = sqlx::query(
+            "SELECT machine, state FROM machine_apps WHERE app = $1 AND epoch = $2 AND number = $3",
+        )
+        .bind(app.as_str())
+        .bind(i64::from(revision.epoch))
+        .bind(count(revision.number))
+        .fetch_all(self.reader())
+        .await?;
+        rows.iter().map(|row| Ok((parsed(row, "machine")?, parsed(row, "state")?))).collect()
+    }
+
+    /// Writes down for how many machines a rollout is.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the database fails.
+    pub async fn set_targets(&self, id: i64, targets: &Targets) -> Result<()> {
+        let mut tx = self.write().await?;
+        sqlx::query(
+            "UPDATE rollouts SET targets = $1 WHERE id = $2 AND status IN ('RUNNING', 'PAUSED')",
+        )
+        .bind(to_json(targets)?)
+        .bind(id)
+        .execute(&mut *tx)
+        .await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Ends a rollout. One that ends badly is halted: regions are told by their next poll. Returns the
+    /// rollout, and whether this call ended it.
+    ///
+    /// # Errors
+    /// [`QueueError::NotFound`] when there is none of that number.
+    pub async fn end_rollout(
+        &self,
+        id: i64,
+        status: RolloutStatus,
+        reason: &str,
+        summary: &Progress,
+        actor: &Actor,
+        now_ms: i64,
+    ) -> Result<(Rollout, bool)> {
+        let mut tx = self.write().await?;
+        let ended = end_in(&mut tx, &Ending { id, status, reason, summary }, now_ms).await?;
+        let rollout = rollout_in(&mut tx, id).await?;
+        if ended {
+            if status != RolloutStatus::Succeeded {
+                // Moves the cursor of the goals, so that waiting regions hear of it.
+                db::next(&mut tx, "goal").await?;
+            }
+            let detail = format!("{status}: {reason}");
+            audit::record(&mut tx, now_ms, actor, "rollout.end", &id.to_string(), &detail).await?;
+            tx.commit().await?;
+        }
+        Ok((rollout, ended))
+    }
+
+    /// How many rollouts are in each state.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the database fails.
+    pub async fn rollouts_by_status(&self) -> Result<Vec<(RolloutStatus, u64)>> {
+        let rows = sqlx::query("SELECT status, COUNT(*) AS n FROM rollouts GROUP BY status")
+            .fetch_all(self.reader())
+            .await?;
+        rows.iter().map(|row| Ok((parsed(row, "status")?, number(row, "n")?))).collect()
+    }
+}
