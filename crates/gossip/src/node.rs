@@ -206,6 +206,10 @@ impl Node {
                 self.dial_due(now);
             }
             Command::Dial(addr) => {
+                // A configuration may name all region processes, and so ourselves.
+                if self.swarm.listeners().filter_map(socket_addr).any(|own| own == addr) {
+                    return;
+                }
                 self.book.add_seed(addr, now);
                 self.dial_due(now);
             }
@@ -352,7 +356,7 @@ impl Node {
         tracing::debug!(%error, "a gossip peer was not reached");
         self.counters.dials_failed.add(1);
         match (dial, error) {
-            // Our own address, among those of the configuration.
+            // Ourselves, under an address that is not one of our interfaces'.
             (Dial::Seed(addr), DialError::LocalPeerId { .. }) => self.book.remove_seed(addr),
             (Dial::Seed(addr), _) => self.book.seed_failed(addr, now),
             (Dial::Node(node), DialError::Denied { .. }) => self.book.later(node, false, now),

@@ -108,10 +108,9 @@ impl Fixture {
         assert!(!parts.contains_key(&number), "{parts:?}");
         // A chunk that is being hashed when its transfer fails is given back right after.
         let all = READ_BUDGET.acquire_many(CHUNKS_READ_MAX as u32);
-        tokio::time::timeout(Duration::from_secs(10), all)
-            .await
-            .expect("memory is given back")
-            .unwrap();
+        let all =
+            tokio::time::timeout(Duration::from_secs(10), all).await.expect("memory is given back");
+        drop(all.unwrap());
     }
 }
 
@@ -206,11 +205,11 @@ async fn an_upload_that_is_cut_off_leaves_no_index() {
         future::Either::Right(_)
     ));
     assert_eq!(it.main.index(&it.artifact, &it.encoding).await.unwrap(), None);
-    // A part that the directory lacks (and that the bucket may have by now).
-    let there = it.part_file(&it.main, 1);
-    if there.exists() {
-        fs::remove_file(there).unwrap();
-    }
+    it.upload().await.unwrap();
+    it.main.verify(&it.artifact, &it.encoding).await.unwrap();
+
+    // A part that the directory lacks.
+    let it = Fixture::new(TWO_PARTS_BYTES);
     let (file, aside) = (it.cut().join(part_name(1)), it.cut().join("aside"));
     fs::rename(&file, &aside).unwrap();
     assert!(matches!(it.upload().await, Err(OriginError::File { .. })));
@@ -223,6 +222,7 @@ async fn an_upload_that_is_cut_off_leaves_no_index() {
     assert_eq!(it.main.index(&it.artifact, &it.encoding).await.unwrap(), None);
     // What a killed process leaves behind is swept in the end.
     let dir = it.main.directory(&it.artifact, &it.encoding).unwrap();
+    fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join("part-00000#7"), b"half").unwrap();
     fs::rename(&aside, &file).unwrap();
     it.upload().await.unwrap();
