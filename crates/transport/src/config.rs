@@ -1,0 +1,173 @@
+//! What an endpoint is told, and the QUIC settings that follow from it.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use aws_lc_rs::hmac;
+use quinn::{
+    MtuDiscoveryConfig, TransportConfig, VarInt,
+    crypto::rustls::{QuicClientConfig, QuicServerConfig},
+};
+use quinn_proto::HashedConnectionIdGenerator;
+use shoal_pki::{ClientAuth, Identity, Trust};
+use shoal_proto::peer::ALPN;
+
+use crate::error::TransportError;
+
+/// The largest UDP payload that an Ethernet path of 1,500 bytes carries over IPv6.
+const MTU_ETHERNET_BYTES: u16 = 1_452;
+
+/// The smallest UDP payload that QUIC works with.
+const MTU_MIN_BYTES: u16 = 1_200;
+
+/// The largest UDP payload that may be asked for: IPv4 carries no more.
+const MTU_MAX_BYTES: u16 = 65_507;
+
+/// A stream may have this many bytes on the way: 4 MiB cover 10 Gbit/s at 3 ms.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+
+/// The share of the receive budget that each connection has at least, in bytes. It is what a new
+/// connection begins with, and enough for control messages and requests.
+pub(crate) const WINDOW_MIN_BYTES: u64 = 64 << 10;
+
+/// The share of the receive budget that each connection has at most, in bytes: 10 Gbit/s at 6 ms.
+pub(crate) const WINDOW_MAX_BYTES: u64 = 8 << 20;
+
+/// Bytes that may wait for their acknowledgement on one connection. They lie in the piece that is being
+/// sent, which its sender holds anyway; this only bounds what congestion control may use.
+const SEND_WINDOW_BYTES: u64 = 16 << 20;
+
+/// Questions of one peer that are open at a time; the next ones wait at the peer. More than a fetcher keeps in
+/// flight, few enough that one peer cannot fill a process.
+const REQUESTS_PER_CONNECTION: u32 = 64;
+
+/// Handshakes that wait to be begun; further ones are refused, and dialled again by their diallers.
+const HANDSHAKES_WAITING_MAX: usize = 1_024;
+
+/// Bytes kept for a handshake that waits, and for all of them: a ClientHello fits into two packets.
+const HANDSHAKE_BYTES: u64 = 16 << 10;
+const HANDSHAKES_BYTES: u64 = 4 << 20;
+
+/// How an endpoint is set up.
+#[derive(Debug, Clone)]
+pub struct EndpointConfig {
+    /// The UDP address to listen on and to dial from; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Who the process is.
+    pub identity: Identity,
+    /// Whom it believes.
+    pub trust: Trust,
+    /// Connections at a time; a further peer is closed with
+    /// [`CloseReason::Full`](shoal_proto::peer::CloseReason::Full).
+    pub max_connections: usize,
+    /// Largest UDP payload to look for, in bytes, 1,200-65,507. Connections begin with 1,200 and
+    /// search up to it; 8,972 suits jumbo frames over IPv4.
+    pub mtu_max: u16,
+    /// Bytes that may have arrived without having been read, over all connections. A slow reader costs
+    /// up to twice this in memory, because packets are kept whole.
+    pub receive_budget_bytes: u64,
+    /// Size asked of the kernel for the socket's buffers, in bytes each.
+    pub socket_buffer_bytes: usize,
+    /// A quiet connection is probed this often.
+    pub keep_alive: Duration,
+    /// A connection from which nothing came for this long is gone.
+    pub idle_timeout: Duration,
+}
+
+impl EndpointConfig {
+    /// The defaults.
+    #[must_use]
+    pub fn new(listen: SocketAddr, identity: Identity, trust: Trust) -> Self {
+        Self {
+            listen,
+            identity,
+            trust,
+            max_connections: 256,
+            mtu_max: MTU_ETHERNET_BYTES,
+            receive_budget_bytes: 32 << 20,
+            socket_buffer_bytes: 4 << 20,
+            keep_alive: Duration::from_secs(4),
+            idle_timeout: Duration::from_secs(12),
+        }
+    }
+
+    /// The QUIC settings of both directions.
+    pub(crate) fn quic(&self) -> Result<Quic, TransportError> {
+        if !(MTU_MIN_BYTES..=MTU_MAX_BYTES).contains(&self.mtu_max) {
+            return Err(TransportError::Config(format!(
+                "mtu_max is {}: use {MTU_MIN_BYTES}-{MTU_MAX_BYTES}",
+                self.mtu_max
+            )));
+        }
+        let transport = Arc::new(self.transport()?);
+
+        let tls =
+            shoal_pki::server_config(&self.identity, &self.trust, ALPN, ClientAuth::Required)?;
+        let tls = QuicServerConfig::try_from(tls).map_err(no_initial_suite)?;
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
+        server
+            .transport_config(transport.clone())
+            .max_incoming(HANDSHAKES_WAITING_MAX)
+            .incoming_buffer_size(HANDSHAKE_BYTES)
+            .incoming_buffer_size_total(HANDSHAKES_BYTES);
+
+        let tls = shoal_pki::client_config(&self.identity, &self.trust, ALPN)?;
+        let tls = QuicClientConfig::try_from(tls).map_err(no_initial_suite)?;
+        let mut client = quinn::ClientConfig::new(Arc::new(tls));
+        client.transport_config(transport);
+
+        Ok(Quic { endpoint: self.endpoint()?, server, client })
+    }
+
+    fn transport(&self) -> Result<TransportConfig, TransportError> {
+        let idle = self.idle_timeout.try_into().map_err(|_| {
+            TransportError::Config(format!("idle_timeout of {:?} is too long", self.idle_timeout))
+        })?;
+        let mut mtu = MtuDiscoveryConfig::default();
+        mtu.upper_bound(self.mtu_max);
+        let mut transport = TransportConfig::default();
+        transport
+            .max_concurrent_bidi_streams(VarInt::from_u32(REQUESTS_PER_CONNECTION))
+            // The control stream.
+            .max_concurrent_uni_streams(VarInt::from_u32(1))
+            .max_idle_timeout(Some(idle))
+            .keep_alive_interval(Some(self.keep_alive))
+            .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+            // Raised to its share of the budget once the peer is known.
+            .receive_window(VarInt::from_u32(WINDOW_MIN_BYTES as u32))
+            .send_window(SEND_WINDOW_BYTES)
+            // A piece that is whole can be passed on, two halves cannot.
+            .send_fairness(false)
+            .mtu_discovery_config(Some(mtu))
+            .datagram_receive_buffer_size(None);
+        Ok(transport)
+    }
+
+    /// Keys of stateless resets and connection ids follow from the identity: a peer whose connection a
+    /// restart has ended is told so by the new process, instead of waiting for its idle timeout.
+    fn endpoint(&self) -> Result<quinn::EndpointConfig, TransportError> {
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, &self.identity.ed25519_seed());
+        let derive = |purpose: &[u8]| hmac::sign(&secret, purpose);
+        let reset = hmac::Key::new(hmac::HMAC_SHA256, derive(b"shoal quic reset v1").as_ref());
+        let mut id_key = [0; 8];
+        id_key.copy_from_slice(&derive(b"shoal quic connection id v1").as_ref()[..8]);
+        let id_key = u64::from_le_bytes(id_key);
+
+        let mut endpoint = quinn::EndpointConfig::new(Arc::new(reset));
+        endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)));
+        endpoint
+            .max_udp_payload_size(self.mtu_max.max(1_472))
+            .map_err(|error| TransportError::Config(error.to_string()))?;
+        Ok(endpoint)
+    }
+}
+
+/// The settings in quinn's terms.
+pub(crate) struct Quic {
+    pub(crate) endpoint: quinn::EndpointConfig,
+    pub(crate) server: quinn::ServerConfig,
+    pub(crate) client: quinn::ClientConfig,
+}
+
+fn no_initial_suite(error: quinn::crypto::rustls::NoInitialCipherSuite) -> TransportError {
+    TransportError::Config(error.to_string())
+}

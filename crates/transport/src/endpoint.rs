@@ -1,0 +1,252 @@
+//! The endpoint: one socket, all connections.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use shoal_pki::Role;
+use shoal_proto::{
+    NodeId,
+    peer::{CloseReason, PeerMessage},
+};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::timeout,
+};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    config::{EndpointConfig, Quic},
+    connection::Connection,
+    control::{self, Control},
+    dial::{self, CROSSING, decided},
+    error::{ConnectError, TransportError, code},
+    peers::{Peers, Want},
+    request::IncomingRequest,
+    socket,
+};
+
+/// What waits for the process, all connections together. Messages are at most 16 KiB and requests 256 KiB,
+/// most of them far less.
+const INCOMING_QUEUE: usize = 256;
+
+/// Handshakes that run at a time; each costs some 64 KiB and a millisecond of a core.
+const HANDSHAKES_MAX: usize = 128;
+
+/// A shutdown waits this long for peers to have heard of it.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What comes from the peers.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A connection is up, whoever dialled. Before it nothing comes from that connection.
+    Connected(Connection),
+    /// A control message; those of one connection come in order.
+    Message(Connection, PeerMessage),
+    /// A question. Some may still be taken from the queue after their connection was closed; replying then
+    /// fails.
+    Request(IncomingRequest),
+    /// A connection is gone, and why; the last of that connection. When the peer has already come back,
+    /// the new connection's [`Self::Connected`] may stand before it: compare connections, not nodes.
+    Closed(Connection, String),
+}
+
+/// A process's end of the data plane. Cheap to clone. It lives until [`Self::shutdown`], or until the
+/// receiver of [`Incoming`] is dropped and its connections with it.
+#[derive(Clone, Debug)]
+pub struct Endpoint(Arc<Inner>);
+
+/// What the tasks of an endpoint share.
+pub(crate) struct Inner {
+    me: NodeId,
+    cluster: String,
+    quinn: quinn::Endpoint,
+    local_addr: SocketAddr,
+    peers: Mutex<Peers>,
+    incoming: mpsc::Sender<Incoming>,
+    tasks: TaskTracker,
+}
+
+impl Endpoint {
+    /// Listens, and begins to take connections.
+    ///
+    /// # Errors
+    /// [`TransportError`]: the address is in use, or a setting cannot be.
+    pub fn bind(
+        config: &EndpointConfig,
+    ) -> Result<(Self, mpsc::Receiver<Incoming>), TransportError> {
+        let Quic { endpoint, server, client } = config.quic()?;
+        let failed = |error| TransportError::Listen { addr: config.listen, error };
+        let socket = socket::bind(config).map_err(failed)?;
+        let socket = socket::wrap(socket, config.mtu_max).map_err(failed)?;
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let mut quinn =
+            quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)
+                .map_err(failed)?;
+        quinn.set_default_client_config(client);
+
+        let me = config.identity.member().node;
+        let (incoming, receiver) = mpsc::channel(INCOMING_QUEUE);
+        let peers = Peers::new(me, config.max_connections, config.receive_budget_bytes, CROSSING);
+        let inner = Arc::new(Inner {
+            me,
+            cluster: config.trust.cluster().to_string(),
+            local_addr: quinn.local_addr().map_err(failed)?,
+            quinn,
+            peers: Mutex::new(peers),
+            incoming,
+            tasks: TaskTracker::new(),
+        });
+        inner.tasks.spawn(accept(inner.clone()));
+        Ok((Self(inner), receiver))
+    }
+
+    /// The address that it listens on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.0.local_addr
+    }
+
+    /// The connection to `expect`: the one there is, or one to be dialled at `addr`. Callers at the same time
+    /// share one dial, and a dial of the peer's.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; another node at `addr` is one.
+    pub async fn connect(
+        &self,
+        addr: SocketAddr,
+        expect: NodeId,
+    ) -> Result<Connection, ConnectError> {
+        if expect == self.0.me {
+            return Err(ConnectError::Own);
+        }
+        if self.0.tasks.is_closed() {
+            return Err(ConnectError::ShutDown);
+        }
+        let want = self.0.peers().want(expect);
+        match want {
+            Want::Have(connection) => Ok(connection),
+            Want::Join(waiter) => decided(waiter).await,
+            Want::Full => Err(ConnectError::Full),
+            Want::Dial(attempt, waiter) => {
+                // A task of its own: others may wait for it when this caller does no longer.
+                let dial = dial::dial_node(self.0.clone(), addr, expect, attempt, waiter.clone());
+                self.0.tasks.spawn(dial);
+                decided(waiter).await
+            }
+        }
+    }
+
+    /// The connection to whoever is at `addr`, if it is of `role`: for the addresses of a configuration,
+    /// which name no node.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; another role at `addr` is one.
+    pub async fn connect_any(
+        &self,
+        addr: SocketAddr,
+        role: Role,
+    ) -> Result<Connection, ConnectError> {
+        if self.0.tasks.is_closed() {
+            return Err(ConnectError::ShutDown);
+        }
+        let held = {
+            let peers = self.0.peers();
+            let fits =
+                |held: &&Connection| held.remote_addr() == addr && held.member().role == role;
+            peers.all().find(fits).cloned()
+        };
+        if let Some(connection) = held {
+            return Ok(connection);
+        }
+        let (tell, outcome) = oneshot::channel();
+        let inner = self.0.clone();
+        self.0.tasks.spawn(async move {
+            let _ = tell.send(dial::dial_role(inner, addr, role).await);
+        });
+        outcome.await.unwrap_or(Err(ConnectError::ShutDown))
+    }
+
+    /// The connection to `node`, if it is up.
+    #[must_use]
+    pub fn connection(&self, node: &NodeId) -> Option<Connection> {
+        self.0.peers().get(node).cloned()
+    }
+
+    /// All connections that are up.
+    #[must_use]
+    pub fn connections(&self) -> Vec<Connection> {
+        self.0.peers().all().cloned().collect()
+    }
+
+    /// Closes everything, tells the peers, and ends all tasks; waits a few seconds at most.
+    pub async fn shutdown(&self) {
+        self.0.tasks.close();
+        self.0.quinn.close(code(CloseReason::Done), b"");
+        let ended = async {
+            self.0.quinn.wait_idle().await;
+            self.0.tasks.wait().await;
+        };
+        if timeout(SHUTDOWN_TIMEOUT, ended).await.is_err() {
+            tracing::debug!("a shutdown did not wait for every peer and task");
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn me(&self) -> NodeId {
+        self.me
+    }
+
+    pub(crate) fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    pub(crate) fn quinn(&self) -> &quinn::Endpoint {
+        &self.quinn
+    }
+
+    /// The slots. Nothing in there waits, so the lock is held for moments.
+    pub(crate) fn peers(&self) -> MutexGuard<'_, Peers> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves a connection that has its slot, until it ends.
+    pub(crate) fn serve(self: &Arc<Self>, connection: Connection, control: Control) {
+        let inner = self.clone();
+        self.tasks.spawn(async move {
+            // The slot must be free before the process hears of the end and dials again.
+            let freed = {
+                let (inner, connection) = (inner.clone(), connection.clone());
+                async move {
+                    connection.quinn().closed().await;
+                    inner.peers().closed(&connection);
+                }
+            };
+            let served = control::serve(connection, control, inner.incoming.clone());
+            tokio::join!(freed, served);
+        });
+    }
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("local_addr", &self.local_addr).finish_non_exhaustive()
+    }
+}
+
+/// Takes handshakes, a bounded number at a time, until the endpoint is closed.
+async fn accept(inner: Arc<Inner>) {
+    let permits = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    loop {
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        let Some(incoming) = inner.quinn.accept().await else { return };
+        let answer = dial::answer(inner.clone(), incoming);
+        inner.tasks.spawn(async move {
+            answer.await;
+            drop(permit);
+        });
+    }
+}

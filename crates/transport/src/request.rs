@@ -1,0 +1,246 @@
+//! Questions and answers, each on a stream of its own.
+
+use bytes::Bytes;
+use quinn::{RecvStream, SendStream, StoppedError, VarInt, WriteError, Written};
+use shoal_proto::{
+    manifest::PieceSize,
+    peer::{
+        CloseReason, STREAM_REPLY_MAX_BYTES, STREAM_REQUEST_MAX_BYTES, StreamReply, StreamRequest,
+    },
+};
+
+use crate::{
+    connection::Connection,
+    error::{ReplyError, RequestError, describe},
+    frame::{self, FrameError},
+};
+
+/// Chunks taken from a stream at once: about the packets that one system call brings.
+const CHUNKS_AT_ONCE: usize = 32;
+
+/// Answers without a body go before the pieces of the same connection, and control messages before both:
+/// a BUSY must not wait behind megabytes.
+pub(crate) const PRIORITY_CONTROL: i32 = 2;
+const PRIORITY_SHORT: i32 = 1;
+const PRIORITY_PIECE: i32 = 0;
+
+/// The code of a stream that is given up.
+const GIVEN_UP: VarInt = VarInt::from_u32(0);
+
+/// Asks, and reads the answer's header.
+pub(crate) async fn ask(
+    connection: &Connection,
+    request: &StreamRequest,
+) -> Result<(StreamReply, ReplyBody), RequestError> {
+    let request =
+        frame::encode(request, STREAM_REQUEST_MAX_BYTES).map_err(RequestError::TooLong)?;
+    let closed = |error| RequestError::Closed(describe(&error));
+    let (send, mut stream) = connection.quinn().open_bi().await.map_err(closed)?;
+    let mut send = Half(send);
+    // A stop of the request's own stream means that the answer comes without its being read.
+    match send.0.write_chunk(request).await {
+        Ok(()) | Err(WriteError::Stopped(_)) => {}
+        Err(WriteError::ConnectionLost(error)) => return Err(closed(error)),
+        Err(error) => return Err(RequestError::Closed(error.to_string())),
+    }
+    let _ = send.0.finish();
+    connection.touch();
+
+    let reply = frame::read(&mut stream, STREAM_REPLY_MAX_BYTES).await;
+    let reply: StreamReply = reply.map_err(|error| failed(connection, error))?;
+    connection.touch();
+    let left = body_len(&reply);
+    if left as u64 > PieceSize::MAX.bytes() {
+        return Err(failed(connection, FrameError::Malformed("a piece is too long")));
+    }
+    let mut body = ReplyBody { stream, left, connection: connection.clone() };
+    if left == 0 {
+        body.end().await?;
+    }
+    Ok((reply, body))
+}
+
+/// The bytes that follow a header.
+fn body_len(reply: &StreamReply) -> usize {
+    match reply {
+        StreamReply::Piece { len, .. } => *len as usize,
+        _ => 0,
+    }
+}
+
+/// What a failed read means for the request; broken protocol closes the connection.
+fn failed(connection: &Connection, error: FrameError) -> RequestError {
+    match error {
+        FrameError::Ended => RequestError::Dropped,
+        FrameError::Lost(error) => RequestError::Closed(describe(&error)),
+        FrameError::Malformed(what) => {
+            connection.close(CloseReason::Malformed);
+            RequestError::Malformed(what)
+        }
+    }
+}
+
+/// The bytes that follow a [`StreamReply::Piece`]; none after any other reply. Dropping it before its end
+/// tells the sender to stop.
+#[derive(Debug)]
+pub struct ReplyBody {
+    stream: RecvStream,
+    left: usize,
+    connection: Connection,
+}
+
+impl ReplyBody {
+    /// Bytes that are left to read.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
+    /// Reads exactly `len` of the bytes that are left. At the end, it also sees to it that there are no
+    /// more.
+    ///
+    /// # Errors
+    /// [`RequestError`]; the body cannot be read further then.
+    pub async fn read(&mut self, len: usize) -> Result<Vec<u8>, RequestError> {
+        if len > self.left {
+            return Err(RequestError::PastEnd { asked: len, left: self.left });
+        }
+        let mut out = Vec::with_capacity(len);
+        if len == self.left {
+            self.read_whole(&mut out).await?;
+            self.end().await?;
+            self.connection.touch();
+            return Ok(out);
+        }
+        while out.len() < len {
+            let chunk = self.stream.read_chunk(len - out.len(), true).await;
+            let chunk = chunk.map_err(FrameError::from).and_then(|c| c.ok_or(FrameError::Ended));
+            let chunk = chunk.map_err(|error| failed(&self.connection, error))?;
+            out.extend_from_slice(&chunk.bytes);
+            self.left -= chunk.bytes.len();
+        }
+        self.connection.touch();
+        Ok(out)
+    }
+
+    /// Reads all that is left, many packets a wake-up.
+    async fn read_whole(&mut self, out: &mut Vec<u8>) -> Result<(), RequestError> {
+        let mut chunks = [const { Bytes::new() }; CHUNKS_AT_ONCE];
+        while self.left > 0 {
+            let count = self.stream.read_chunks(&mut chunks).await;
+            let count = count.map_err(FrameError::from).and_then(|n| n.ok_or(FrameError::Ended));
+            let count = count.map_err(|error| failed(&self.connection, error))?;
+            for chunk in &mut chunks[..count] {
+                if chunk.len() > self.left {
+                    let error = FrameError::Malformed("a piece goes on past its length");
+                    return Err(failed(&self.connection, error));
+                }
+                out.extend_from_slice(chunk);
+                self.left -= chunk.len();
+                // Gives the packet's buffer back at once.
+                *chunk = Bytes::new();
+            }
+        }
+        Ok(())
+    }
+
+    async fn end(&mut self) -> Result<(), RequestError> {
+        frame::read_end(&mut self.stream).await.map_err(|error| failed(&self.connection, error))
+    }
+}
+
+/// A peer's question. Dropping it unanswered gives it up, which the peer sees at once.
+#[derive(Debug)]
+pub struct IncomingRequest {
+    /// What is asked.
+    pub request: StreamRequest,
+    connection: Connection,
+    answer: Half,
+}
+
+impl IncomingRequest {
+    /// Reads the request off a stream that a peer opened.
+    pub(crate) async fn read(
+        connection: Connection,
+        send: SendStream,
+        mut stream: RecvStream,
+    ) -> Result<Self, FrameError> {
+        let answer = Half(send);
+        let request = frame::read(&mut stream, STREAM_REQUEST_MAX_BYTES).await?;
+        frame::read_end(&mut stream).await?;
+        connection.touch();
+        Ok(Self { request, connection, answer })
+    }
+
+    /// Who asks.
+    #[must_use]
+    pub fn from(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Resolves when the peer no longer wants the answer, or is gone: what waits for a turn ends there.
+    pub async fn stopped(&self) {
+        let _ = self.answer.0.stopped().await;
+    }
+
+    /// Answers, and resolves once the peer has all of it: the bytes sent, header included. `body` is for
+    /// [`StreamReply::Piece`] and of the length that it names; its bytes are sent as they lie, and given
+    /// free when the peer has acknowledged them. Dropping the future stops the answer.
+    ///
+    /// # Errors
+    /// [`ReplyError`].
+    pub async fn reply(self, reply: StreamReply, body: Option<Bytes>) -> Result<u64, ReplyError> {
+        let body = body.unwrap_or_default();
+        let promised = body_len(&reply);
+        if promised != body.len() {
+            return Err(ReplyError::WrongLength { header: promised, body: body.len() });
+        }
+        let header = frame::encode(&reply, STREAM_REPLY_MAX_BYTES).map_err(ReplyError::TooLong)?;
+        drop(reply);
+        let mut send = self.answer;
+        let priority = if promised > 0 { PRIORITY_PIECE } else { PRIORITY_SHORT };
+        let _ = send.0.set_priority(priority);
+
+        let mut chunks = [header, body];
+        let mut rest = &mut chunks[..];
+        let mut sent_bytes = 0;
+        while !rest.is_empty() {
+            let Written { bytes, chunks } = match send.0.write_chunks(rest).await {
+                Ok(written) => written,
+                Err(WriteError::Stopped(_)) => return Err(ReplyError::Stopped { sent_bytes }),
+                Err(WriteError::ConnectionLost(error)) => {
+                    return Err(ReplyError::Closed(describe(&error)));
+                }
+                Err(error) => return Err(ReplyError::Closed(error.to_string())),
+            };
+            sent_bytes += bytes as u64;
+            rest = &mut rest[chunks..];
+            // An empty body is never taken by a write of its own.
+            if rest.first().is_some_and(Bytes::is_empty) {
+                rest = &mut rest[1..];
+            }
+        }
+        let _ = send.0.finish();
+        match send.0.stopped().await {
+            Ok(None) => {
+                self.connection.touch();
+                Ok(sent_bytes)
+            }
+            Ok(Some(_)) => Err(ReplyError::Stopped { sent_bytes }),
+            Err(StoppedError::ConnectionLost(error)) => Err(ReplyError::Closed(describe(&error))),
+            Err(error) => Err(ReplyError::Closed(error.to_string())),
+        }
+    }
+}
+
+/// The sending half of a stream, reset when it is dropped before its end. (quinn's own would finish:
+/// the peer could take a half answer for a whole one, and all that is queued would still be sent.)
+#[derive(Debug)]
+struct Half(SendStream);
+
+impl Drop for Half {
+    fn drop(&mut self) {
+        // After the acknowledged end this does nothing.
+        let _ = self.0.reset(GIVEN_UP);
+    }
+}

@@ -1,0 +1,100 @@
+//! The UDP socket: large kernel buffers, and no more segments a call than the kernel takes.
+
+use std::{
+    fmt, io,
+    net::{SocketAddr, UdpSocket},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use quinn::{
+    AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller,
+    udp::{RecvMeta, Transmit},
+};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::config::EndpointConfig;
+
+/// The most bytes that one call may hand to the kernel for segmentation. Beyond it the kernel drops
+/// all of them and says nothing.
+const SEGMENTED_MAX_BYTES: usize = 65_507;
+
+/// Opens and binds the socket that `config` asks for.
+pub(crate) fn bind(config: &EndpointConfig) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(config.listen), Type::DGRAM, Some(Protocol::UDP))?;
+    if config.listen.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    let wanted = config.socket_buffer_bytes;
+    // The kernel cuts a size above its limit without an error.
+    socket.set_recv_buffer_size(wanted)?;
+    socket.set_send_buffer_size(wanted)?;
+    let (receive, send) = (socket.recv_buffer_size()?, socket.send_buffer_size()?);
+    if receive < wanted || send < wanted {
+        tracing::warn!(
+            wanted_bytes = wanted,
+            receive_bytes = receive,
+            send_bytes = send,
+            "the kernel gives smaller UDP buffers than asked for: raise net.core.rmem_max and \
+             net.core.wmem_max, or transfers lose packets at high rates"
+        );
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&config.listen.into())?;
+    Ok(socket.into())
+}
+
+/// Gives the socket to quinn, held to what segments of up to `mtu_max` bytes allow.
+pub(crate) fn wrap(socket: UdpSocket, mtu_max: u16) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    let inner = TokioRuntime.wrap_udp_socket(socket)?;
+    let segments = (SEGMENTED_MAX_BYTES / usize::from(mtu_max)).max(1);
+    Ok(Arc::new(HeldSocket { inner, segments }))
+}
+
+/// quinn's own socket, with fewer segments a call.
+struct HeldSocket {
+    inner: Arc<dyn AsyncUdpSocket>,
+    segments: usize,
+}
+
+impl fmt::Debug for HeldSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl AsyncUdpSocket for HeldSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        self.inner.clone().create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.inner.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [io::IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.inner.poll_recv(cx, bufs, meta)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.inner.max_transmit_segments().min(self.segments)
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.inner.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.inner.may_fragment()
+    }
+}
