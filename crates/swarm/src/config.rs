@@ -132,7 +132,7 @@ impl Default for Config {
             have_batch: 32,
             have_delay_min: ms(2),
             have_delay_max: ms(100),
-            reannounce: ms(30_000),
+            reannounce: ms(5_000),
             neighbours_target: 32,
             neighbours_max: 96,
             peers_max: 1_024,

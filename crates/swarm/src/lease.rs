@@ -155,3 +155,119 @@ impl LeaseBook {
         self.granted
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ZERO: Time = Time::ZERO;
+
+    fn granted(answer: LeaseAnswer) -> (u32, u32) {
+        match answer {
+            LeaseAnswer::Granted { first, count, .. } => (first, count),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn pieces_are_leased_once_until_they_are_held() {
+        let mut book = LeaseBook::new(70);
+        assert_eq!(granted(book.ask(ZERO, 1, 0, 10)), (0, 10));
+        assert_eq!(granted(book.ask(ZERO, 2, 0, 99)), (10, 16), "at most a lease's worth");
+        assert_eq!(granted(book.ask(ZERO, 2, 1, 16)), (64, 6), "the last block is short");
+        assert!(matches!(book.ask(ZERO, 3, 1, 0), LeaseAnswer::Retry(_)));
+        assert_eq!(granted(book.ask(ZERO, 3, 0, 0)), (26, 1), "nothing wanted is one");
+    }
+
+    #[test]
+    fn what_expires_is_given_again() {
+        let mut book = LeaseBook::new(4);
+        assert_eq!(granted(book.ask(ZERO, 1, 0, 4)), (0, 4));
+        let almost = Time(LEASE_DURATION.as_nanos() as u64 - 1);
+        assert_eq!(book.ask(almost, 2, 0, 4), LeaseAnswer::Retry(LEASE_RETRY_MIN));
+        assert_eq!(book.ask(ZERO, 2, 0, 4), LeaseAnswer::Retry(LEASE_RETRY_MAX));
+        let after = ZERO + LEASE_DURATION;
+        assert_eq!(granted(book.ask(after, 2, 0, 2)), (0, 2));
+        // The first holder was slow and gives back what is no longer its own: nothing changes.
+        book.done(after, 1, 0, 4, false);
+        assert_eq!(granted(book.ask(after, 3, 0, 4)), (2, 2));
+        // But what it holds it holds.
+        book.done(after, 1, 0, 4, true);
+        assert_eq!(book.ask(after, 3, 0, 4), LeaseAnswer::AllHeld);
+        assert_eq!((book.held(), book.granted()), (4, 8));
+    }
+
+    #[test]
+    fn what_is_given_back_or_lost_is_free() {
+        let mut book = LeaseBook::new(8);
+        assert_eq!(granted(book.ask(ZERO, 1, 0, 4)), (0, 4));
+        book.done(ZERO, 1, 1, 1, false);
+        assert_eq!(granted(book.ask(ZERO, 2, 0, 4)), (1, 1));
+        book.done(ZERO, 1, 0, 1, true);
+        book.lost(ZERO, 1);
+        assert_eq!(granted(book.ask(ZERO, 3, 0, 1)), (0, 1), "held by one that died at once");
+        assert_eq!(granted(book.ask(ZERO, 3, 0, 9)), (2, 6), "its leases");
+        book.done(ZERO, 3, 2, 6, true);
+        book.lost(ZERO + HELD_SETTLES, 3);
+        assert_eq!(book.held(), 6, "what others have had time to get is kept");
+    }
+
+    #[test]
+    fn blocks_past_the_end_and_empty_artifacts_are_all_held() {
+        let mut book = LeaseBook::new(64);
+        assert_eq!(book.ask(ZERO, 1, 1, 4), LeaseAnswer::AllHeld);
+        assert_eq!(book.ask(ZERO, 1, u32::MAX, 4), LeaseAnswer::AllHeld);
+        book.done(ZERO, 1, u32::MAX, u32::MAX, true);
+        assert_eq!(LeaseBook::new(0).ask(ZERO, 1, 0, 1), LeaseAnswer::AllHeld);
+        assert!(LeaseBook::new(u32::MAX).pieces_total() <= 65_536);
+    }
+
+    proptest! {
+        #[test]
+        fn a_live_lease_is_never_given_twice(
+            steps in prop::collection::vec((0..4u8, 0..5u64, 0..3u32, any::<u16>(), 0..20u64), 0..200)
+        ) {
+            let mut book = LeaseBook::new(150);
+            let mut live: BTreeMap<u32, (u64, Time)> = BTreeMap::new();
+            let mut now = ZERO;
+            for (kind, holder, block, number, wait) in steps {
+                now = now + Duration::from_secs(wait);
+                let (first, count) = (u32::from(number) % 160, u32::from(number) / 160 % 12);
+                match kind {
+                    0 | 1 => {
+                        if let LeaseAnswer::Granted { first, count, duration } =
+                            book.ask(now, holder, block, number % 40)
+                        {
+                            prop_assert!((1..=LEASE_PIECES_MAX).contains(&count));
+                            prop_assert_eq!(first / LEASE_BLOCK_PIECES, block);
+                            for piece in first..first + count {
+                                let before = live.insert(piece, (holder, now + duration));
+                                prop_assert!(before.is_none_or(|(_, until)| until <= now));
+                            }
+                        }
+                    }
+                    2 => {
+                        let held = number % 2 == 0;
+                        book.done(now, holder, first, count, held);
+                        for piece in first..first + count {
+                            if held && piece < 150 {
+                                live.insert(piece, (holder, Time(u64::MAX)));
+                            } else if live.get(&piece).is_some_and(|l| l.0 == holder && l.1 < Time(u64::MAX)) {
+                                live.remove(&piece);
+                            }
+                        }
+                    }
+                    _ => {
+                        book.lost(now, holder);
+                        // What it reported long ago stays; what else it had is free, or no longer sure.
+                        live.retain(|_, (of, _)| *of != holder);
+                    }
+                }
+            }
+        }
+    }
+}

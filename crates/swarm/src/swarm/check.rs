@@ -78,17 +78,37 @@ impl Swarm {
             let requests = own().filter(|request| request.piece == piece).count();
             let reads = self.reads.iter().filter(|read| !read.late && read.is_open(key, piece));
             let reads = reads.count();
-            let at = format!("piece {piece} of {key:?} is {is:?}");
             let wrong = |what: bool, state: PieceState| what != (is == Some(state));
-            ensure!(!wrong(state.held.contains(piece), PieceState::Held), "{at}; held");
-            ensure!(!wrong(fetch.missing().contains(piece), PieceState::Missing), "{at}; missing");
-            ensure!(!wrong(requests > 0, PieceState::Asked), "{at}; {requests} requests");
-            ensure!(requests <= config.copies_per_piece_max.max(1), "{at}; {requests} requests");
+            ensure!(
+                !wrong(state.held.contains(piece), PieceState::Held),
+                "piece {piece} of {key:?} is {is:?}; held"
+            );
+            ensure!(
+                !wrong(fetch.missing().contains(piece), PieceState::Missing),
+                "piece {piece} of {key:?} is {is:?}; missing"
+            );
+            ensure!(
+                !wrong(requests > 0, PieceState::Asked),
+                "piece {piece} of {key:?} is {is:?}; {requests} requests"
+            );
+            ensure!(
+                requests <= config.copies_per_piece_max.max(1),
+                "piece {piece} of {key:?} is {is:?}; {requests} requests"
+            );
             let leased = fetch.leases.contains_key(&piece);
-            ensure!(!wrong(leased, PieceState::Leased), "{at}; leased");
-            ensure!(!wrong(reads == 1, PieceState::Origin), "{at}; {reads} reads");
+            ensure!(
+                !wrong(leased, PieceState::Leased),
+                "piece {piece} of {key:?} is {is:?}; leased"
+            );
+            ensure!(
+                !wrong(reads == 1, PieceState::Origin),
+                "piece {piece} of {key:?} is {is:?}; {reads} reads"
+            );
             let holders = state.neighbours.values().filter(|holds| holds.contains(piece)).count();
-            ensure!(usize::from(fetch.available(piece)) == holders, "{at}; {holders} holders");
+            ensure!(
+                usize::from(fetch.available(piece)) == holders,
+                "piece {piece} of {key:?} is {is:?}; {holders} holders"
+            );
         }
         Ok(())
     }

@@ -18,23 +18,23 @@ use shoal_swarm::{
 };
 
 /// The artifact that most tests have one of.
-pub const SWARM: SwarmKey = SwarmKey(1);
+pub(crate) const SWARM: SwarmKey = SwarmKey(1);
 
 /// What a test may change.
-pub struct Setup {
-    pub machines: usize,
-    pub pieces: u32,
-    pub zones: usize,
-    pub seed: u64,
-    pub regions: usize,
+pub(crate) struct Setup {
+    pub(crate) machines: usize,
+    pub(crate) pieces: u32,
+    pub(crate) zones: usize,
+    pub(crate) seed: u64,
+    pub(crate) regions: usize,
     /// Part of the requests and control messages that vanish.
-    pub loss: f64,
-    pub piece_time: Duration,
-    pub config: Config,
+    pub(crate) loss: f64,
+    pub(crate) piece_time: Duration,
+    pub(crate) config: Config,
 }
 
 impl Setup {
-    pub fn new(machines: usize, pieces: u32, seed: u64) -> Self {
+    pub(crate) fn new(machines: usize, pieces: u32, seed: u64) -> Self {
         Self {
             machines,
             pieces,
@@ -58,7 +58,8 @@ struct Machine {
     peers: BTreeMap<PeerKey, usize>,
     disk: BTreeMap<SwarmKey, Bitmap>,
     goals: BTreeMap<SwarmKey, Purpose>,
-    live: BTreeSet<RequestId>,
+    /// Requests under way, and on which connection.
+    live: BTreeMap<RequestId, PeerKey>,
     up_free: Time,
     down_free: Time,
     wake: Option<Time>,
@@ -92,9 +93,9 @@ struct Upload {
     piece: u32,
 }
 
-pub struct Net {
+pub(crate) struct Net {
     setup: Setup,
-    pub now: Time,
+    pub(crate) now: Time,
     machines: Vec<Machine>,
     queue: BinaryHeap<Reverse<(Time, u64, usize, u32)>>,
     what: BTreeMap<u64, What>,
@@ -104,11 +105,15 @@ pub struct Net {
     books: Vec<Option<BTreeMap<SwarmKey, LeaseBook>>>,
     bucket: bool,
     bucket_free: Time,
-    pub origin_pieces: u32,
+    pub(crate) origin_pieces: u32,
     origin_by_piece: BTreeMap<u32, u32>,
     /// Pieces that the bucket gives wrong.
-    pub spoilt: BTreeSet<u32>,
-    pub events: u64,
+    pub(crate) spoilt: BTreeSet<u32>,
+    pub(crate) events: u64,
+    /// Deaths, births and starts that are still to come.
+    planned: u32,
+    /// Somebody completed, died or was planned to.
+    news: bool,
 }
 
 fn node(n: usize) -> NodeId {
@@ -117,16 +122,16 @@ fn node(n: usize) -> NodeId {
     NodeId(bytes)
 }
 
-pub fn secs(s: u64) -> Time {
+pub(crate) fn secs(s: u64) -> Time {
     Time(s * 1_000_000_000)
 }
 
-pub fn millis(ms: u64) -> Time {
+pub(crate) fn millis(ms: u64) -> Time {
     Time(ms * 1_000_000)
 }
 
 impl Net {
-    pub fn new(setup: Setup) -> Self {
+    pub(crate) fn new(setup: Setup) -> Self {
         let mut rng = Pcg32::seed_from_u64(setup.seed);
         let machines = (0..setup.machines)
             .map(|at| Machine {
@@ -137,7 +142,7 @@ impl Net {
                 peers: BTreeMap::new(),
                 disk: BTreeMap::new(),
                 goals: BTreeMap::new(),
-                live: BTreeSet::new(),
+                live: BTreeMap::new(),
                 up_free: Time::ZERO,
                 down_free: Time::ZERO,
                 wake: None,
@@ -163,6 +168,8 @@ impl Net {
             origin_by_piece: BTreeMap::new(),
             spoilt: BTreeSet::new(),
             events: 0,
+            planned: 0,
+            news: true,
             setup,
         }
     }
@@ -170,6 +177,7 @@ impl Net {
     fn push(&mut self, at: Time, machine: usize, what: What) {
         let life = self.machines.get(machine).map_or(0, |m| m.life);
         self.queue.push(Reverse((at, self.next, machine, life)));
+        self.planned += u32::from(matches!(what, What::Start(..)));
         self.what.insert(self.next, what);
         self.next += 1;
     }
@@ -183,14 +191,14 @@ impl Net {
         loss > 0.0 && self.rng.random_bool(loss)
     }
 
-    pub fn fetch_purpose(&self, machine: usize, priority: u8) -> Purpose {
+    pub(crate) fn fetch_purpose(&self, machine: usize, priority: u8) -> Purpose {
         let fleet = self.machines.len() as u32;
         let may_lease = may_lease(machine_hash(&node(machine), &ArtifactId::EMPTY), fleet);
         Purpose::Fetch { priority, may_lease, fleet }
     }
 
     /// All machines fetch [`SWARM`], each from about now.
-    pub fn everybody_fetches(&mut self) {
+    pub(crate) fn everybody_fetches(&mut self) {
         for machine in 0..self.machines.len() {
             let at = Time(self.rng.random_range(0..20_000_000));
             let purpose = self.fetch_purpose(machine, 1);
@@ -198,65 +206,62 @@ impl Net {
         }
     }
 
-    pub fn start(&mut self, at: Time, machine: usize, key: SwarmKey, purpose: Purpose) {
+    pub(crate) fn start(&mut self, at: Time, machine: usize, key: SwarmKey, purpose: Purpose) {
         self.push(at, machine, What::Start(key, purpose));
     }
 
     /// The machine has these pieces on its disk.
-    pub fn put(&mut self, machine: usize, key: SwarmKey, have: Bitmap) {
+    pub(crate) fn put(&mut self, machine: usize, key: SwarmKey, have: Bitmap) {
         self.machines[machine].disk.insert(key, have);
     }
 
-    pub fn corrupts(&mut self, machine: usize) {
+    pub(crate) fn corrupts(&mut self, machine: usize) {
         self.machines[machine].corrupts = true;
     }
 
-    pub fn dies(&mut self, at: Time, machine: usize) {
+    pub(crate) fn dies(&mut self, at: Time, machine: usize) {
         self.push_any_life(at, machine, What::Die);
     }
 
-    pub fn reborn(&mut self, at: Time, machine: usize) {
+    pub(crate) fn reborn(&mut self, at: Time, machine: usize) {
         self.push_any_life(at, machine, What::Reborn);
     }
 
     fn push_any_life(&mut self, at: Time, machine: usize, what: What) {
         self.queue.push(Reverse((at, self.next, machine, u32::MAX)));
+        self.planned += 1;
         self.what.insert(self.next, what);
         self.next += 1;
     }
 
-    pub fn region_dies(&mut self, at: Time, region: usize) {
+    pub(crate) fn region_dies(&mut self, at: Time, region: usize) {
         self.push_any_life(at, 0, What::RegionDies(region));
     }
 
-    pub fn bucket_dies(&mut self, at: Time) {
+    pub(crate) fn bucket_dies(&mut self, at: Time) {
         self.push_any_life(at, 0, What::BucketDies);
     }
 
-    pub fn uploaded(&self, machine: usize) -> u32 {
+    pub(crate) fn uploaded(&self, machine: usize) -> u32 {
         self.machines[machine].uploaded
     }
 
-    pub fn completed(&self, machine: usize, key: SwarmKey) -> Option<Time> {
+    pub(crate) fn completed(&self, machine: usize, key: SwarmKey) -> Option<Time> {
         self.machines[machine].completed.get(&key).copied()
     }
 
-    pub fn swarm(&self, machine: usize) -> &Swarm {
-        &self.machines[machine].swarm
-    }
-
     /// Copies of the artifact that were read from the bucket.
-    pub fn origin_copies(&self) -> f64 {
+    pub(crate) fn origin_copies(&self) -> f64 {
         f64::from(self.origin_pieces) / f64::from(self.setup.pieces)
     }
 
     /// How often the piece read most often was read.
-    pub fn origin_most(&self) -> u32 {
+    pub(crate) fn origin_most(&self) -> u32 {
         self.origin_by_piece.values().copied().max().unwrap_or(0)
     }
 
     /// Runs until all live machines hold all that they fetch; panics when that is not so by `limit`.
-    pub fn run(&mut self, limit: Time) {
+    pub(crate) fn run(&mut self, limit: Time) {
         self.run_until(limit, |_| false);
         for (at, machine) in self.machines.iter().enumerate().filter(|(_, m)| m.alive) {
             for key in machine.goals.keys() {
@@ -278,7 +283,7 @@ impl Net {
     }
 
     /// Runs until `stop`, or all is done and nobody will be reborn or start, or `limit`.
-    pub fn run_until(&mut self, limit: Time, stop: impl Fn(&Self) -> bool) {
+    pub(crate) fn run_until(&mut self, limit: Time, stop: impl Fn(&Self) -> bool) {
         while let Some(Reverse((at, id, machine, life))) = self.queue.pop() {
             let what = self.what.remove(&id).unwrap();
             if at > limit {
@@ -286,15 +291,16 @@ impl Net {
             }
             self.now = at;
             self.events += 1;
+            let start = matches!(what, What::Start(..));
+            let plan = life == u32::MAX || start;
+            self.planned -= u32::from(plan);
+            self.news |= plan;
             if life == u32::MAX || self.machines[machine].life == life {
                 self.happens(machine, what);
             }
-            let pending = || {
-                self.what.values().any(|what| {
-                    matches!(what, What::Reborn | What::Start(..) | What::Die | What::RegionDies(_))
-                })
-            };
-            if stop(self) || (self.all_done() && !pending()) {
+            let maybe = self.planned == 0 && self.news;
+            self.news = false;
+            if stop(self) || (maybe && self.all_done()) {
                 return;
             }
         }
@@ -311,7 +317,7 @@ impl Net {
             }
             What::Ended(request, swarm, piece, outcome) => {
                 let m = &mut self.machines[machine];
-                if m.live.remove(&request) {
+                if m.live.remove(&request).is_some() {
                     if outcome == Outcome::Verified {
                         assert!(m.disk.get_mut(&swarm).unwrap().insert(piece), "fetched twice");
                     }
@@ -436,11 +442,14 @@ impl Net {
             return;
         }
         if let Event::PeerDown { peer } = event {
-            self.machines[machine].peers.remove(&peer);
+            let m = &mut self.machines[machine];
+            m.peers.remove(&peer);
+            // What was under way on the connection ended with it.
+            m.live.retain(|_, on| *on != peer);
         }
         let swarm = &mut self.machines[machine].swarm;
         swarm.handle(self.now, event);
-        if self.events.is_multiple_of(8) {
+        if self.events.is_multiple_of(64) {
             let checked = swarm.check_invariants();
             assert!(checked.is_ok(), "seed {}: {checked:?} at {}", self.setup.seed, self.now);
         }
@@ -483,7 +492,7 @@ impl Net {
                 self.send(from, peer, Event::PeerLeft { peer, swarm });
             }
             Action::Fetch { request, peer, swarm, piece } => {
-                self.machines[from].live.insert(request);
+                self.machines[from].live.insert(request, peer);
                 let Some(to) = self.machines[from].peers.get(&peer).copied() else { return };
                 if self.lost() {
                     return;
@@ -545,6 +554,7 @@ impl Net {
             Action::Completed { swarm } => {
                 assert!(self.machines[from].disk[&swarm].is_full(), "completed and not whole");
                 self.machines[from].completed.insert(swarm, self.now);
+                self.news = true;
             }
         }
     }
@@ -553,7 +563,7 @@ impl Net {
         let Some(record) = self.uploads.remove(&upload) else { return };
         assert!(self.machines[from].disk[&record.swarm].contains(record.piece));
         let to = &self.machines[record.to];
-        let wanted = to.life == record.to_life && to.live.contains(&record.request);
+        let wanted = to.life == record.to_life && to.live.contains_key(&record.request);
         if !wanted {
             // It was cancelled meanwhile: the stream is reset at once.
             let at = self.now + self.delay();
@@ -561,10 +571,12 @@ impl Net {
             return;
         }
         let took = self.setup.piece_time;
-        let begin = self.machines[from].up_free.max(self.machines[record.to].down_free);
-        let end = begin.max(self.now) + took;
-        self.machines[from].up_free = end;
-        self.machines[record.to].down_free = end;
+        // Each line carries one piece after the other; the slower queue decides.
+        let up = self.machines[from].up_free.max(self.now) + took;
+        let down = self.machines[record.to].down_free.max(self.now) + took;
+        self.machines[from].up_free = up;
+        self.machines[record.to].down_free = down;
+        let end = up.max(down);
         self.machines[from].uploaded += 1;
         let outcome =
             if self.machines[from].corrupts { Outcome::Corrupt } else { Outcome::Verified };
