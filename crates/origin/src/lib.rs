@@ -31,7 +31,8 @@
 //!
 //! Bytes move in chunks of [`CHUNK_BYTES`]. Every chunk in memory holds a permit of a budget that the
 //! whole process shares, one for what is read here ([`CHUNKS_READ_MAX`]) and one for what callers send
-//! ([`CHUNKS_SENT_MAX`]), so ten copies at once take no more memory than one.
+//! ([`CHUNKS_SENT_MAX`]), so ten copies at once take no more memory than one. Chunks that are read from
+//! files are used again (`pool.rs`), because the allocator would not give them back.
 //!
 //! # Reading
 //!
@@ -42,6 +43,7 @@
 
 mod bucket;
 mod error;
+mod pool;
 mod read;
 mod retry;
 #[cfg(test)]

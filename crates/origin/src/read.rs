@@ -1,15 +1,16 @@
 //! Ranged reads whose answers are checked.
 
-use std::ops::Range;
+use std::{fs::File, ops::Range, os::unix::fs::FileExt, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
-use object_store::{GetOptions, GetRange, ObjectStoreExt, path::Path};
+use futures::TryStreamExt;
+use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectStoreExt, path::Path};
 use shoal_proto::{
     ArtifactId, EncodingId,
     manifest::{Location, PieceSize},
 };
 
-use crate::{bucket::Bucket, error::OriginError, retry::retried};
+use crate::{bucket::Bucket, error::OriginError, pool, retry::retried};
 
 /// The longest range of one GET, in bytes: one piece of the largest kind, or several smaller. More
 /// would only make a broken answer dearer to read again.
@@ -80,54 +81,87 @@ impl Bucket {
     }
 
     /// Reads exactly `range` of an object, trying again when that may help.
-    pub(crate) async fn get_range(
-        &self,
-        key: &Path,
-        range: Range<u64>,
-    ) -> Result<Bytes, OriginError> {
+    async fn get_range(&self, key: &Path, range: Range<u64>) -> Result<Bytes, OriginError> {
         let range = &range;
         retried("read", || async move {
-            let options = GetOptions {
-                range: Some(GetRange::Bounded(range.clone())),
-                ..GetOptions::default()
-            };
-            let wrong = |got: String| OriginError::WrongRange {
-                key: key.to_string(),
-                asked: range.clone(),
-                got,
-            };
-            let answer = match self.store().get_opts(key, options).await {
+            let answer = match self.open_range(key, range).await? {
                 Ok(answer) => answer,
-                Err(error) => {
-                    // Stores differ in how they refuse a range past the end; ask for the length.
-                    let error = self.error(key, error);
-                    if error.is_transient()
-                        || matches!(error, OriginError::Store(object_store::Error::Generic { .. }))
-                    {
-                        let meta = self.store().head(key).await;
-                        if let Ok(meta) = meta
-                            && meta.size < range.end
-                        {
-                            return Ok(Err(wrong(format!("an object of {} bytes", meta.size))));
-                        }
-                    }
-                    return Err(error);
-                }
+                short => return Ok(short.map(|_| Bytes::new())),
             };
-            // Shorter than asked for: the object is, and it will not grow.
-            if answer.meta.size < range.end {
-                return Ok(Err(wrong(format!("an object of {} bytes", answer.meta.size))));
-            }
-            if answer.range != *range {
-                return Err(wrong(format!("bytes {:?}", answer.range)));
-            }
             let bytes = answer.bytes().await.map_err(|e| self.error(key, e))?;
-            if bytes.len() as u64 != range.end - range.start {
-                return Err(wrong(format!("{} bytes", bytes.len())));
-            }
+            self.check_len(key, range, bytes.len() as u64)?;
             Ok(Ok(bytes))
         })
         .await?
+    }
+
+    /// The same for a chunk of at most [`CHUNK_BYTES`](crate::CHUNK_BYTES) on its way elsewhere: it may
+    /// come in several pieces, and its memory is used again.
+    pub(crate) async fn get_chunk(
+        &self,
+        key: &Path,
+        range: Range<u64>,
+    ) -> Result<Vec<Bytes>, OriginError> {
+        let range = &range;
+        retried("read", || async move {
+            let answer = match self.open_range(key, range).await? {
+                Ok(answer) => answer,
+                short => return Ok(short.map(|_| Vec::new())),
+            };
+            let pieces = match answer.payload {
+                GetResultPayload::File(file, path) => {
+                    vec![read_file(Arc::new(file), path, range.clone()).await?]
+                }
+                GetResultPayload::Stream(stream) => {
+                    stream.try_collect().await.map_err(|e| self.error(key, e))?
+                }
+            };
+            self.check_len(key, range, pieces.iter().map(|piece| piece.len() as u64).sum())?;
+            Ok(Ok(pieces))
+        })
+        .await?
+    }
+
+    fn wrong_range(&self, key: &Path, asked: &Range<u64>, got: String) -> OriginError {
+        OriginError::WrongRange { key: key.to_string(), asked: asked.clone(), got }
+    }
+
+    fn check_len(&self, key: &Path, asked: &Range<u64>, len: u64) -> Result<(), OriginError> {
+        if len == asked.end - asked.start {
+            return Ok(());
+        }
+        Err(self.wrong_range(key, asked, format!("{len} bytes")))
+    }
+
+    /// Asks for `range`. The outer error may pass; the inner one will not: the object is shorter.
+    async fn open_range(
+        &self,
+        key: &Path,
+        range: &Range<u64>,
+    ) -> Result<Result<GetResult, OriginError>, OriginError> {
+        let options =
+            GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
+        let short = |size: u64| self.wrong_range(key, range, format!("an object of {size} bytes"));
+        let answer = match self.store().get_opts(key, options).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                // Stores differ in how they refuse a range past the end; ask for the length.
+                if matches!(error, object_store::Error::Generic { .. })
+                    && let Ok(meta) = self.store().head(key).await
+                    && meta.size < range.end
+                {
+                    return Ok(Err(short(meta.size)));
+                }
+                return Err(self.error(key, error));
+            }
+        };
+        if answer.meta.size < range.end {
+            return Ok(Err(short(answer.meta.size)));
+        }
+        if answer.range != *range {
+            return Err(self.wrong_range(key, range, format!("bytes {:?}", answer.range)));
+        }
+        Ok(Ok(answer))
     }
 
     /// Reads a whole object of at most `limit` bytes.
@@ -160,6 +194,20 @@ impl Bucket {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Reads `range` of a local file, at most a chunk, into memory that is used again.
+pub(crate) async fn read_file(
+    file: Arc<File>,
+    path: PathBuf,
+    range: Range<u64>,
+) -> Result<Bytes, OriginError> {
+    let read = tokio::task::spawn_blocking(move || {
+        let len = (range.end - range.start) as usize;
+        pool::chunk(len, |chunk| file.read_exact_at(chunk, range.start))
+            .map_err(|source| OriginError::File { path, source })
+    });
+    read.await.map_err(|source| OriginError::Store(object_store::Error::JoinError { source }))?
 }
 
 #[cfg(test)]

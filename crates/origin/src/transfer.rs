@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    os::unix::fs::FileExt,
     path::{Path as FsPath, PathBuf},
     sync::{
         Arc,
@@ -21,6 +20,7 @@ use shoal_proto::{
 use crate::{
     bucket::{Bucket, missing, open_index, part_name},
     error::OriginError,
+    read::read_file,
     retry::retried,
     write::{CHUNK_BYTES, READ_BUDGET, verify},
 };
@@ -82,7 +82,7 @@ impl Bucket {
         let bytes = Bytes::copy_from_slice(index_bytes);
         let open = |number: u32, part: Part| {
             let path = dir.join(part_name(number));
-            async move { Ok(read_file(open_part(path, number, part).await?, part.len)) }
+            async move { Ok(read_local_part(open_part(path, number, part).await?, part.len)) }
         };
         self.transfer(&artifact, encoding, &opened, bytes, open, progress).await
     }
@@ -161,7 +161,7 @@ impl Bucket {
         Ok(())
     }
 
-    /// A part's bytes, a chunk at a time, each read when it is asked for.
+    /// A part's bytes; a chunk at a time is read, when it is asked for.
     fn read_part<'a>(
         &'a self,
         artifact: &'a ArtifactId,
@@ -170,16 +170,18 @@ impl Bucket {
         len: u64,
     ) -> impl Stream<Item = Result<Bytes, OriginError>> + Send + 'a {
         let key = self.part_key(artifact, encoding, number);
-        stream::try_unfold(0, move |offset: u64| {
+        let chunks = stream::try_unfold(0, move |offset: u64| {
             let key = key.clone();
             async move {
                 let end = (offset + CHUNK_BYTES as u64).min(len);
                 if offset == end {
                     return Ok(None);
                 }
-                Ok(Some((self.get_range(&key, offset..end).await?, end)))
+                let pieces = self.get_chunk(&key, offset..end).await?;
+                Ok::<_, OriginError>(Some((stream::iter(pieces).map(Ok), end)))
             }
-        })
+        });
+        chunks.try_flatten()
     }
 
     /// What [`Bucket::upload`] and [`Bucket::copy_from`] share: the parts that are missing, several
@@ -255,7 +257,7 @@ async fn open_part(
 }
 
 /// A file's bytes, a chunk at a time, each read when it is asked for.
-fn read_file(
+fn read_local_part(
     (file, path): (Arc<File>, PathBuf),
     len: u64,
 ) -> impl Stream<Item = Result<Bytes, OriginError>> + Send {
@@ -266,15 +268,7 @@ fn read_file(
             if offset == end {
                 return Ok(None);
             }
-            let read = tokio::task::spawn_blocking(move || {
-                let mut chunk = vec![0; (end - offset) as usize];
-                match file.read_exact_at(&mut chunk, offset) {
-                    Ok(()) => Ok(Bytes::from(chunk)),
-                    Err(source) => Err(OriginError::File { path, source }),
-                }
-            });
-            let chunk =
-                read.await.map_err(|source| object_store::Error::JoinError { source })??;
+            let chunk = read_file(file, path, offset..end).await?;
             Ok(Some((chunk, end)))
         }
     })
