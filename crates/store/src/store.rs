@@ -426,21 +426,25 @@ impl Store {
         Ok(Some(body))
     }
 
-    /// All artifacts on the disk, in no particular order, without opening them.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] when the directory cannot be read.
-    pub fn list(&self) -> Result<Vec<ArtifactSummary>, StoreError> {
+    /// All artifacts on the disk, in no particular order, without opening them. A directory that cannot be read
+    /// is logged and has none.
+    #[must_use]
+    pub fn list(&self) -> Vec<ArtifactSummary> {
         let dir = &self.shared.artifacts;
-        let mut all = Vec::new();
-        for entry in fs::read_dir(dir).at(dir)? {
-            let entry = entry.at(dir)?;
-            let Some(Ok(artifact)) = entry.file_name().to_str().map(str::parse) else { continue };
-            if let Some(summary) = summary(artifact, &entry.path()) {
-                all.push(summary);
+        let entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(error) => {
+                tracing::error!(path = %dir.display(), %error, "the store cannot be listed");
+                return Vec::new();
             }
-        }
-        Ok(all)
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| {
+                let artifact = entry.file_name().to_str()?.parse().ok()?;
+                summary(artifact, &entry.path())
+            })
+            .collect()
     }
 
     /// Removes an artifact with all that belongs to it; true when it was there. Handles on it can read on and
