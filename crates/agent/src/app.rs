@@ -153,7 +153,7 @@ impl AppTask {
         let artifact = self.open(goal).await?;
         let fleet = goal.machines_estimate;
         let engine = &self.machine.engine;
-        let mut status = engine.join(artifact.clone(), goal.encoding, goal.priority, fleet).await;
+        let mut status = engine.join(artifact.clone(), goal.priority, fleet).await;
         if !artifact.is_complete() {
             let every = Duration::from_millis(u64::from(fleet)).clamp(PROGRESS_MIN, PROGRESS_MAX);
             let mut told = None;
@@ -186,7 +186,10 @@ impl AppTask {
     async fn open(&self, goal: &Goal) -> Result<Arc<Artifact>, FetchError> {
         let machine = self.machine.clone();
         let id = goal.artifact;
-        if let Some(artifact) = blocking(move || machine.store.get(&id)).await? {
+        // What is whole needs no index; what is not is gone on with by the goal's encoding.
+        if let Some(artifact) = blocking(move || machine.store.get(&id)).await?
+            && (artifact.is_complete() || artifact.encoding() == goal.encoding)
+        {
             return Ok(artifact);
         }
         let index = self.machine.index(goal).await.map_err(FetchError::Transient)?;
@@ -213,7 +216,7 @@ impl AppTask {
         let id = goal.artifact;
         if let Ok(Some(artifact)) = blocking(move || machine.store.get(&id)).await {
             let (priority, fleet) = (goal.priority, goal.machines_estimate);
-            self.machine.engine.join(artifact, goal.encoding, priority, fleet).await;
+            self.machine.engine.join(artifact, priority, fleet).await;
         }
     }
 

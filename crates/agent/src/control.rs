@@ -158,7 +158,6 @@ pub(crate) async fn seed(machine: &Arc<Machine>, artifact: ArtifactId) {
     if let Ok(Some(held)) = held
         && held.is_complete()
     {
-        let encoding = shoal_proto::EncodingId(*blake3::hash(&held.index_bytes()).as_bytes());
-        machine.engine.join(held, encoding, 0, 0).await;
+        machine.engine.join(held, 0, 0).await;
     }
 }

@@ -21,7 +21,7 @@ use shoal_proto::{
     peer::{PeerAddr, StreamReply, StreamRequest},
     region::FetchProgress,
 };
-use shoal_store::{Artifact, Store};
+use shoal_store::Artifact;
 use shoal_swarm::{
     Config, Event, Outcome, PeerKey, Purpose, RequestId, Swarm, SwarmKey, Time, UploadId,
     machine_hash, may_lease,
@@ -63,13 +63,7 @@ pub(crate) struct FetchStatus {
 /// What the engine is told by the rest of the agent.
 enum Command {
     /// Take part in a swarm.
-    Start {
-        artifact: Arc<Artifact>,
-        encoding: EncodingId,
-        priority: u8,
-        fleet: u32,
-        status: watch::Sender<FetchStatus>,
-    },
+    Start { artifact: Arc<Artifact>, priority: u8, fleet: u32, status: watch::Sender<FetchStatus> },
     /// Take part no longer.
     Stop(ArtifactId),
 }
@@ -123,7 +117,6 @@ pub(crate) struct Parts {
     pub(crate) gossip: Gossip,
     pub(crate) regions: Regions,
     pub(crate) bucket: Bucket,
-    pub(crate) store: Store,
     pub(crate) goals: Arc<Goals>,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -157,7 +150,6 @@ impl Engine {
     pub(crate) async fn join(
         &self,
         artifact: Arc<Artifact>,
-        encoding: EncodingId,
         priority: u8,
         fleet: u32,
     ) -> watch::Receiver<FetchStatus> {
@@ -172,7 +164,7 @@ impl Engine {
             }
             running.insert(id, receiver.clone());
         }
-        let command = Command::Start { artifact, encoding, priority, fleet, status: sender };
+        let command = Command::Start { artifact, priority, fleet, status: sender };
         // It fails only when the agent is stopping; then the receiver is closed too.
         let _ = self.inputs.send(Input::Command(command)).await;
         receiver
@@ -252,8 +244,8 @@ impl Driver {
 
     fn input(&mut self, input: Input) {
         match input {
-            Input::Command(Command::Start { artifact, encoding, priority, fleet, status }) => {
-                self.start_swarm(artifact, encoding, priority, fleet, status);
+            Input::Command(Command::Start { artifact, priority, fleet, status }) => {
+                self.start_swarm(artifact, priority, fleet, status);
             }
             Input::Command(Command::Stop(artifact)) => {
                 if let Some(swarm) = self.by_artifact.remove(&artifact) {
@@ -289,7 +281,6 @@ impl Driver {
     fn start_swarm(
         &mut self,
         artifact: Arc<Artifact>,
-        encoding: EncodingId,
         priority: u8,
         fleet: u32,
         status: watch::Sender<FetchStatus>,
@@ -313,6 +304,7 @@ impl Driver {
             status.progress.pieces_total = pieces;
         });
         self.by_artifact.insert(id, swarm);
+        let encoding = artifact.encoding();
         let part = Part { artifact, encoding, layout, status, known: BTreeMap::new() };
         self.swarms.insert(swarm, part);
         let purpose = if have.is_full() {

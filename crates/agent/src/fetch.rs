@@ -6,7 +6,7 @@ use bytes::Bytes;
 use shoal_origin::Bucket;
 use shoal_pieces::{Decoder, verify_piece};
 use shoal_proto::{
-    EncodingId, PieceIndex,
+    PieceIndex,
     manifest::{Codec, Location},
     peer::{StreamReply, StreamRequest},
 };
@@ -128,35 +128,28 @@ impl Kitchen {
         }
     }
 
-    /// Reads leased pieces from the bucket and takes each in; `ended` hears of every one of them.
+    /// Reads a leased piece from the bucket and takes it in.
     pub(crate) async fn from_origin(
         self: &Arc<Self>,
         bucket: &Bucket,
         artifact: &Arc<Artifact>,
-        encoding: EncodingId,
         layout: &[Location],
-        first: u32,
-        count: u32,
-        mut ended: impl AsyncFnMut(PieceIndex, Fetched),
-    ) {
-        let id = artifact.manifest().artifact;
-        for at in first..first + count {
-            let piece = PieceIndex(at);
-            let raw_len = artifact.manifest().piece_len(piece);
-            let Ok(_budget) = self.receive.acquire_many(raw_len as u32).await else { return };
-            let codec = artifact.index().pieces.get(at as usize).map(|stored| stored.codec);
-            let read = bucket.read_pieces(&id, &encoding, layout, at, 1).await;
-            let fetched = match (read.map(|mut pieces| pieces.pop()), codec) {
-                (Ok(Some(stored)), Some(codec)) => {
-                    self.take_in(artifact, piece, codec, stored).await
-                }
-                (Err(error), _) => {
-                    tracing::warn!(artifact = %id, %piece, error = format!("{error:#}"), "cannot read from the bucket");
-                    Fetched::without(Outcome::Failed)
-                }
-                (Ok(_), _) => Fetched::without(Outcome::Failed),
-            };
-            ended(piece, fetched).await;
+        piece: PieceIndex,
+    ) -> Fetched {
+        let (id, encoding) = (artifact.manifest().artifact, artifact.encoding());
+        let raw_len = artifact.manifest().piece_len(piece);
+        let Ok(_budget) = self.receive.acquire_many(raw_len as u32).await else {
+            return Fetched::without(Outcome::Failed);
+        };
+        let codec = artifact.index().pieces.get(piece.0 as usize).map(|stored| stored.codec);
+        let read = bucket.read_pieces(&id, &encoding, layout, piece.0, 1).await;
+        match (read.map(|mut pieces| pieces.pop()), codec) {
+            (Ok(Some(stored)), Some(codec)) => self.take_in(artifact, piece, codec, stored).await,
+            (Err(error), _) => {
+                tracing::warn!(artifact = %id, %piece, error = format!("{error:#}"), "cannot read from the bucket");
+                Fetched::without(Outcome::Failed)
+            }
+            (Ok(_), _) => Fetched::without(Outcome::Failed),
         }
     }
 }

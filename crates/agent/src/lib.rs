@@ -140,7 +140,7 @@ async fn start(
 
     let mut endpoint = EndpointConfig::new(config.listen, identity.clone(), trust.clone());
     endpoint.max_connections = config.max_connections;
-    let (endpoint, incoming) = Endpoint::bind(endpoint).await?;
+    let (endpoint, incoming) = Endpoint::bind(&endpoint)?;
     let gossip_config = GossipConfig::new(config.gossip_listen, identity, trust, region);
     let (gossip, heard) = Gossip::start(gossip_config).await?;
     for seed in &config.gossip_seeds {
@@ -166,7 +166,6 @@ async fn start(
         gossip: gossip.clone(),
         regions: regions.clone(),
         bucket: bucket.clone(),
-        store: store.clone(),
         goals: goals.clone(),
         metrics: metrics.clone(),
     };

@@ -94,7 +94,8 @@ impl Machine {
         let machine = self.clone();
         let listed = tokio::task::spawn_blocking(move || machine.store.list()).await;
         let wanted = self.retention.all();
-        for artifact in listed.into_iter().flatten().map(|summary| summary.artifact) {
+        let Ok(listed) = listed else { return };
+        for artifact in listed.into_iter().map(|summary| summary.artifact) {
             if wanted.contains(&artifact) {
                 continue;
             }

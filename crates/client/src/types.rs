@@ -354,7 +354,7 @@ pub struct ClaimedJob {
     /// The lease that every later call must name.
     pub lease: String,
     /// How often to send a heartbeat.
-    pub heartbeat_s: u32,
+    pub heartbeat_s: f64,
     /// The main bucket.
     pub bucket: String,
 }

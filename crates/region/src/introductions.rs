@@ -100,7 +100,8 @@ impl Register {
         let mut rng = rand::rng();
         // From a random place on: neighbours in the register are no neighbours in any other way.
         let mut looks = (want * LOOKS_PER_WANTED).min(self.entries.len());
-        let mut at = if self.entries.is_empty() { 0 } else { rng.random_range(0..self.entries.len()) };
+        let mut at =
+            if self.entries.is_empty() { 0 } else { rng.random_range(0..self.entries.len()) };
         while looks > 0 && !self.entries.is_empty() {
             looks -= 1;
             at %= self.entries.len();

@@ -102,7 +102,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
     let mut settings = EndpointConfig::new(config.listen, identity.clone(), trust.clone());
     settings.max_connections = config.max_connections;
-    let (endpoint, incoming) = Endpoint::bind(settings).await?;
+    let (endpoint, incoming) = Endpoint::bind(&settings)?;
     let settings = GossipConfig::new(config.gossip_listen, identity, trust, region.clone());
     let (gossip, heard) = Gossip::start(settings).await?;
     for peer in &config.peers {

@@ -91,13 +91,21 @@ impl Machines {
     }
 
     /// A machine polled; returns whether its reports are to be told again, or an error when there is no room.
-    pub(crate) fn polled(&self, info: MachineInfo, digest: u64, now: Instant) -> Result<bool, String> {
+    pub(crate) fn polled(
+        &self,
+        info: MachineInfo,
+        digest: u64,
+        now: Instant,
+    ) -> Result<bool, String> {
         let mut state = self.lock();
         let name = info.addr.machine.clone();
         let entry = state.enter(info, now)?;
-        let known = reports_digest(entry.reports.iter().map(|(app, kept)| {
-            (app, kept.report.revision, kept.report.sequence)
-        }));
+        let known = reports_digest(
+            entry
+                .reports
+                .iter()
+                .map(|(app, kept)| (app, kept.report.revision, kept.report.sequence)),
+        );
         let again = known != digest;
         let told = entry.told;
         if told.is_none_or(|told| now.duration_since(told) >= SEEN_INTERVAL) {
@@ -140,12 +148,8 @@ impl Machines {
     pub(crate) fn open_wave(&self, goal: &Goal, halted: bool, now: Instant) -> OpenWave {
         let mut state = self.lock();
         let State { machines, rollouts, .. } = &mut *state;
-        let fresh = || Rollout {
-            revision: goal.revision,
-            waves: Waves::new(0),
-            since: now,
-            looked: None,
-        };
+        let fresh =
+            || Rollout { revision: goal.revision, waves: Waves::new(0), since: now, looked: None };
         let rollout = rollouts.entry(goal.app.clone()).or_insert_with(fresh);
         if rollout.revision != goal.revision {
             *rollout = fresh();
@@ -327,7 +331,10 @@ mod tests {
         assert_eq!(second.reports[0].report.state, MachineState::Active);
         machines.reported(info("m1"), vec![report(1, MachineState::Fetching)], now).unwrap();
         machines.told(&second, now);
-        assert!(machines.batch(now).is_none_or(|batch| batch.reports.is_empty()), "older is not newer");
+        assert!(
+            machines.batch(now).is_none_or(|batch| batch.reports.is_empty()),
+            "older is not newer"
+        );
     }
 
     #[test]
@@ -349,7 +356,9 @@ mod tests {
             machines.polled(info(&format!("m{at}")), 0, start).unwrap();
         }
         let goal = goal(vec![100, 500]);
-        let open = |halted, at| machines.open_wave(&goal, halted, start + Duration::from_secs(at)).open_permille;
+        let open = |halted, at| {
+            machines.open_wave(&goal, halted, start + Duration::from_secs(at)).open_permille
+        };
         let first = open(false, 1);
         assert!(first > 0 && first < 1_000);
         assert_eq!(open(false, 2), first, "no success, no next wave");

@@ -43,10 +43,20 @@ impl Metrics {
             requests: counters("shoal_region_requests_total", "Requests of machines.", "kind")?,
             unchanged: counter("shoal_region_polls_unchanged_total", "Polls without news.")?,
             leased: counter("shoal_region_leased_pieces_total", "Pieces leased, repeats counted.")?,
-            goals: counters("shoal_region_goals_total", "Goals that arrived, by what became of them.", "result")?,
+            goals: counters(
+                "shoal_region_goals_total",
+                "Goals that arrived, by what became of them.",
+                "result",
+            )?,
             machines: gauge("shoal_region_machines", "Machines known.")?,
-            backlog: gauge("shoal_region_report_backlog_machines", "Machines with news that the coordinator has not been told.")?,
-            failed_batches: counter("shoal_region_failed_batches_total", "Batches of reports that the coordinator did not take.")?,
+            backlog: gauge(
+                "shoal_region_report_backlog_machines",
+                "Machines with news that the coordinator has not been told.",
+            )?,
+            failed_batches: counter(
+                "shoal_region_failed_batches_total",
+                "Batches of reports that the coordinator did not take.",
+            )?,
             registry,
         })
     }

@@ -76,7 +76,7 @@ impl Server {
                 Incoming::Message(connection, PeerMessage::Hello { .. }) => {
                     let hello = PeerMessage::Hello { me: self.me.clone(), revisions: vec![] };
                     // An agent that does not read its queue learns nothing else here either.
-                    let _ = connection.try_send(hello);
+                    let _ = connection.try_send(&hello);
                 }
                 Incoming::Closed(connection, _) => self.lost(&connection),
                 Incoming::Connected(_) | Incoming::Message(..) => {}
@@ -109,11 +109,10 @@ impl Server {
         } else {
             match &request.request {
                 StreamRequest::Piece { .. } => StreamReply::NotHere,
-                StreamRequest::Index { artifact, encoding } => {
-                    self.index(artifact, encoding).await.map_or(StreamReply::NotHere, |bytes| {
-                        StreamReply::Index(bytes.to_vec())
-                    })
-                }
+                StreamRequest::Index { artifact, encoding } => self
+                    .index(artifact, encoding)
+                    .await
+                    .map_or(StreamReply::NotHere, |bytes| StreamReply::Index(bytes.to_vec())),
                 StreamRequest::Region(question) => {
                     StreamReply::Region(self.region_reply(&member, question.clone()).await)
                 }
@@ -208,7 +207,8 @@ impl Server {
             .collect();
         let opening = waves.iter().any(|wave| wave.open_permille < shoal_rollout::ALL_PERMILLE);
         let poll_after_ms = if opening { self.poll_ms.min(WAVE_POLL_MS) } else { self.poll_ms };
-        if goals_digest(goals.iter().map(|known| (&known.goal.app, known.goal.revision))) == digest {
+        if goals_digest(goals.iter().map(|known| (&known.goal.app, known.goal.revision))) == digest
+        {
             self.metrics.unchanged.inc();
             return RegionReply::Unchanged { waves, poll_after_ms, want_reports };
         }

@@ -152,12 +152,30 @@ impl EndpointConfig {
         id_key.copy_from_slice(&derive(b"shoal quic connection id v1").as_ref()[..8]);
         let id_key = u64::from_le_bytes(id_key);
 
-        let mut endpoint = quinn::EndpointConfig::new(Arc::new(reset));
+        let mut endpoint = quinn::EndpointConfig::new(Arc::new(ResetKey(reset)));
         endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)));
         endpoint
             .max_udp_payload_size(self.mtu_max.max(1_472))
             .map_err(|error| TransportError::Config(error.to_string()))?;
         Ok(endpoint)
+    }
+}
+
+/// The key of stateless resets. quinn has such a type of its own, but which library's key it takes hangs on
+/// the features that other crates of the build turn on.
+struct ResetKey(hmac::Key);
+
+impl quinn::crypto::HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], signature_out: &mut [u8]) {
+        signature_out.copy_from_slice(hmac::sign(&self.0, data).as_ref());
+    }
+
+    fn signature_len(&self) -> usize {
+        hmac::HMAC_SHA256.digest_algorithm().output_len()
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), quinn::crypto::CryptoError> {
+        hmac::verify(&self.0, data, signature).map_err(|_| quinn::crypto::CryptoError)
     }
 }
 

@@ -161,12 +161,12 @@ impl Driver {
         let Some(part) = self.swarms.get(&swarm) else { return };
         let (kitchen, inputs) = (self.kitchen.clone(), self.inputs.clone());
         let (bucket, artifact) = (self.parts.bucket.clone(), part.artifact.clone());
-        let (encoding, layout) = (part.encoding, part.layout.clone());
+        let layout = part.layout.clone();
         tokio::spawn(async move {
-            let ended = async |piece, fetched| {
+            for piece in (first..first + count).map(PieceIndex) {
+                let fetched = kitchen.from_origin(&bucket, &artifact, &layout, piece).await;
                 let _ = inputs.send(Input::OriginPiece(swarm, piece, fetched)).await;
-            };
-            kitchen.from_origin(&bucket, &artifact, encoding, &layout, first, count, ended).await;
+            }
         });
     }
 }

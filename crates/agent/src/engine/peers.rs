@@ -36,7 +36,7 @@ impl Driver {
             revisions: self.parts.goals.revisions(),
         };
         // A new connection's queue is empty.
-        let _ = connection.try_send(hello);
+        let _ = connection.try_send(&hello);
         if let Some(old) = self.by_node.insert(member.node, peer) {
             self.forget(old);
         }
@@ -61,7 +61,7 @@ impl Driver {
     pub(super) fn closed(&mut self, connection: &Connection, reason: &str) {
         let node = connection.member().node;
         let Some(peer) = self.by_node.get(&node).copied() else { return };
-        if !self.peers.get(&peer).is_some_and(|state| state.connection.same_as(connection)) {
+        if !self.peers.get(&peer).is_some_and(|state| state.connection == *connection) {
             return;
         }
         tracing::debug!(machine = %connection.member().machine, reason, "neighbour gone");
@@ -143,7 +143,7 @@ impl Driver {
         for (app, revision) in revisions {
             if let Some(goal) = known.get(app).filter(|known| known.goal.revision > *revision) {
                 // Lost when its queue is full; its poll is the certain way.
-                let _ = state.connection.try_send(PeerMessage::Goal(goal.signed.clone()));
+                let _ = state.connection.try_send(&PeerMessage::Goal(goal.signed.clone()));
             }
         }
         let gossip = (me.node, me.gossip);
@@ -190,7 +190,7 @@ impl Driver {
             && state.exchanged.insert(swarm)
         {
             // Only a help: lost when the queue is full.
-            let _ = state.connection.try_send(PeerMessage::Peers { artifact, peers: others });
+            let _ = state.connection.try_send(&PeerMessage::Peers { artifact, peers: others });
         }
     }
 
@@ -204,7 +204,7 @@ impl Driver {
         let Some(part) = self.swarms.get(&swarm) else { return };
         let Some(state) = self.peers.get_mut(&peer) else { return };
         let message = message(part.artifact.manifest().artifact);
-        if let Err(SendError::Full) = state.connection.try_send(message) {
+        if let Err(SendError::Full) = state.connection.try_send(&message) {
             state.resend.insert(swarm);
         }
     }
@@ -218,7 +218,7 @@ impl Driver {
                 let Some(part) = swarms.get(swarm) else { return false };
                 let artifact = part.artifact.manifest().artifact;
                 let message = PeerMessage::Join { artifact, have: part.artifact.have() };
-                matches!(connection.try_send(message), Err(SendError::Full))
+                matches!(connection.try_send(&message), Err(SendError::Full))
             });
         }
     }

@@ -1,0 +1,264 @@
+//! One attempt at a job: fetch, check out, build, cut, upload; beside it heartbeats and the log.
+
+use std::{
+    io::SeekFrom,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use backon::{ExponentialBuilder, Retryable as _};
+use bytes::Bytes;
+use shoal_client::{
+    Client,
+    types::{ClaimedJob, FinishRequest, LeaseRef, Outcome},
+};
+use shoal_origin::Bucket;
+use shoal_proto::manifest::PieceSize;
+use shoal_store::{CutOptions, cut};
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    build::{BuildCommand, output},
+    worker::Worker,
+};
+
+/// How often new output goes to the coordinator.
+const LOG_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How much of it goes in one call.
+const LOG_CHUNK_BYTES: u64 = 256 << 10;
+
+/// How long a finished job is reported before it is given up: then it is lost, and will be built again.
+const FINISH_RETRIES: usize = 60;
+
+/// Why an attempt ends before its work does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// An operator cancelled the job.
+    Cancelled,
+    /// The job was given to another worker.
+    Lost,
+}
+
+/// A directory that is removed with everything in it.
+struct BuildDir(PathBuf);
+
+impl Drop for BuildDir {
+    fn drop(&mut self) {
+        crate::build::kill_marked(&self.0);
+        if let Err(error) = std::fs::remove_dir_all(&self.0)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(dir = %self.0.display(), %error, "cannot remove a build's directory");
+        }
+    }
+}
+
+/// Works on `claimed` to its end, and says how it ended.
+pub(crate) async fn work(worker: Arc<Worker>, claimed: ClaimedJob, stopping: CancellationToken) {
+    let id = claimed.job.id;
+    let lease = LeaseRef { attempt: claimed.job.attempt, lease: claimed.lease.clone() };
+    tracing::info!(job = id, app = %claimed.app.name, commit = %claimed.job.commit, attempt = lease.attempt, "begun");
+    let dir = worker.builds.join(format!("{id}-{}", lease.attempt));
+    let _ = std::fs::remove_dir_all(&dir);
+    let dir = BuildDir(dir);
+    let log = worker.logs.join(format!("{id}-{}.log", lease.attempt));
+    let _ = std::fs::remove_file(&log);
+
+    let outcome = {
+        let tail = tail_log(&worker.client, id, &lease, &log);
+        let work = async {
+            tokio::select! {
+                outcome = attempt(&worker, &claimed, &dir.0, &log) => Ok(outcome),
+                stop = heartbeats(&worker.client, &claimed, &lease) => Err(stop),
+                () = stopping.cancelled() => Ok(Outcome::Failed {
+                    reason: "the worker was stopped".into(),
+                    retry: true,
+                }),
+            }
+        };
+        tokio::select! {
+            outcome = work => outcome,
+            () = tail => Err(Stop::Lost),
+        }
+    };
+    drop(dir);
+    send_rest_of_log(&worker.client, id, &lease, &log).await;
+    let _ = std::fs::remove_file(&log);
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(Stop::Cancelled) => Outcome::Cancelled,
+        Err(Stop::Lost) => {
+            tracing::warn!(job = id, "the job was given to another worker");
+            worker.metrics.ended("lost");
+            return;
+        }
+    };
+    let name = match &outcome {
+        Outcome::Succeeded { .. } => "succeeded",
+        Outcome::Failed { reason, .. } => {
+            tracing::info!(job = id, %reason, "failed");
+            "failed"
+        }
+        Outcome::Cancelled => "cancelled",
+    };
+    worker.metrics.ended(name);
+    let request = FinishRequest { lease, outcome };
+    let tell = || worker.client.finish(id, &request);
+    let patient = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(500))
+        .with_max_delay(Duration::from_secs(10))
+        .with_max_times(FINISH_RETRIES)
+        .with_jitter();
+    match tell.retry(patient).when(shoal_client::ClientError::is_transient).await {
+        Ok(job) => tracing::info!(job = id, status = %job.status, "ended"),
+        Err(error) => {
+            tracing::warn!(job = id, %error, "the coordinator did not take the job's end")
+        }
+    }
+}
+
+/// Fetches, builds, cuts and uploads.
+async fn attempt(worker: &Worker, claimed: &ClaimedJob, dir: &Path, log: &Path) -> Outcome {
+    match steps(worker, claimed, dir, log).await {
+        Ok(outcome) => outcome,
+        Err(Failure { reason, retry }) => Outcome::Failed { reason, retry },
+    }
+}
+
+struct Failure {
+    reason: String,
+    retry: bool,
+}
+
+/// A failure that another attempt would meet again.
+fn for_good(reason: String) -> Failure {
+    Failure { reason, retry: false }
+}
+
+async fn steps(
+    worker: &Worker,
+    claimed: &ClaimedJob,
+    dir: &Path,
+    log: &Path,
+) -> Result<Outcome, Failure> {
+    let (app, job) = (&claimed.app, &claimed.job);
+    let local = |error: std::io::Error| Failure {
+        reason: format!("the worker's disk: {error}"),
+        retry: true,
+    };
+    std::fs::create_dir_all(dir).map_err(local)?;
+    std::fs::File::create(log).map_err(local)?;
+    let mirror = worker.git.fetch(&app.repository, &job.commit).await.map_err(for_good)?;
+    let checkout = dir.join("checkout");
+    worker.git.checkout(&mirror, &job.commit, &checkout).await.map_err(for_good)?;
+
+    let mut env: Vec<_> = worker.config.build_env.clone().into_iter().collect();
+    env.extend([
+        ("SHOAL_APP".into(), app.name.to_string()),
+        ("SHOAL_COMMIT".into(), job.commit.to_string()),
+        ("SHOAL_JOB".into(), job.id.to_string()),
+    ]);
+    BuildCommand {
+        command: &app.build_command,
+        dir: &checkout,
+        build_dir: dir,
+        env,
+        user: worker.user,
+        timeout: Duration::from_secs(u64::from(app.build_timeout_s)),
+        log,
+        log_max_bytes: worker.config.log_max_mib << 20,
+    }
+    .run()
+    .await
+    .map_err(for_good)?;
+    let file = output(&checkout, &app.output).map_err(for_good)?;
+
+    let parts = dir.join("parts");
+    std::fs::create_dir_all(&parts).map_err(local)?;
+    let options = CutOptions {
+        piece_size: app.piece_size_bytes.and_then(PieceSize::from_bytes),
+        level: worker.config.zstd_level,
+        ..CutOptions::default()
+    };
+    let cut_parts = parts.clone();
+    let cut = tokio::task::spawn_blocking(move || cut(&file, &cut_parts, &options, |_| {}))
+        .await
+        .map_err(|error| for_good(error.to_string()))?
+        .map_err(|error| Failure {
+            reason: format!("cannot cut the output: {error}"),
+            retry: true,
+        })?;
+    let network = |error: &dyn std::fmt::Display| Failure {
+        reason: format!("cannot upload to the main bucket: {error}"),
+        retry: true,
+    };
+    let bucket = Bucket::open(&claimed.bucket).map_err(|error| network(&error))?;
+    let stats = bucket
+        .upload(&parts, &cut.index, &cut.index_bytes, &cut.encoding, |_| {})
+        .await
+        .map_err(|error| network(&error))?;
+    worker.metrics.uploaded_bytes.inc_by(stats.bytes);
+    Ok(Outcome::Succeeded { artifact: cut.index.manifest.artifact, encoding: cut.encoding })
+}
+
+/// Says that the worker still builds, until it is told to stop. A coordinator that is away is no reason to.
+async fn heartbeats(client: &Client, claimed: &ClaimedJob, lease: &LeaseRef) -> Stop {
+    let every = Duration::from_secs_f64(claimed.heartbeat_s.max(0.05));
+    loop {
+        tokio::time::sleep(every).await;
+        match client.heartbeat(claimed.job.id, lease).await {
+            Ok(reply) if reply.cancel => return Stop::Cancelled,
+            Ok(_) => {}
+            Err(error) if error.code() == Some("lease_lost") => return Stop::Lost,
+            Err(error) => tracing::warn!(job = claimed.job.id, %error, "heartbeat not taken"),
+        }
+    }
+}
+
+/// Sends the log as it grows; ends only when the coordinator says that the lease is lost.
+async fn tail_log(client: &Client, job: i64, lease: &LeaseRef, log: &Path) {
+    let mut offset = 0;
+    loop {
+        tokio::time::sleep(LOG_INTERVAL).await;
+        match send_log(client, job, lease, log, &mut offset).await {
+            Ok(()) => {}
+            Err(error) if error.code() == Some("lease_lost") => return,
+            Err(error) => tracing::debug!(job, %error, "log not taken"),
+        }
+    }
+}
+
+async fn send_rest_of_log(client: &Client, job: i64, lease: &LeaseRef, log: &Path) {
+    // From the start: what is there already is not added twice, and the offset is not known here.
+    let mut offset = 0;
+    if let Err(error) = send_log(client, job, lease, log, &mut offset).await {
+        tracing::debug!(job, %error, "the end of the log was not taken");
+    }
+}
+
+async fn send_log(
+    client: &Client,
+    job: i64,
+    lease: &LeaseRef,
+    log: &Path,
+    offset: &mut u64,
+) -> Result<(), shoal_client::ClientError> {
+    let Ok(mut file) = tokio::fs::File::open(log).await else { return Ok(()) };
+    loop {
+        let mut bytes = Vec::new();
+        let read = async {
+            file.seek(SeekFrom::Start(*offset)).await?;
+            (&mut file).take(LOG_CHUNK_BYTES).read_to_end(&mut bytes).await
+        };
+        match read.await {
+            Ok(0) | Err(_) => return Ok(()),
+            Ok(read) => {
+                client.append_log(job, lease, *offset, Bytes::from(bytes)).await?;
+                *offset += read as u64;
+            }
+        }
+    }
+}

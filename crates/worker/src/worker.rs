@@ -1,0 +1,180 @@
+//! The worker process: takes jobs for as long as it has room.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use serde::Serialize;
+use shoal_client::{Client, types::ClaimRequest};
+use shoal_pki::Role;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    build::kill_marked,
+    config::{Args, Config},
+    git::Git,
+    job,
+    user::BuildUser,
+};
+
+/// How long a question for a job waits at the coordinator: DESIGN's 5 s.
+const CLAIM_WAIT_S: u32 = 5;
+
+/// How long to wait after a coordinator did not answer, at first and at most.
+const RETRY_MIN: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// What the metrics page shows; the names are documented in the README.
+pub(crate) struct Metrics {
+    registry: Registry,
+    ended: IntCounterVec,
+    running: IntGauge,
+    pub(crate) uploaded_bytes: IntCounter,
+}
+
+impl Metrics {
+    fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let ended = IntCounterVec::new(
+            Opts::new("shoal_worker_attempts_total", "Attempts that ended, by how."),
+            &["outcome"],
+        )?;
+        registry.register(Box::new(ended.clone()))?;
+        let running = IntGauge::new("shoal_worker_running_jobs", "Jobs being worked on.")?;
+        registry.register(Box::new(running.clone()))?;
+        let uploaded_bytes = IntCounter::new(
+            "shoal_worker_uploaded_bytes_total",
+            "Bytes of part objects written to the main bucket.",
+        )?;
+        registry.register(Box::new(uploaded_bytes.clone()))?;
+        Ok(Self { registry, ended, running, uploaded_bytes })
+    }
+
+    pub(crate) fn ended(&self, outcome: &str) {
+        self.ended.with_label_values(&[outcome]).inc();
+    }
+}
+
+/// What all attempts share.
+pub(crate) struct Worker {
+    pub(crate) config: Config,
+    pub(crate) client: Client,
+    pub(crate) git: Git,
+    pub(crate) user: Option<BuildUser>,
+    pub(crate) builds: PathBuf,
+    pub(crate) logs: PathBuf,
+    pub(crate) metrics: Metrics,
+}
+
+/// What the worker writes into `addresses.json`.
+#[derive(Serialize)]
+struct Addresses {
+    metrics: Option<std::net::SocketAddr>,
+}
+
+/// Ends what an earlier life of the worker left: processes of its builds, and their directories.
+fn clean(builds: &Path) -> anyhow::Result<()> {
+    let killed = kill_marked(builds);
+    if killed > 0 {
+        tracing::warn!(killed, "ended processes of builds that an earlier worker left");
+    }
+    if builds.exists() {
+        std::fs::remove_dir_all(builds)
+            .with_context(|| format!("cannot remove {}", builds.display()))?;
+    }
+    std::fs::create_dir_all(builds).with_context(|| format!("cannot make {}", builds.display()))
+}
+
+/// Runs a worker until SIGTERM or SIGINT; a build under way is given back.
+///
+/// # Errors
+/// One line that says what is wrong with the configuration or the identity.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let config: Config = shoal_process::load_config(args.config.as_deref(), &args)?;
+    config.check()?;
+    let token = shoal_process::shutdown()?;
+    let (identity, trust) = shoal_process::load_identity(&config.identity)?;
+    let member = identity.member();
+    anyhow::ensure!(
+        member.role == Role::Worker,
+        "the certificate in {} is a {}'s, not a worker's",
+        config.identity.display(),
+        member.role
+    );
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("cannot make {}", config.data_dir.display()))?;
+    let data_dir = config.data_dir.canonicalize()?;
+    // One worker a directory: the other's builds would be taken for leftovers.
+    let lock_path = data_dir.join("lock");
+    let lock = std::fs::File::create(&lock_path)?;
+    lock.try_lock().map_err(|_| {
+        anyhow::anyhow!("another worker uses {}: give each its own data_dir", data_dir.display())
+    })?;
+    let user = BuildUser::find(&config.build_user, &data_dir)?;
+    let builds = data_dir.join("builds");
+    clean(&builds)?;
+    let logs = data_dir.join("logs");
+    std::fs::create_dir_all(&logs)?;
+    let git = Git::open(&data_dir, Duration::from_secs(config.fetch_timeout_s))?;
+    let client = Client::new(&config.coordinators, &identity, &trust)?;
+    let slots = config.slots;
+    let metrics_listen = config.metrics_listen;
+    let metrics = Metrics::new()?;
+    let registry = metrics.registry.clone();
+    let worker = Arc::new(Worker { config, client, git, user, builds, logs, metrics });
+    let metrics = match metrics_listen {
+        Some(listen) => Some(shoal_process::serve_metrics(listen, registry, token.clone()).await?),
+        None => None,
+    };
+    shoal_process::announce(&data_dir, &Addresses { metrics })?;
+    tracing::info!(machine = %member.machine, "ready");
+    claim(&worker, slots, &token).await;
+    drop(lock);
+    Ok(())
+}
+
+async fn claim(worker: &Arc<Worker>, slots: usize, token: &CancellationToken) {
+    let room = Arc::new(Semaphore::new(slots));
+    let mut running = tokio::task::JoinSet::new();
+    let request = ClaimRequest {
+        incarnation: format!("{:032x}", rand::random::<u128>()),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        wait_s: CLAIM_WAIT_S,
+    };
+    let mut pause = RETRY_MIN;
+    loop {
+        let place = token.run_until_cancelled(room.clone().acquire_owned()).await;
+        let Some(Ok(place)) = place else { break };
+        // An answer on its way when the worker is stopped is a job that the reaper finds: ask to the end.
+        let claimed = worker.client.claim(&request).await;
+        while running.try_join_next().is_some() {}
+        match claimed {
+            Ok(Some(claimed)) => {
+                pause = RETRY_MIN;
+                let (worker, token) = (worker.clone(), token.clone());
+                running.spawn(async move {
+                    let _place = place;
+                    worker.metrics.running.inc();
+                    job::work(worker.clone(), claimed, token).await;
+                    worker.metrics.running.dec();
+                });
+            }
+            Ok(None) => pause = RETRY_MIN,
+            Err(error) => {
+                tracing::warn!(%error, "cannot ask for a job");
+                let wait = pause.mul_f64(rand::random_range(0.5..1.5));
+                token.run_until_cancelled(tokio::time::sleep(wait)).await;
+                pause = (pause * 2).min(RETRY_MAX);
+            }
+        }
+        if token.is_cancelled() {
+            break;
+        }
+    }
+    while running.join_next().await.is_some() {}
+}

@@ -1,0 +1,9 @@
+//! The whole of Shoal with real processes on loopback, each test a cluster of its own.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod by_hand;
+mod deploys;
+mod faults;
+mod harness;
+mod membership;
+mod pipeline;
