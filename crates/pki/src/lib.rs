@@ -24,6 +24,9 @@ mod member;
 mod tls;
 mod trust;
 
+#[cfg(test)]
+mod tests;
+
 pub use authority::{
     CERTIFICATE_DAYS, CERTIFICATE_DAYS_MAX, CertificateAuthority, HOSTS_MAX, IssueRequest, Issued,
 };

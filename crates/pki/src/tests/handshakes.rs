@@ -1,0 +1,142 @@
+//! TLS handshakes in memory.
+
+use std::sync::Arc;
+
+use rustls::{CipherSuite, ClientConnection, Error, ServerConnection, pki_types::ServerName};
+
+use super::{CLUSTER, Cluster, bundle, cluster, identity, sign};
+use crate::{ClientAuth, Role, Trust, client_config, server_config, server_name};
+
+const ALPN: &[&[u8]] = &[b"test/1"];
+
+/// Runs a handshake to its end: the first error of either side, or both connections.
+fn shake(
+    client: rustls::ClientConfig,
+    server: rustls::ServerConfig,
+    name: &str,
+) -> Result<(ClientConnection, ServerConnection), Error> {
+    let name = ServerName::try_from(name.to_string()).unwrap();
+    let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
+    let mut server = ServerConnection::new(Arc::new(server)).unwrap();
+    for _ in 0..10 {
+        let mut wire = Vec::new();
+        client.write_tls(&mut wire).unwrap();
+        server.read_tls(&mut wire.as_slice()).unwrap();
+        server.process_new_packets()?;
+        wire.clear();
+        server.write_tls(&mut wire).unwrap();
+        client.read_tls(&mut wire.as_slice()).unwrap();
+        client.process_new_packets()?;
+        if !client.is_handshaking() && !server.is_handshaking() && !client.wants_write() {
+            return Ok((client, server));
+        }
+    }
+    panic!("the handshake does not end");
+}
+
+fn ends(
+    server: &Cluster,
+    client: &Cluster,
+    client_trust: &Trust,
+    server_trust: &Trust,
+    name: &str,
+) -> Result<(ClientConnection, ServerConnection), Error> {
+    let region = identity(&server.ca, "r1", Role::Region);
+    let agent = identity(&client.ca, "m1", Role::Agent);
+    shake(
+        client_config(&agent, client_trust, ALPN).unwrap(),
+        server_config(&region, server_trust, ALPN, ClientAuth::Required).unwrap(),
+        name,
+    )
+}
+
+#[test]
+fn members_shake_hands() {
+    let one = cluster(CLUSTER);
+    for name in [server_name(CLUSTER).as_str(), "localhost", "127.0.0.1"] {
+        let (client, server) = ends(&one, &one, &one.trust, &one.trust, name).unwrap();
+        let suite = client.negotiated_cipher_suite().unwrap().suite();
+        assert_eq!(suite, CipherSuite::TLS13_AES_128_GCM_SHA256);
+        assert_eq!(server.alpn_protocol(), Some(ALPN[0]));
+        let shown = server.peer_certificates().unwrap();
+        assert_eq!(one.trust.verify_certificate(&shown[0]).unwrap().machine.as_str(), "m1");
+    }
+}
+
+#[test]
+fn a_wrong_host_name_is_refused() {
+    let one = cluster(CLUSTER);
+    for name in ["elsewhere", "127.0.0.2", "atoll.shoal"] {
+        let error = ends(&one, &one, &one.trust, &one.trust, name).unwrap_err();
+        assert!(error.to_string().contains("NotValidForName"), "{error}");
+    }
+}
+
+#[test]
+fn another_ca_is_refused_by_either_side() {
+    let (ours, theirs) = (cluster(CLUSTER), cluster(CLUSTER));
+    let name = server_name(CLUSTER);
+    // The client refuses a server of another CA.
+    let error = ends(&theirs, &ours, &ours.trust, &ours.trust, &name).unwrap_err();
+    assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+    // The server refuses a client of another CA, even one that believes the server.
+    let error = ends(&ours, &theirs, &ours.trust, &ours.trust, &name).unwrap_err();
+    assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+}
+
+#[test]
+fn a_revoked_client_is_refused() {
+    let one = cluster(CLUSTER);
+    let agent = identity(&one.ca, "m1", Role::Agent);
+    let region = identity(&one.ca, "r1", Role::Region);
+    let mut bundle = bundle(&one.ca, &one.signer);
+    bundle.revoked.push(agent.member().node);
+    let strict = sign(&one.signer, &bundle);
+    let error = shake(
+        client_config(&agent, &one.trust, ALPN).unwrap(),
+        server_config(&region, &strict, ALPN, ClientAuth::Required).unwrap(),
+        &server_name(CLUSTER),
+    )
+    .unwrap_err();
+    assert!(error.to_string().contains("Revoked"), "{error}");
+}
+
+#[test]
+fn a_client_without_a_certificate_comes_in_only_where_it_may() {
+    let one = cluster(CLUSTER);
+    let region = identity(&one.ca, "r1", Role::Region);
+    let anonymous = || {
+        let agent = identity(&one.ca, "m1", Role::Agent);
+        let mut config = client_config(&agent, &one.trust, ALPN).unwrap();
+        config.client_auth_cert_resolver = Arc::new(NoCertificate);
+        config
+    };
+    let server = |auth| server_config(&region, &one.trust, ALPN, auth).unwrap();
+    let name = server_name(CLUSTER);
+    let error = shake(anonymous(), server(ClientAuth::Required), &name).unwrap_err();
+    assert!(matches!(error, Error::NoCertificatesPresented), "{error}");
+    let (_, server_side) = shake(anonymous(), server(ClientAuth::Optional), &name).unwrap();
+    assert!(server_side.peer_certificates().is_none());
+    // A certificate that is shown must be good even there.
+    let stranger = identity(&cluster(CLUSTER).ca, "m1", Role::Agent);
+    let config = client_config(&stranger, &one.trust, ALPN).unwrap();
+    let error = shake(config, server(ClientAuth::Optional), &name).unwrap_err();
+    assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+}
+
+#[derive(Debug)]
+struct NoCertificate;
+
+impl rustls::client::ResolvesClientCert for NoCertificate {
+    fn resolve(
+        &self,
+        _root_hint_subjects: &[&[u8]],
+        _sigschemes: &[rustls::SignatureScheme],
+    ) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
