@@ -42,6 +42,7 @@ mod membership;
 mod node;
 mod settings;
 mod stats;
+mod swarm;
 #[cfg(test)]
 mod tests;
 

@@ -71,13 +71,16 @@ pub(crate) const DIALS_MAX: usize = 8;
 /// How long the members' certificates are believed before they are checked again: they expire.
 pub(crate) const RECHECK: Duration = Duration::from_secs(600);
 
+/// Links outside the mesh are idle most of the time, and are kept for so long.
+pub(crate) const IDLE_MAX: Duration = Duration::from_secs(86_400);
+
 /// How long closing connections may take at the end.
 pub(crate) const SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 
 /// Time for a dialed address to answer, and for a listener to start.
 pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(5);
 
-/// Goals are of one machine's making: how far the ids of a message may be cut. 160 bits.
+/// A message's id is the first 160 bits of its content's hash: no two contents share one.
 const MESSAGE_ID_BYTES: usize = 20;
 
 /// Streams that a peer may have open: gossipsub, identify and membership need five.
