@@ -58,6 +58,9 @@ const GATHER: Duration = Duration::from_millis(250);
 /// How often every goal is published again, for machines that joined since: gossip drops what it knows.
 const REPUBLISH_INTERVAL: Duration = Duration::from_secs(60);
 
+/// How many machines may be connected on the gossip plane: region processes are where new ones begin.
+const GOSSIP_PEERS_MAX: u32 = 400;
+
 /// How long the last reports may take to go out when the process stops.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -103,7 +106,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut settings = EndpointConfig::new(config.listen, identity.clone(), trust.clone());
     settings.max_connections = config.max_connections;
     let (endpoint, incoming) = Endpoint::bind(&settings)?;
-    let settings = GossipConfig::new(config.gossip_listen, identity, trust, region.clone());
+    let mut settings = GossipConfig::new(config.gossip_listen, identity, trust, region.clone());
+    settings.max_peers = GOSSIP_PEERS_MAX;
     let (gossip, heard) = Gossip::start(settings).await?;
     for peer in &config.peers {
         let resolved = tokio::net::lookup_host(peer)
