@@ -1,2 +1,230 @@
-//! Under construction.
-fn main() {}
+//! `shoal`: one program, a subcommand a role.
+//!
+//! The processes ([`Command::Coordinator`] and its like) live in crates of their own, which take their
+//! flags as an `Args` and do the rest in `run`. What is here is the operator's side: the keys of a
+//! cluster ([`pki`]), the calls against the coordinator's API (one module a noun), how their answers are
+//! shown ([`show`]), and the [`demo`], which starts the real processes and does what an operator would.
+//!
+//! An error is one line on stderr that says what to do, and exit code 1; a wrong flag is clap's, code 2.
+
+mod apps;
+mod artifacts;
+mod connect;
+mod demo;
+mod deploy;
+mod fleet;
+mod jobs;
+mod pki;
+mod show;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use shoal_process::LogFormat;
+
+/// Builds a commit, copies the artifact to every region, and swarms it to every machine.
+#[derive(Parser)]
+#[command(name = "shoal", version, disable_help_subcommand = true)]
+struct Cli {
+    /// How log lines on stderr look.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    log_format: LogFormat,
+    /// Stop when standard input is closed: for a parent that may die.
+    #[arg(long, global = true, hide = true)]
+    stop_with_stdin: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+#[allow(clippy::large_enum_variant)] // Made once a process.
+enum Command {
+    /// Make a cluster's keys, and certificates for its machines.
+    #[command(subcommand)]
+    Pki(pki::PkiCommand),
+    /// Run a coordinator: API, job queue, replication, rollouts.
+    Coordinator(shoal_coordinator::Args),
+    /// Run a worker: takes build jobs.
+    Worker(shoal_worker::Args),
+    /// Run a region process: goals, introductions, leases and reports of one region.
+    Region(shoal_region::Args),
+    /// Run an agent: on each target machine.
+    Agent(AgentArgs),
+    /// Register apps and show them.
+    #[command(subcommand)]
+    App(apps::AppCommand),
+    /// Ask for a build of a commit.
+    Build(jobs::BuildArgs),
+    /// List build jobs, newest first.
+    Jobs(jobs::JobsArgs),
+    /// Show one build job, or its log.
+    Job(jobs::JobArgs),
+    /// Cancel a build job.
+    Cancel(jobs::CancelArgs),
+    /// List artifacts, newest first.
+    Artifacts(artifacts::ArtifactsArgs),
+    /// Show one artifact and its copy in each region.
+    Artifact(artifacts::ArtifactArgs),
+    /// Make a ready file an artifact of an app.
+    Publish(artifacts::PublishArgs),
+    /// Set what an app's machines shall run.
+    Deploy(deploy::DeployArgs),
+    /// Set it back to what they ran before.
+    Rollback(deploy::RollbackArgs),
+    /// Show how each app's rollout is.
+    Status(deploy::StatusArgs),
+    /// List machines and what they run.
+    Machines(fleet::MachinesArgs),
+    /// List regions.
+    Regions(fleet::RegionsArgs),
+    /// Take a region out of service: it holds up no deployment.
+    Drain(fleet::DrainArgs),
+    /// Put a region back into service.
+    Undrain(fleet::DrainArgs),
+    /// Start a whole cluster on this machine and deploy a build to it.
+    Demo(demo::DemoArgs),
+}
+
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct AgentArgs {
+    #[command(subcommand)]
+    command: Option<AgentCommand>,
+    #[command(flatten)]
+    args: shoal_agent::Args,
+}
+
+#[derive(Subcommand)]
+enum AgentCommand {
+    /// Cut a local file into this machine's store, and seed it.
+    Import(ImportArgs),
+}
+
+#[derive(clap::Args)]
+struct ImportArgs {
+    /// The file.
+    file: PathBuf,
+    /// The length of a piece: a power of two from 256KiB to 16MiB; by default by the file's size.
+    #[arg(long, value_name = "SIZE")]
+    piece_size: Option<bytesize::ByteSize>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    agent: shoal_agent::Args,
+}
+
+impl ImportArgs {
+    async fn run(self) -> anyhow::Result<()> {
+        // A running agent reads the file itself, from its own directory.
+        let file = std::path::absolute(&self.file)?;
+        let piece_size = self.piece_size.map(|size| size.as_u64());
+        let imported = shoal_agent::import(self.agent, &file, piece_size).await?;
+        show::print_as(self.json, &imported, |imported| {
+            let seeding = if imported.seeding { "seeding" } else { "seeded when the agent starts" };
+            let size = show::size(imported.size_bytes);
+            format!("{}  {size} in {} pieces, {seeding}", imported.artifact, imported.pieces)
+        })
+    }
+}
+
+impl Command {
+    /// Whether it runs until it is stopped, and so writes a log.
+    fn is_process(&self) -> bool {
+        matches!(self, Self::Coordinator(_) | Self::Worker(_) | Self::Region(_) | Self::Agent(_))
+    }
+
+    async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Pki(command) => command.run(),
+            Self::Coordinator(args) => shoal_coordinator::run(args).await,
+            Self::Worker(args) => shoal_worker::run(args).await,
+            Self::Region(args) => shoal_region::run(args).await,
+            Self::Agent(AgentArgs { command: None, args }) => shoal_agent::run(args).await,
+            Self::Agent(AgentArgs { command: Some(AgentCommand::Import(args)), .. }) => {
+                args.run().await
+            }
+            Self::App(command) => command.run().await,
+            Self::Build(args) => args.run().await,
+            Self::Jobs(args) => args.run().await,
+            Self::Job(args) => args.run().await,
+            Self::Cancel(args) => args.run().await,
+            Self::Artifacts(args) => args.run().await,
+            Self::Artifact(args) => args.run().await,
+            Self::Publish(args) => args.run().await,
+            Self::Deploy(args) => args.run().await,
+            Self::Rollback(args) => args.run().await,
+            Self::Status(args) => args.run().await,
+            Self::Machines(args) => args.run().await,
+            Self::Regions(args) => args.run().await,
+            Self::Drain(args) => args.run(true).await,
+            Self::Undrain(args) => args.run(false).await,
+            Self::Demo(args) => args.run().await,
+        }
+    }
+}
+
+/// Turns the end of standard input into SIGTERM: a parent that is killed cannot say so itself, but its
+/// end of the pipe closes.
+fn stop_when_stdin_closes() {
+    std::thread::spawn(|| {
+        // Nothing is expected to be written; whatever comes is read and dropped.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+    });
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        eprintln!("shoal: another TLS provider is installed already");
+        return ExitCode::FAILURE;
+    }
+    // An operator's command shows answers; it logs only when asked to.
+    if cli.command.is_process() || std::env::var_os("SHOAL_LOG").is_some() {
+        shoal_process::init_tracing(cli.log_format);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("shoal: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        if cli.stop_with_stdin {
+            stop_when_stdin_closes();
+        }
+        cli.command.run().await
+    });
+    // A task that still blocks (a read of standard input, say) does not hold up the end.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("shoal: {}", show::one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn flags_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn unknown_flags_and_commands_are_refused() {
+        for line in [&["shoal", "staus"][..], &["shoal", "status", "--jsno"], &["shoal"]] {
+            let error = Cli::try_parse_from(line).err().map(|error| error.exit_code());
+            assert_eq!(error, Some(2), "{line:?}");
+        }
+    }
+}

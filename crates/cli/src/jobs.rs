@@ -1,0 +1,217 @@
+//! `shoal build`, `jobs`, `job`, `cancel`.
+
+use std::{io, time::Duration};
+
+use anyhow::bail;
+use shoal_client::{
+    Client,
+    types::{BuildRequest, Job},
+};
+use shoal_proto::{AppName, CommitSha, state::JobStatus};
+
+use crate::{connect::Connection, show};
+
+/// How often a job that is waited for is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How many rows a list has when nothing is said.
+pub(crate) const LIST_LIMIT: u32 = 50;
+
+#[derive(clap::Args)]
+pub(crate) struct BuildArgs {
+    /// The app.
+    app: AppName,
+    /// The full commit SHA.
+    commit: String,
+    /// Wait until the job has ended; exit 1 unless it SUCCEEDED.
+    #[arg(long)]
+    wait: bool,
+    /// Print its log on stderr meanwhile; waits, too.
+    #[arg(long)]
+    follow: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct JobsArgs {
+    /// Only jobs of this app.
+    #[arg(long)]
+    app: Option<AppName>,
+    /// How many at most.
+    #[arg(long, default_value_t = LIST_LIMIT)]
+    limit: u32,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct JobArgs {
+    /// The job's number.
+    job: i64,
+    /// Print its log instead.
+    #[arg(long, conflicts_with = "json")]
+    log: bool,
+    /// Print its log as it comes until the job has ended.
+    #[arg(long, conflicts_with = "json")]
+    follow: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct CancelArgs {
+    /// The job's number.
+    job: i64,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl BuildArgs {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        // Read here and not by clap: a SHA that is none is told like one that is not known.
+        let commit: CommitSha = self.commit.parse()?;
+        let client = self.connection.client()?;
+        let mut job = client.build(&BuildRequest { app: self.app, commit }).await?;
+        if self.follow || self.wait {
+            if !self.connection.json {
+                eprintln!("job {} is {}: {}", job.id, job.status, job.name);
+            }
+            job = wait(&client, job.id, self.follow.then_some(&mut io::stderr() as _)).await?;
+        }
+        show::print_as(self.connection.json, &job, detail)?;
+        if (self.follow || self.wait) && job.status != JobStatus::Succeeded {
+            bail!("{}", failure(&job));
+        }
+        Ok(())
+    }
+}
+
+impl JobsArgs {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let jobs = self.connection.client()?.jobs(self.app.as_ref(), self.limit).await?;
+        show::print_as(self.connection.json, &jobs, |jobs| list(jobs))
+    }
+}
+
+impl JobArgs {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let client = self.connection.client()?;
+        if self.follow {
+            let job = wait(&client, self.job, Some(&mut io::stdout())).await?;
+            if job.status != JobStatus::Succeeded {
+                bail!("{}", failure(&job));
+            }
+            return Ok(());
+        }
+        if self.log {
+            let mut offset = 0;
+            while copy_log(&client, self.job, &mut offset, &mut io::stdout()).await? {}
+            return Ok(());
+        }
+        let job = client.job(self.job).await?;
+        show::print_as(self.connection.json, &job, detail)
+    }
+}
+
+impl CancelArgs {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let job = self.connection.client()?.cancel_job(self.job).await?;
+        show::print_as(self.connection.json, &job, detail)
+    }
+}
+
+/// Passes on what the log has from `offset` on, 1 MiB at most; whether there was anything.
+async fn copy_log(
+    client: &Client,
+    job: i64,
+    offset: &mut u64,
+    out: &mut (dyn io::Write + Send),
+) -> anyhow::Result<bool> {
+    let bytes = client.job_log(job, *offset).await?;
+    *offset += bytes.len() as u64;
+    out.write_all(&bytes)?;
+    out.flush()?;
+    Ok(!bytes.is_empty())
+}
+
+/// Waits for a job's end, and copies its log to `log` meanwhile. A coordinator that is away for a while
+/// does not end the waiting.
+async fn wait(
+    client: &Client,
+    id: i64,
+    mut log: Option<&mut (dyn io::Write + Send)>,
+) -> anyhow::Result<Job> {
+    let mut offset = 0;
+    loop {
+        // The job is read before the log: what it wrote up to its end is then in the log.
+        let job = match client.job(id).await {
+            Ok(job) => job,
+            Err(error) if error.is_transient() => {
+                eprintln!("shoal: {error}; trying again");
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if let Some(log) = &mut log {
+            while copy_log(client, id, &mut offset, *log).await? {}
+        }
+        if job.status.is_terminal() {
+            return Ok(job);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Why a job has no artifact, in a line.
+pub(crate) fn failure(job: &Job) -> String {
+    let reason = job.reason.as_deref().unwrap_or("no reason given");
+    format!("job {} is {}: {reason} (its log: shoal job {} --log)", job.id, job.status, job.id)
+}
+
+fn list(jobs: &[Job]) -> String {
+    let mut table =
+        show::table(&["JOB", "APP", "COMMIT", "STATUS", "ASKED", "TOOK", "WORKER", "REASON"]);
+    for job in jobs {
+        let took = show::seconds_between(job.started_at_ms, job.finished_at_ms);
+        table.add_row([
+            job.id.to_string(),
+            job.app.to_string(),
+            job.commit.short().to_string(),
+            job.status.to_string(),
+            show::ago(job.created_at_ms),
+            took.map_or("-".into(), |s| show::duration(Duration::from_secs_f64(s))),
+            job.worker.clone().unwrap_or_else(|| "-".into()),
+            job.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    show::render(&table, "no jobs yet: ask for one with shoal build APP SHA")
+}
+
+fn detail(job: &Job) -> String {
+    let mut table = show::table(&["JOB", &job.id.to_string()]);
+    let mut row = |key: &str, value: Option<String>| {
+        if let Some(value) = value {
+            table.add_row([key, &value]);
+        }
+    };
+    row("status", Some(job.status.to_string()));
+    row("reason", job.reason.clone());
+    row("app", Some(job.app.to_string()));
+    row("commit", Some(job.commit.to_string()));
+    row("name", Some(job.name.clone()));
+    row("artifact", job.artifact.map(|artifact| artifact.to_string()));
+    row("asked", Some(format!("{} by {}", show::ago(job.created_at_ms), job.requested_by)));
+    let queued = show::seconds_between(Some(job.created_at_ms), job.started_at_ms);
+    row("queued", queued.map(|s| format!("{s:.1} s")));
+    let took = show::seconds_between(job.started_at_ms, job.finished_at_ms);
+    row("took", took.map(|s| format!("{s:.1} s")));
+    row("worker", job.worker.clone());
+    row("attempt", Some(format!("{} of {}", job.attempt, job.max_attempts)));
+    for attempt in &job.attempts {
+        let reason = attempt.reason.as_deref().unwrap_or("under way");
+        row(&format!("attempt {}", attempt.attempt), Some(format!("{}: {reason}", attempt.worker)));
+    }
+    show::render(&table, "")
+}

@@ -1,0 +1,121 @@
+//! How answers look: tables, JSON, sizes and times.
+
+use std::{
+    io::{self, Write as _},
+    time::{Duration, SystemTime},
+};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+/// Prints `text` and a newline on stdout. A reader that has gone away (`| head`) is no error of ours.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    match writeln!(io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Prints `value` as JSON.
+pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print(&serde_json::to_string_pretty(value)?)
+}
+
+/// Prints JSON when `json`, else what `human` makes of it.
+pub(crate) fn print_as<T: Serialize>(
+    json: bool,
+    value: &T,
+    human: impl FnOnce(&T) -> String,
+) -> anyhow::Result<()> {
+    if json { print_json(value) } else { print(&human(value)) }
+}
+
+/// An empty table with these column titles, no lines, as wide as its content.
+pub(crate) fn table(titles: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(titles.to_vec());
+    table
+}
+
+/// A table as text, without the blanks that pad its last column; `nothing` when it has no rows.
+pub(crate) fn render(table: &Table, nothing: &str) -> String {
+    if table.is_empty() {
+        return nothing.into();
+    }
+    let lines: Vec<_> = table.lines().map(|line| line.trim_end().to_string()).collect();
+    // The preset leaves a blank before the first column.
+    let indent = lines.iter().all(|line| line.starts_with(' '));
+    lines
+        .iter()
+        .map(|line| if indent { &line[1..] } else { line.as_str() })
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// A size as people read it: `256.0 MiB`.
+pub(crate) fn size(bytes: u64) -> String {
+    bytesize::ByteSize::b(bytes).to_string()
+}
+
+/// A moment as time gone by: `3m 5s ago`.
+pub(crate) fn ago(at_ms: i64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let at = Duration::from_millis(u64::try_from(at_ms).unwrap_or(0));
+    format!("{} ago", duration(now.saturating_sub(at)))
+}
+
+/// A duration with at most its two greatest units: `3m 5s`, `2days 4h`, `0s`.
+pub(crate) fn duration(duration: Duration) -> String {
+    let whole = humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string();
+    whole.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// The time between two moments in seconds; none when one of them is not there yet.
+pub(crate) fn seconds_between(from_ms: Option<i64>, to_ms: Option<i64>) -> Option<f64> {
+    let millis = to_ms?.saturating_sub(from_ms?).max(0);
+    Some(millis as f64 / 1_000.0)
+}
+
+/// An error and its causes in one line.
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
+    let mut causes: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        // Many an error's own text holds its cause's already.
+        if !causes.iter().any(|said| said.contains(&text)) {
+            causes.push(text);
+        }
+    }
+    causes.join(": ").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_sizes_are_short() {
+        assert_eq!(duration(Duration::from_millis(400)), "0s");
+        assert_eq!(duration(Duration::from_secs(3_725)), "1h 2m");
+        assert_eq!(size(256 << 20), "256.0 MiB");
+        assert_eq!(seconds_between(Some(1_000), Some(2_500)), Some(1.5));
+        assert_eq!(seconds_between(None, Some(1)), None);
+    }
+
+    #[test]
+    fn tables_have_no_lines_and_no_trailing_blanks() {
+        let mut table = table(&["NAME", "STATE"]);
+        assert_eq!(render(&table, "none"), "none");
+        table.add_row(["web", "RUNNING"]).add_row(["longer", "OK"]);
+        assert_eq!(render(&table, "none"), "NAME    STATE\nweb     RUNNING\nlonger  OK");
+    }
+
+    #[test]
+    fn an_error_is_one_line_and_says_nothing_twice() {
+        let error = anyhow::anyhow!("no such\nfile").context("cannot read x: no such\nfile");
+        assert_eq!(one_line(&error), "cannot read x: no such file");
+        let error = anyhow::anyhow!("cause").context("effect");
+        assert_eq!(one_line(&error), "effect: cause");
+    }
+}
