@@ -1,1 +1,208 @@
-//! Under construction.
+//! The coordinator: the one process that owns the database.
+//!
+//! Everything else is told by it or tells it, over one HTTP API with mutual TLS (`api`): operators register
+//! apps, ask for builds, publish files and set goals; workers take jobs and end them; region processes
+//! follow the goals and hand in their machines' reports. A certificate's role decides which of the three groups of
+//! calls its holder may use.
+//!
+//! The API changes the database (`shoal-queue`) and answers; what goes on by itself is four tasks, each of which
+//! may stop and start anywhere, because all that it knows is in the database:
+//!
+//! - `replicate` copies artifacts from the main bucket into the regions' buckets;
+//! - `rollout` counts machines and ends rollouts by the rules of `shoal-rollout`;
+//! - `reaper` gives on the jobs of workers that are gone;
+//! - `metrics` keeps the gauges.
+//!
+//! Who waits is woken: a queued job, a finished upload, a new goal and a batch of reports each ring a bell
+//! (`tokio::sync::Notify`) for those who would otherwise look again a second later, which is how what *another*
+//! coordinator on the same database did is noticed.
+//!
+//! Goals are made and signed in `goals`, inside the transaction that numbers them. Uploads stream through
+//! into the main bucket, and an index is stored only when every part is proved (`uploads`). The jobs' logs are plain
+//! files (`logs`).
+
+mod api;
+mod config;
+mod error;
+mod goals;
+mod logs;
+mod metrics;
+mod reaper;
+mod registry;
+mod replicate;
+mod rollout;
+mod state;
+mod uploads;
+mod view;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use serde::Serialize;
+use shoal_origin::Bucket;
+use shoal_pki::{ClientAuth, GoalSigner, Role, Trust};
+use shoal_queue::{Queue, sqlite_url};
+use tokio::{
+    sync::Notify,
+    task::{JoinHandle, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Args, Config, RegionConfig};
+
+use state::{Shared, now_ms, random_token};
+
+/// How often the gauges are brought up to date.
+const GAUGES_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Runs the coordinator until SIGTERM or SIGINT.
+///
+/// # Errors
+/// One line that says what is wrong with the configuration, the identity, the database or a bucket.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let config: Config = shoal_process::load_config(args.config.as_deref(), &args)?;
+    let token = shoal_process::shutdown()?;
+    start(config, token).await?.ended().await
+}
+
+/// Where a coordinator listens; also what it writes into `addresses.json`.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Addresses {
+    /// The API.
+    pub api: SocketAddr,
+    /// The metrics page.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// A running coordinator.
+pub struct Coordinator {
+    addresses: Addresses,
+    shared: Arc<Shared>,
+    api: JoinHandle<()>,
+    tasks: JoinSet<()>,
+}
+
+impl Coordinator {
+    /// Where it listens.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Waits until it has stopped, which its token makes it do: open calls answered, copies given back, the
+    /// database closed.
+    ///
+    /// # Errors
+    /// When a task of it has panicked, which stops all of it.
+    pub async fn ended(mut self) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended {
+                result =
+                    Err(anyhow::Error::from(error).context("a task of the coordinator failed"));
+                self.shared.stop.cancel();
+            }
+        }
+        self.api.await.context("the API failed")?;
+        self.shared.queue.close().await;
+        result
+    }
+}
+
+/// Reads the key that signs goals, and checks that the cluster believes it.
+fn read_signer(path: &Path, trust: &Trust) -> anyhow::Result<GoalSigner> {
+    let pem = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the goal key {}", path.display()))?;
+    let signer = GoalSigner::from_pem(&pem)
+        .with_context(|| format!("{} is not a goal key", path.display()))?;
+    ensure!(
+        trust.bundle().goal_keys.contains(&signer.public()),
+        "the trust bundle does not know the goal key {}: no machine would follow its goals",
+        path.display()
+    );
+    Ok(signer)
+}
+
+/// Starts a coordinator that runs until `stop` is cancelled. It is ready when this returns.
+///
+/// # Errors
+/// One line that says what is wrong with the configuration, the identity, the database or a bucket.
+pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Coordinator> {
+    config.check()?;
+    let (identity, trust) = shoal_process::load_identity(&config.identity)?;
+    let role = identity.member().role;
+    ensure!(role == Role::Coordinator, "the certificate is of the role {role}, not coordinator");
+    let signer = read_signer(&config.goal_key, &trust)?;
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("cannot make {}", config.data_dir.display()))?;
+    let main = Bucket::open(&config.bucket).context("the main bucket")?;
+    let mut buckets = BTreeMap::new();
+    for region in &config.regions {
+        let bucket = Bucket::open(&region.bucket)
+            .with_context(|| format!("the bucket of region {}", region.name))?;
+        buckets.insert(region.name.clone(), bucket);
+    }
+    let data_dir = std::path::absolute(&config.data_dir)?;
+    let logs = logs::Logs::open(data_dir.join("logs")).context("cannot make the jobs' logs")?;
+    let url = config.database.clone();
+    let url = url.unwrap_or_else(|| sqlite_url(&data_dir.join("shoal.sqlite")));
+    let queue = Queue::open(&url).await.context("cannot open the database")?;
+    let names: Vec<_> = buckets.keys().cloned().collect();
+    queue.set_regions(&names, now_ms()).await?;
+
+    let tls = shoal_pki::server_config(&identity, &trust, &[b"http/1.1"], ClientAuth::Required)?;
+    let shared = Arc::new(Shared {
+        queue,
+        main,
+        buckets,
+        trust,
+        signer,
+        logs,
+        registry: registry::Registry::default(),
+        part_hashes: uploads::PartHashes::default(),
+        metrics: metrics::Metrics::new()?,
+        job_waits: Notify::new(),
+        copy_waits: Notify::new(),
+        goals_moved: Notify::new(),
+        rollouts_moved: Notify::new(),
+        seen: Mutex::new(HashMap::new()),
+        stop: stop.clone(),
+        config,
+    });
+    let mut tasks = JoinSet::new();
+    tasks.spawn(reaper::run(shared.clone()));
+    tasks.spawn(replicate::run(shared.clone(), random_token()?));
+    tasks.spawn(rollout::run(shared.clone()));
+    tasks.spawn(keep_gauges(shared.clone()));
+
+    let metrics = match shared.config.metrics_listen {
+        Some(addr) => {
+            let registry = shared.metrics.registry.clone();
+            Some(shoal_process::serve_metrics(addr, registry, stop.clone()).await?)
+        }
+        None => None,
+    };
+    let router = api::router(shared.clone());
+    let listen = shared.config.listen;
+    let (addr, api) = shoal_process::serve_https(listen, tls, router, stop).await?;
+    let addresses = Addresses { api: addr, metrics };
+    shoal_process::announce(&shared.config.data_dir, &addresses)?;
+    tracing::info!(api = %addr, "the coordinator is ready");
+    Ok(Coordinator { addresses, shared, api, tasks })
+}
+
+async fn keep_gauges(shared: Arc<Shared>) {
+    let mut tick = tokio::time::interval(GAUGES_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => metrics::refresh(&shared).await,
+            () = shared.stop.cancelled() => return,
+        }
+    }
+}

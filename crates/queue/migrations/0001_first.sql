@@ -125,6 +125,7 @@ CREATE TABLE rollouts (
     status TEXT NOT NULL,
     reason TEXT,
     is_rollback BIGINT NOT NULL,
+    selector TEXT NOT NULL,
     -- JSON: the plan, the machines that it is for by region, and once it ended how each region was.
     plan TEXT NOT NULL,
     targets TEXT NOT NULL,

@@ -40,6 +40,8 @@ pub struct GoalDraft<'a> {
 pub struct SealedGoal {
     /// The signed goal, in hexadecimal.
     pub signed: String,
+    /// The machines that it selects, as its text.
+    pub selector: String,
     /// Its plan.
     pub plan: RolloutPlan,
     /// For how many machines it is.
@@ -139,8 +141,8 @@ impl Queue {
         let seq = db::next(&mut tx, "goal").await?;
         sqlx::query(
             "INSERT INTO rollouts (id, app, epoch, number, artifact, encoding, artifact_name, \
-             status, is_rollback, plan, targets, created_at, requested_by) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, 'RUNNING', $8, $9, $10, $11, $12)",
+             status, is_rollback, selector, plan, targets, created_at, requested_by) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, 'RUNNING', $8, $9, $10, $11, $12, $13)",
         )
         .bind(rollout)
         .bind(app.as_str())
@@ -150,6 +152,7 @@ impl Queue {
         .bind(artifact.stored.encoding.to_string())
         .bind(name.as_str())
         .bind(i64::from(rollback))
+        .bind(sealed.selector)
         .bind(to_json(&sealed.plan)?)
         .bind(to_json(&sealed.targets)?)
         .bind(now_ms)

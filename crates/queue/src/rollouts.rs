@@ -64,6 +64,8 @@ pub struct Rollout {
     pub reason: Option<String>,
     /// Whether it goes back.
     pub rollback: bool,
+    /// The machines that it selects, as its text.
+    pub selector: String,
     /// Its plan, as signed.
     pub plan: RolloutPlan,
     /// The machines that it is for, as last counted.
@@ -102,6 +104,7 @@ fn rollout(row: &AnyRow) -> Result<Rollout> {
         status: parsed(row, "status")?,
         reason: get(row, "reason")?,
         rollback: flag(row, "is_rollback")?,
+        selector: get(row, "selector")?,
         plan: json(row, "plan")?,
         targets: json(row, "targets")?,
         summary: summary.map(|_| json(row, "summary")).transpose()?,
@@ -252,7 +255,7 @@ impl Queue {
         progress_in(&mut connection, app, revision).await
     }
 
-    /// Each machine that has reported about a goal, with its state.
+    /// Each machine that has reported about a goal, with its region and its state.
     ///
     /// # Errors
     /// [`QueueError`] when the database fails.
@@ -260,16 +263,19 @@ impl Queue {
         &self,
         app: &AppName,
         revision: Revision,
-    ) -> Result<Vec<(MachineName, MachineState)>> {
+    ) -> Result<Vec<(MachineName, RegionName, MachineState)>> {
         let rows = sqlx::query(
-            "SELECT machine, state FROM machine_apps WHERE app = $1 AND epoch = $2 AND number = $3",
+            "SELECT machine, region, state FROM machine_apps \
+             WHERE app = $1 AND epoch = $2 AND number = $3",
         )
         .bind(app.as_str())
         .bind(i64::from(revision.epoch))
         .bind(count(revision.number))
         .fetch_all(self.reader())
         .await?;
-        rows.iter().map(|row| Ok((parsed(row, "machine")?, parsed(row, "state")?))).collect()
+        rows.iter()
+            .map(|row| Ok((parsed(row, "machine")?, parsed(row, "region")?, parsed(row, "state")?)))
+            .collect()
     }
 
     /// Writes down for how many machines a rollout is.

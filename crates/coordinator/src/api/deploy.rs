@@ -1,0 +1,126 @@
+//! Goals, rollouts and their state.
+
+use serde::Deserialize;
+use shoal_client::types;
+use shoal_proto::{AppName, state::RolloutStatus};
+use shoal_queue::{Actor, Choice, QueueError, Rollout};
+
+use super::{App, Args, Json, Place, Reply, Who};
+use crate::{
+    error::{ApiError, ApiResult},
+    goals,
+    state::{Shared, now_ms},
+    view,
+};
+
+/// A rollout with what its machines have reported: the newest one of an app as it is now, an older one as it
+/// was when it ended.
+async fn with_progress(shared: &Shared, rollout: Rollout) -> ApiResult<types::Rollout> {
+    let progress = match &rollout.summary {
+        Some(summary) if !rollout.newest => summary.clone(),
+        _ => shared.queue.progress(&rollout.app, rollout.revision).await?,
+    };
+    Ok(view::rollout(rollout, &progress))
+}
+
+async fn set(
+    shared: &Shared,
+    app: AppName,
+    reference: Option<String>,
+    rollback: bool,
+    actor: &Actor,
+) -> Reply<types::Rollout> {
+    shared.queue.app(&app).await?;
+    let choice = match reference {
+        Some(reference) => {
+            let artifact = shared.queue.artifact(&reference, Some(&app)).await?;
+            // A region that came after the artifact gets its copy now.
+            if artifact.app == app
+                && shared.queue.want_everywhere(&artifact.stored, now_ms()).await? > 0
+            {
+                shared.copy_waits.notify_one();
+            }
+            Choice::Named(artifact.name)
+        }
+        None => Choice::Previous,
+    };
+    let rollout = goals::set(shared, &app, &choice, rollback, actor).await?;
+    let progress = shoal_queue::Progress::new();
+    Ok(axum::Json(view::rollout(rollout, &progress)))
+}
+
+pub(super) async fn deploy(
+    shared: App,
+    Who(_, actor): Who,
+    Json(request): Json<types::DeployRequest>,
+) -> Reply<types::Rollout> {
+    set(&shared, request.app, Some(request.artifact), false, &actor).await
+}
+
+pub(super) async fn rollback(
+    shared: App,
+    Who(_, actor): Who,
+    Json(request): Json<types::RollbackRequest>,
+) -> Reply<types::Rollout> {
+    set(&shared, request.app, request.artifact, true, &actor).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StatusArgs {
+    app: Option<AppName>,
+}
+
+pub(super) async fn status(
+    shared: App,
+    Args(args): Args<StatusArgs>,
+) -> Reply<Vec<types::AppStatus>> {
+    let (apps, rollouts) = match args.app {
+        Some(app) => {
+            shared.queue.app(&app).await?;
+            let rollout = shared.queue.newest_rollout(&app).await?;
+            (vec![app], rollout.into_iter().collect())
+        }
+        None => {
+            let apps = shared.queue.apps().await?;
+            (apps.into_iter().map(|app| app.name).collect(), shared.queue.newest_rollouts().await?)
+        }
+    };
+    let mut rollouts: Vec<Rollout> = rollouts;
+    let mut list = Vec::with_capacity(apps.len());
+    for app in apps {
+        let at = rollouts.iter().position(|rollout| rollout.app == app);
+        let rollout = match at {
+            Some(at) => Some(with_progress(&shared, rollouts.swap_remove(at)).await?),
+            None => None,
+        };
+        list.push(types::AppStatus { app, rollout });
+    }
+    Ok(axum::Json(list))
+}
+
+pub(super) async fn rollout(shared: App, Place(id): Place<i64>) -> Reply<types::Rollout> {
+    let rollout = shared.queue.rollout(id).await?;
+    with_progress(&shared, rollout).await.map(axum::Json)
+}
+
+pub(super) async fn cancel(
+    shared: App,
+    Who(_, actor): Who,
+    Place(id): Place<i64>,
+) -> Reply<types::Rollout> {
+    let rollout = shared.queue.rollout(id).await?;
+    let progress = shared.queue.progress(&rollout.app, rollout.revision).await?;
+    let (status, reason) = (RolloutStatus::Cancelled, format!("cancelled by {}", actor.name));
+    let (queue, now) = (&shared.queue, now_ms());
+    let (rollout, ended) = queue.end_rollout(id, status, &reason, &progress, &actor, now).await?;
+    if ended {
+        shared.metrics.rollouts_ended.with_label_values(&[status.as_str()]).inc();
+        shared.goals_moved.notify_waiters();
+        tracing::info!(rollout = id, by = actor.name, "rollout cancelled");
+    } else if rollout.status != status {
+        let text = format!("rollout {id} has ended already: it is {}", rollout.status);
+        return Err(QueueError::Conflict(text).into());
+    }
+    with_progress(&shared, rollout).await.map(axum::Json).map_err(ApiError::from)
+}

@@ -1,0 +1,90 @@
+//! Build jobs, as operators see them.
+
+use axum::response::Response;
+use serde::Deserialize;
+use shoal_client::types;
+use shoal_proto::{AppName, state::JobStatus};
+
+use super::{App, Args, Json, Place, Reply, Who, apps, limited};
+use crate::{
+    error::{ApiError, ApiResult},
+    state::now_ms,
+    view,
+};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListArgs {
+    pub(super) app: Option<AppName>,
+    pub(super) limit: Option<u32>,
+}
+
+pub(super) async fn submit(
+    shared: App,
+    Who(_, actor): Who,
+    Json(request): Json<types::BuildRequest>,
+) -> Reply<types::Job> {
+    let app = apps::get(&shared, &request.app).await?;
+    if app.repository.trim().is_empty() {
+        return Err(ApiError::conflict(format!(
+            "{0} has no repository to build from: set one with shoal app set {0}, or publish a file with \
+             shoal publish",
+            app.name
+        )));
+    }
+    let (queue, attempts) = (&shared.queue, shared.config.max_attempts);
+    let job = queue.submit(&request.app, &request.commit, attempts, &actor, now_ms()).await?;
+    shared.metrics.job_transitions.with_label_values(&[JobStatus::Queued.as_str()]).inc();
+    shared.job_waits.notify_waiters();
+    tracing::info!(job = job.id, name = job.name, by = actor.name, "job queued");
+    Ok(axum::Json(view::job(job, Vec::new())))
+}
+
+pub(super) async fn list(shared: App, Args(args): Args<ListArgs>) -> Reply<Vec<types::Job>> {
+    if let Some(app) = &args.app {
+        shared.queue.app(app).await?;
+    }
+    let jobs = shared.queue.jobs(args.app.as_ref(), limited(args.limit)).await?;
+    Ok(axum::Json(jobs.into_iter().map(|job| view::job(job, Vec::new())).collect()))
+}
+
+pub(super) async fn one(shared: App, Place(job): Place<i64>) -> Reply<types::Job> {
+    let found = shared.queue.job(job).await?;
+    let attempts = shared.queue.attempts(job).await?;
+    Ok(axum::Json(view::job(found, attempts)))
+}
+
+pub(super) async fn cancel(
+    shared: App,
+    Who(_, actor): Who,
+    Place(job): Place<i64>,
+) -> Reply<types::Job> {
+    let job = shared.queue.cancel(job, &actor, now_ms()).await?;
+    if job.status == JobStatus::Cancelled {
+        shared.metrics.job_transitions.with_label_values(&[job.status.as_str()]).inc();
+    }
+    tracing::info!(job = job.id, by = actor.name, status = %job.status, "job cancelled");
+    Ok(axum::Json(view::job(job, Vec::new())))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogArgs {
+    #[serde(default)]
+    offset: u64,
+}
+
+pub(super) async fn log(
+    shared: App,
+    Place(job): Place<i64>,
+    Args(args): Args<LogArgs>,
+) -> ApiResult<Response> {
+    let job = shared.queue.job(job).await?;
+    let logs = shared.logs.clone();
+    let read =
+        tokio::task::spawn_blocking(move || logs.read(job.id, job.attempt, args.offset)).await;
+    let content = read.map_err(|error| ApiError::internal(error.to_string()))?;
+    content
+        .map(super::bytes)
+        .map_err(|error| ApiError::internal(format!("the log cannot be read: {error}")))
+}

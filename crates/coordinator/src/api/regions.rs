@@ -1,0 +1,112 @@
+//! A region process's calls: goals down, reports up. The region is the certificate's.
+
+use axum::{extract::Request, http::StatusCode};
+use shoal_client::types;
+use shoal_pki::Member;
+use shoal_proto::{RegionName, goal::check_label};
+use shoal_queue::{MachineSeen, StateSeen};
+
+use super::{App, Args, REPORTS_MAX_BYTES, Reply, Who, done, json};
+use crate::{
+    error::{ApiError, ApiResult},
+    state::{Shared, bell, now_ms},
+};
+
+/// The longest text of a machine that is kept, such as its version or address, in bytes.
+const TEXT_MAX_BYTES: usize = 255;
+
+/// The most labels of a machine.
+const LABELS_MAX: usize = 64;
+
+/// The caller's region, if the configuration has it, and notes that its process is alive.
+async fn region_of(shared: &Shared, member: &Member) -> ApiResult<RegionName> {
+    let forbidden = |text: String| ApiError::new(StatusCode::FORBIDDEN, "forbidden", text);
+    let region = member.region.clone().ok_or_else(|| {
+        forbidden("your certificate names no region: issue one with --region".into())
+    })?;
+    if !shared.buckets.contains_key(&region) {
+        return Err(forbidden(format!(
+            "region '{region}' is not in the coordinator's configuration: add it under [[regions]]"
+        )));
+    }
+    if shared.is_seen_due(&region, &member.machine) {
+        shared.queue.region_process_seen(&region, &member.machine, now_ms()).await?;
+    }
+    Ok(region)
+}
+
+pub(super) async fn goals(
+    shared: App,
+    Who(member, _): Who,
+    Args(query): Args<types::GoalsQuery>,
+) -> Reply<types::GoalsReply> {
+    region_of(&shared, &member).await?;
+    let after = i64::try_from(query.after).unwrap_or(i64::MAX);
+    let poll = shared.long_poll(query.wait_s);
+    loop {
+        let bell = bell(&shared.goals_moved);
+        if shared.queue.goals_cursor().await? != after || !poll.wait(bell).await {
+            break;
+        }
+    }
+    let found = shared.queue.goals_after(after).await?;
+    Ok(axum::Json(types::GoalsReply {
+        cursor: u64::try_from(found.cursor).unwrap_or_default(),
+        goals: found.signed,
+        halted: found.halted,
+    }))
+}
+
+fn before(now_ms: i64, age_ms: u64) -> i64 {
+    now_ms.saturating_sub(i64::try_from(age_ms).unwrap_or(i64::MAX)).max(0)
+}
+
+fn check_machine(machine: &types::MachineSeen) -> Result<(), String> {
+    let texts = [&machine.zone, &machine.version, &machine.address];
+    if texts.iter().any(|text| text.len() > TEXT_MAX_BYTES) || machine.labels.len() > LABELS_MAX {
+        return Err(format!(
+            "machine {}: texts are at most {TEXT_MAX_BYTES} bytes, labels at most {LABELS_MAX}",
+            machine.name
+        ));
+    }
+    machine
+        .labels
+        .iter()
+        .try_for_each(|(key, value)| check_label(key).and_then(|()| check_label(value)))
+}
+
+pub(super) async fn reports(
+    shared: App,
+    Who(member, _): Who,
+    request: Request,
+) -> Reply<serde_json::Value> {
+    let region = region_of(&shared, &member).await?;
+    let batch: types::RegionReports = json(request.into_body(), REPORTS_MAX_BYTES).await?;
+    let now = now_ms();
+    let mut machines = Vec::with_capacity(batch.machines.len());
+    for machine in batch.machines {
+        check_machine(&machine).map_err(ApiError::invalid)?;
+        machines.push(MachineSeen {
+            name: machine.name,
+            zone: machine.zone,
+            labels: machine.labels,
+            version: machine.version,
+            address: machine.address,
+            last_seen_ms: before(now, machine.age_ms),
+        });
+    }
+    let states = batch.reports.into_iter().map(|seen| StateSeen {
+        machine: seen.machine,
+        state_at_ms: before(now, seen.report.age_ms),
+        report: seen.report,
+    });
+    let states: Vec<_> = states.collect();
+    let kept = shared.queue.keep_reports(&region, &machines, &states).await?;
+    let count = |result, count| {
+        shared.metrics.reports.with_label_values(&[region.as_str(), result]).inc_by(count);
+    };
+    count("new", kept);
+    count("stale", (states.len() as u64).saturating_sub(kept));
+    shared.rollouts_moved.notify_one();
+    Ok(done())
+}

@@ -1,0 +1,127 @@
+//! A worker's calls: take a job, keep it, log, end it.
+
+use axum::{
+    extract::Request,
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
+use serde::Deserialize;
+use shoal_client::types::{self, Outcome};
+use shoal_proto::state::JobStatus;
+use shoal_queue::{Claimant, End, Lease};
+
+use super::{App, Args, JSON_MAX_BYTES, Json, Place, Reply, Who, apps, done, whole};
+use crate::{
+    error::{ApiError, ApiResult},
+    state::{bell, now_ms, random_token},
+    uploads, view,
+};
+
+/// The longest host name or incarnation that is kept, in bytes.
+const NAME_MAX_BYTES: usize = 255;
+
+fn lease(lease: types::LeaseRef) -> Lease {
+    Lease { attempt: lease.attempt, token: lease.lease }
+}
+
+pub(super) async fn claim(
+    shared: App,
+    Who(member, _): Who,
+    Json(request): Json<types::ClaimRequest>,
+) -> ApiResult<Response> {
+    if request.host.len() > NAME_MAX_BYTES || request.incarnation.len() > NAME_MAX_BYTES {
+        return Err(ApiError::invalid(format!("a name is longer than {NAME_MAX_BYTES} bytes")));
+    }
+    let claimant = Claimant {
+        worker: member.machine.to_string(),
+        host: request.host,
+        incarnation: request.incarnation,
+    };
+    let poll = shared.long_poll(request.wait_s);
+    let (job, token) = loop {
+        let bell = bell(&shared.job_waits);
+        let token = random_token().map_err(|error| ApiError::internal(error.to_string()))?;
+        if let Some(job) = shared.queue.claim(&claimant, &token, now_ms()).await? {
+            break (job, token);
+        }
+        if !poll.wait(bell).await {
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
+    };
+    shared.metrics.job_transitions.with_label_values(&[JobStatus::Running.as_str()]).inc();
+    tracing::info!(job = job.id, attempt = job.attempt, worker = claimant.worker, "job started");
+    let app = apps::get(&shared, &job.app).await?;
+    let claimed = types::ClaimedJob {
+        job: view::job(job, Vec::new()),
+        app,
+        lease: token,
+        heartbeat_s: shared.config.heartbeat_s,
+        bucket: shared.main.url().into(),
+    };
+    Ok(axum::Json(claimed).into_response())
+}
+
+pub(super) async fn heartbeat(
+    shared: App,
+    Place(job): Place<i64>,
+    Json(held): Json<types::LeaseRef>,
+) -> Reply<types::HeartbeatReply> {
+    let cancel = shared.queue.heartbeat(job, &lease(held), now_ms()).await?;
+    Ok(axum::Json(types::HeartbeatReply { cancel }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogArgs {
+    attempt: u32,
+    lease: String,
+    offset: u64,
+}
+
+pub(super) async fn log(
+    shared: App,
+    Place(job): Place<i64>,
+    Args(args): Args<LogArgs>,
+    request: Request,
+) -> Reply<serde_json::Value> {
+    let content = whole(request.into_body(), JSON_MAX_BYTES).await?;
+    let lease = Lease { attempt: args.attempt, token: args.lease };
+    shared.queue.check_lease(job, &lease).await?;
+    let logs = shared.logs.clone();
+    let append = move || logs.append(job, args.attempt, args.offset, &content);
+    let written = tokio::task::spawn_blocking(append).await;
+    let written = written.map_err(|error| ApiError::internal(error.to_string()))?;
+    written.map_err(|error| {
+        tracing::warn!(job, %error, "a job's log cannot be written");
+        let text = format!("the log cannot be written: {error}");
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", text)
+    })?;
+    Ok(done())
+}
+
+pub(super) async fn finish(
+    shared: App,
+    Place(job): Place<i64>,
+    Json(request): Json<types::FinishRequest>,
+) -> Reply<types::Job> {
+    let lease = lease(request.lease);
+    let end = match request.outcome {
+        // Believed only when it is there: the index is the last object of an upload.
+        Outcome::Succeeded { artifact, encoding } => {
+            End::Succeeded(uploads::stored(&shared.main, &artifact, &encoding).await?)
+        }
+        Outcome::Failed { reason, retry } => End::Failed { reason, retry },
+        Outcome::Cancelled => End::Cancelled,
+    };
+    let regions = shared.region_names();
+    let job = shared.queue.finish(job, &lease, &end, &regions, now_ms()).await?;
+    shared.metrics.job_transitions.with_label_values(&[job.status.as_str()]).inc();
+    match job.status {
+        JobStatus::Succeeded => shared.copy_waits.notify_one(),
+        JobStatus::Queued => shared.job_waits.notify_waiters(),
+        _ => {}
+    }
+    let reason = job.reason.as_deref().unwrap_or_default();
+    tracing::info!(job = job.id, attempt = lease.attempt, status = %job.status, reason, "attempt ended");
+    Ok(axum::Json(view::job(job, Vec::new())))
+}

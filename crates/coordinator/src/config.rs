@@ -1,0 +1,284 @@
+//! The coordinator's configuration: one documented struct, filled from a TOML file and the flags above it.
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::ensure;
+use serde::{Deserialize, Serialize};
+use shoal_proto::RegionName;
+
+/// The flags of `shoal coordinator`. Each overrides the key of the same name in the file.
+#[derive(Debug, Clone, Default, clap::Args, Serialize)]
+pub struct Args {
+    /// TOML file with any of the keys below.
+    #[arg(long, env = "SHOAL_COORDINATOR_CONFIG")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Directory with identity.pem, identity.key and trust.bin.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<PathBuf>,
+    /// Directory for the database (unless --database names another one) and the jobs' logs.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    /// Address of the API, HTTPS [default: 127.0.0.1:7400].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// URL of the database [default: a SQLite file in the data directory].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
+    /// PEM file with the key that signs goals.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goal_key: Option<PathBuf>,
+    /// The main bucket: a path, file://, s3:// or gs:// URL.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<String>,
+    /// A region and its bucket, NAME=BUCKET; repeat for each.
+    #[arg(long = "region", value_parser = parse_region)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub regions: Vec<RegionConfig>,
+    /// Address of the metrics page, TCP.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<SocketAddr>,
+}
+
+fn parse_region(text: &str) -> Result<RegionConfig, String> {
+    let (name, bucket) = text.split_once('=').ok_or("write NAME=BUCKET")?;
+    let name = name.parse().map_err(|error: shoal_proto::ids::InvalidId| error.to_string())?;
+    Ok(RegionConfig { name, bucket: bucket.into() })
+}
+
+/// A region and its bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegionConfig {
+    /// Its name.
+    pub name: RegionName,
+    /// Its bucket: a path, file://, s3:// or gs:// URL.
+    pub bucket: String,
+}
+
+/// All that can be set about a coordinator. Times are in seconds, and may be fractions of one.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Directory with identity.pem, identity.key and trust.bin.
+    pub identity: PathBuf,
+    /// Directory for the database and the jobs' logs.
+    pub data_dir: PathBuf,
+    /// Address of the API, HTTPS. Port 0: any free one; `addresses.json` says which.
+    #[serde(default = "listen_default")]
+    pub listen: SocketAddr,
+    /// URL of the database; none: a SQLite file in the data directory.
+    #[serde(default)]
+    pub database: Option<String>,
+    /// PEM file with the key that signs goals.
+    pub goal_key: PathBuf,
+    /// The main bucket: a path, file://, s3:// or gs:// URL.
+    pub bucket: String,
+    /// The regions and their buckets.
+    #[serde(default)]
+    pub regions: Vec<RegionConfig>,
+    /// Address of the metrics page, TCP; none: no metrics page.
+    #[serde(default)]
+    pub metrics_listen: Option<SocketAddr>,
+    /// How often a worker sends a heartbeat.
+    #[serde(default = "heartbeat_default")]
+    pub heartbeat_s: f64,
+    /// A job whose heartbeat stands still for this long is lost; none: three heartbeats.
+    #[serde(default)]
+    pub loss_window_s: Option<f64>,
+    /// How often the reaper looks for lost jobs.
+    #[serde(default = "reaper_interval_default")]
+    pub reaper_interval_s: f64,
+    /// How often a job is started at most.
+    #[serde(default = "max_attempts_default")]
+    pub max_attempts: u32,
+    /// How long a long poll waits at most.
+    #[serde(default = "long_poll_default")]
+    pub long_poll_s: f64,
+    /// How often copies to be made are looked for; a finished build starts its copies at once.
+    #[serde(default = "replication_interval_default")]
+    pub replication_interval_s: f64,
+    /// How many copies are made at once.
+    #[serde(default = "copies_in_parallel_default")]
+    pub copies_in_parallel: u32,
+    /// How long after its first failure a copy is tried again; doubled with each failure, to a minute.
+    #[serde(default = "copy_retry_default")]
+    pub copy_retry_s: f64,
+    /// How long a copy is left to a coordinator that no longer says how far it is.
+    #[serde(default = "copy_owned_default")]
+    pub copy_owned_s: f64,
+    /// How often open rollouts are looked at.
+    #[serde(default = "rollout_interval_default")]
+    pub rollout_interval_s: f64,
+    /// How long a rollout whose selector matches no machine waits for one before it ends.
+    #[serde(default = "no_machine_grace_default")]
+    pub no_machine_grace_s: f64,
+}
+
+fn listen_default() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, 7400))
+}
+
+fn heartbeat_default() -> f64 {
+    30.0
+}
+
+fn reaper_interval_default() -> f64 {
+    30.0
+}
+
+fn max_attempts_default() -> u32 {
+    3
+}
+
+fn long_poll_default() -> f64 {
+    5.0
+}
+
+fn replication_interval_default() -> f64 {
+    10.0
+}
+
+fn copies_in_parallel_default() -> u32 {
+    4
+}
+
+fn copy_retry_default() -> f64 {
+    1.0
+}
+
+fn copy_owned_default() -> f64 {
+    10.0
+}
+
+fn rollout_interval_default() -> f64 {
+    1.0
+}
+
+fn no_machine_grace_default() -> f64 {
+    60.0
+}
+
+/// How many heartbeats a worker misses before its job is lost.
+const MISSED_HEARTBEATS: f64 = 3.0;
+
+/// The longest time that can be set, in seconds: a day.
+const TIME_MAX_S: f64 = 86_400.0;
+
+/// The most regions: each is a copy of every artifact.
+const REGIONS_MAX: usize = 100;
+
+/// The most copies at once: they share one memory budget, so more would only wait.
+const COPIES_MAX: u32 = 64;
+
+/// The most attempts at one job.
+const ATTEMPTS_MAX: u32 = 100;
+
+impl Config {
+    /// Checks what a type cannot.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let times = [
+            ("heartbeat_s", self.heartbeat_s),
+            ("loss_window_s", self.loss_window_s.unwrap_or(1.0)),
+            ("reaper_interval_s", self.reaper_interval_s),
+            ("long_poll_s", self.long_poll_s),
+            ("replication_interval_s", self.replication_interval_s),
+            ("copy_retry_s", self.copy_retry_s),
+            ("copy_owned_s", self.copy_owned_s),
+            ("rollout_interval_s", self.rollout_interval_s),
+            ("no_machine_grace_s", self.no_machine_grace_s),
+        ];
+        for (key, value) in times {
+            ensure!(
+                value > 0.0 && value <= TIME_MAX_S,
+                "{key} = {value}: give seconds above 0 and at most {TIME_MAX_S}"
+            );
+        }
+        ensure!(
+            (1..=COPIES_MAX).contains(&self.copies_in_parallel),
+            "copies_in_parallel = {}: give 1 to {COPIES_MAX}",
+            self.copies_in_parallel
+        );
+        ensure!(
+            (1..=ATTEMPTS_MAX).contains(&self.max_attempts),
+            "max_attempts = {}: give 1 to {ATTEMPTS_MAX}",
+            self.max_attempts
+        );
+        ensure!(self.regions.len() <= REGIONS_MAX, "more than {REGIONS_MAX} regions");
+        let mut names = BTreeSet::new();
+        for region in &self.regions {
+            ensure!(names.insert(&region.name), "region {} is named twice", region.name);
+        }
+        Ok(())
+    }
+
+    /// How long a heartbeat may stand still.
+    pub(crate) fn loss_window(&self) -> Duration {
+        Duration::from_secs_f64(self.loss_window_s.unwrap_or(MISSED_HEARTBEATS * self.heartbeat_s))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(more: &str) -> anyhow::Result<Config> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        let text = format!("identity = 'i'\ndata_dir = 'd'\ngoal_key = 'k'\nbucket = 'b'\n{more}");
+        std::fs::write(&path, text).unwrap();
+        let config: Config = shoal_process::load_config(Some(&path), &Args::default())?;
+        config.check()?;
+        Ok(config)
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_design() {
+        let config = config("").unwrap();
+        assert_eq!(config.loss_window(), Duration::from_secs(90));
+        assert_eq!(config.listen.port(), 7400);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (more, word) in [
+            ("heartbeat_s = 0", "heartbeat_s"),
+            ("long_poll_s = -1", "long_poll_s"),
+            ("copies_in_parallel = 0", "copies_in_parallel"),
+            ("hearbeat_s = 1", "hearbeat_s"),
+            ("[[regions]]\nname = 'A b'\nbucket = 'x'", "region name"),
+            (
+                "[[regions]]\nname = 'a'\nbucket = 'x'\n[[regions]]\nname = 'a'\nbucket = 'y'",
+                "twice",
+            ),
+        ] {
+            let error = config(more).unwrap_err().to_string();
+            assert!(error.contains(word), "{more}: {error}");
+        }
+    }
+
+    #[test]
+    fn regions_come_from_flags_too() {
+        let region = parse_region("eu=/buckets/eu").unwrap();
+        assert_eq!(region.bucket, "/buckets/eu");
+        let args = Args { regions: vec![region], ..Args::default() };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, "identity='i'\ndata_dir='d'\ngoal_key='k'\nbucket='b'").unwrap();
+        let config: Config = shoal_process::load_config(Some(&path), &args).unwrap();
+        assert_eq!(config.regions.len(), 1);
+        assert!(parse_region("eu").is_err());
+    }
+}

@@ -1,0 +1,174 @@
+//! Copies from the main bucket into the regions' buckets.
+//!
+//! Each copy streams part by part with bounded memory, checks each part against its index, and goes on from what
+//! is there: a copy that was broken off, here or in another coordinator, costs only the part it was in.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use shoal_proto::RegionName;
+use shoal_queue::{CopyJob, QueueError};
+use tokio::task::JoinSet;
+
+use crate::{
+    error::ApiError,
+    state::{Shared, ms, now_ms, seconds},
+};
+
+/// How often a copy says how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The longest pause before a failed copy is tried again.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// When a copy that has failed `tries` times is due again: doubled each time, spread by a quarter.
+fn retry_after(first: Duration, tries: u32, spread: u32) -> Duration {
+    let doubled = first.saturating_mul(1 << tries.saturating_sub(1).min(16));
+    let pause = doubled.min(RETRY_MAX);
+    pause + pause.mul_f64(f64::from(spread % 1_000) / 4_000.0)
+}
+
+/// Copies until the process stops.
+pub(crate) async fn run(shared: Arc<Shared>, owner: String) {
+    let mut copies = JoinSet::new();
+    let most = shared.config.copies_in_parallel as usize;
+    loop {
+        while copies.len() < most {
+            match take(&shared, &owner).await {
+                Ok(Some(job)) => {
+                    let (shared, owner) = (shared.clone(), owner.clone());
+                    copies.spawn(async move { one(&shared, &owner, job).await });
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot look for copies to make");
+                    shared.metrics.task_failures.with_label_values(&["replication"]).inc();
+                    break;
+                }
+            }
+        }
+        let pause = pause(&shared).await;
+        let full = copies.len() >= most;
+        tokio::select! {
+            Some(_) = copies.join_next() => {}
+            () = shared.copy_waits.notified(), if !full => {}
+            () = tokio::time::sleep(pause), if !full => {}
+            () = shared.stop.cancelled() => break,
+        }
+    }
+    copies.shutdown().await;
+    if let Err(error) = shared.queue.give_back_copies(&owner).await {
+        tracing::warn!(%error, "copies under way were not given back: they go on a little later");
+    }
+}
+
+/// How long nothing is due: at most the configured interval.
+async fn pause(shared: &Shared) -> Duration {
+    let interval = seconds(shared.config.replication_interval_s);
+    match shared.queue.next_copy_due_ms().await {
+        Ok(Some(due_ms)) => {
+            let left = u64::try_from(due_ms - now_ms()).unwrap_or_default();
+            // What is overdue was looked at just now, and was another region's or somebody else's.
+            if left == 0 { interval } else { interval.min(Duration::from_millis(left)) }
+        }
+        _ => interval,
+    }
+}
+
+async fn take(shared: &Shared, owner: &str) -> Result<Option<CopyJob>, QueueError> {
+    let now = now_ms();
+    shared.queue.take_copy(owner, now, owned_until(shared, now)).await
+}
+
+fn owned_until(shared: &Shared, now: i64) -> i64 {
+    now + ms(seconds(shared.config.copy_owned_s))
+}
+
+/// Makes one copy and writes down how it went.
+async fn one(shared: &Shared, owner: &str, job: CopyJob) {
+    let (artifact, region) = (job.artifact, job.region.clone());
+    tracing::info!(%artifact, %region, tries = job.tries, "copying");
+    let result = copy(shared, owner, &job).await;
+    let count = |result| {
+        shared.metrics.copies_ended.with_label_values(&[region.as_str(), result]).inc();
+    };
+    let told = match result {
+        Ok(Some(bytes)) => {
+            count("complete");
+            tracing::info!(%artifact, %region, bytes, "copy complete");
+            shared.queue.copy_complete(&job, owner, bytes, now_ms()).await
+        }
+        Ok(None) => {
+            count("taken_over");
+            tracing::warn!(%artifact, %region, "another coordinator makes this copy");
+            return;
+        }
+        Err(reason) => {
+            count("failed");
+            tracing::warn!(%artifact, %region, reason, "a copy failed; it is tried again");
+            let first = seconds(shared.config.copy_retry_s);
+            let spread = u32::from(artifact.0[0]) * 256 + u32::from(artifact.0[1]);
+            let next = now_ms() + ms(retry_after(first, job.tries, spread));
+            shared.queue.copy_failed(&job, owner, &reason, next).await
+        }
+    };
+    if let Err(error) = told {
+        // It stays COPYING until its owner's time ends, and is then found whole at once.
+        tracing::warn!(%artifact, %region, %error, "how a copy ended was not written down");
+    }
+}
+
+/// Copies; the bytes that are there in the end, or none when another coordinator took it over.
+async fn copy(shared: &Shared, owner: &str, job: &CopyJob) -> Result<Option<u64>, String> {
+    let CopyJob { artifact, encoding, region, .. } = job;
+    let no_bucket =
+        |region: &RegionName| format!("region {region} is not in this coordinator's configuration");
+    let bucket = shared.buckets.get(region).ok_or_else(|| no_bucket(region))?;
+    let bytes_done = AtomicU64::new(0);
+    let progress = |bytes: u64| bytes_done.store(bytes, Ordering::Relaxed);
+    let mut copying = std::pin::pin!(bucket.copy_from(&shared.main, artifact, encoding, progress));
+    let period = PROGRESS_INTERVAL.min(seconds(shared.config.copy_owned_s) / 3);
+    let mut tick = tokio::time::interval(period);
+    loop {
+        tokio::select! {
+            copied = &mut copying => {
+                let stats = copied.map_err(|error| error.to_string())?;
+                let written = shared.metrics.replication_bytes.with_label_values(&[region.as_str()]);
+                written.inc_by(stats.bytes);
+                return Ok(Some(stats.bytes + stats.skipped_bytes));
+            }
+            _ = tick.tick() => {
+                let (done, now) = (bytes_done.load(Ordering::Relaxed), now_ms());
+                let until = owned_until(shared, now);
+                match shared.queue.copy_progress(job, owner, done, until).await {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(None),
+                    // The copy itself goes on: objects are write-once, a second copier does no harm.
+                    Err(error) => {
+                        let error = ApiError::from(error);
+                        tracing::debug!(?error, "a copy's progress was not written down");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_copies_wait_longer_each_time_and_never_much_over_a_minute() {
+        let first = Duration::from_secs(1);
+        assert_eq!(retry_after(first, 1, 0), first);
+        assert_eq!(retry_after(first, 3, 0), first * 4);
+        assert_eq!(retry_after(first, 1_000, 0), RETRY_MAX);
+        assert!(retry_after(first, u32::MAX, u32::MAX) < RETRY_MAX * 5 / 4);
+    }
+}

@@ -1,0 +1,150 @@
+//! What the API and the background tasks share.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    pin::Pin,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use shoal_origin::Bucket;
+use shoal_pki::{GoalSigner, Trust};
+use shoal_proto::{MachineName, RegionName};
+use shoal_queue::{Actor, Queue};
+use tokio::sync::{Notify, futures::Notified};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config, logs::Logs, metrics::Metrics, registry::Registry, uploads::PartHashes,
+};
+
+/// How often a long poll looks again by itself: what another coordinator did wakes nobody here.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How often a region process's being alive is written down.
+const SEEN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What the API and the tasks share.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) queue: Queue,
+    pub(crate) main: Bucket,
+    pub(crate) buckets: BTreeMap<RegionName, Bucket>,
+    pub(crate) trust: Trust,
+    pub(crate) signer: GoalSigner,
+    pub(crate) logs: Logs,
+    pub(crate) registry: Registry,
+    pub(crate) part_hashes: PartHashes,
+    pub(crate) metrics: Metrics,
+    /// A job waits.
+    pub(crate) job_waits: Notify,
+    /// A copy waits.
+    pub(crate) copy_waits: Notify,
+    /// The cursor of the goals moved.
+    pub(crate) goals_moved: Notify,
+    /// Something happened that may end a rollout.
+    pub(crate) rollouts_moved: Notify,
+    /// When each region process's being alive was last written down.
+    pub(crate) seen: Mutex<HashMap<(RegionName, MachineName), Instant>>,
+    /// The process stops.
+    pub(crate) stop: CancellationToken,
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A duration in milliseconds.
+pub(crate) fn ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A configured time.
+pub(crate) fn seconds(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+/// The coordinator itself, where the audit log asks who.
+pub(crate) fn myself() -> Actor {
+    Actor { name: "coordinator".into(), origin: String::new() }
+}
+
+/// Locks a mutex; what a panicking holder left is still consistent in all of them.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// The regions of the configuration.
+    pub(crate) fn region_names(&self) -> Vec<RegionName> {
+        self.buckets.keys().cloned().collect()
+    }
+
+    /// Begins a long poll of at most `wait_s` or the configured time. Its caller registers with a bell
+    /// ([`bell`]), looks, and if it found nothing waits; again until [`LongPoll::wait`] says that it is over.
+    pub(crate) fn long_poll(&self, wait_s: u32) -> LongPoll {
+        let longest = seconds(self.config.long_poll_s);
+        let until = Instant::now() + longest.min(Duration::from_secs(u64::from(wait_s)));
+        LongPoll { until, stop: self.stop.clone() }
+    }
+
+    /// Whether a region process's being alive is to be written down now.
+    pub(crate) fn is_seen_due(&self, region: &RegionName, machine: &MachineName) -> bool {
+        let mut seen = lock(&self.seen);
+        // Certificates bound the keys: one entry a region process of the cluster.
+        let key = (region.clone(), machine.clone());
+        let due = seen.get(&key).is_none_or(|last| last.elapsed() >= SEEN_INTERVAL);
+        if due {
+            seen.insert(key, Instant::now());
+        }
+        due
+    }
+}
+
+/// A long poll under way.
+pub(crate) struct LongPoll {
+    until: Instant,
+    stop: CancellationToken,
+}
+
+impl LongPoll {
+    /// Waits for the bell, or until it is time to look again. False: the time is over.
+    pub(crate) async fn wait(&self, bell: Pin<Box<Notified<'_>>>) -> bool {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() || self.stop.is_cancelled() {
+            return false;
+        }
+        tokio::select! {
+            () = bell => {}
+            () = tokio::time::sleep(left.min(LOOK_AGAIN)) => {}
+            () = self.stop.cancelled() => {}
+        }
+        true
+    }
+}
+
+/// Registers with a bell: what rings it from now on is not missed between a look and the wait.
+pub(crate) fn bell(notify: &Notify) -> Pin<Box<Notified<'_>>> {
+    let mut bell = Box::pin(notify.notified());
+    bell.as_mut().enable();
+    bell
+}
+
+/// A fresh random token in hexadecimal.
+pub(crate) fn random_token() -> anyhow::Result<String> {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("no random bytes to be had"))?;
+    Ok(hex(&bytes))
+}
+
+/// Bytes in hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,214 @@
+//! From the database's records to the API's.
+
+use std::collections::BTreeMap;
+
+use shoal_client::types;
+use shoal_proto::{
+    RegionName,
+    state::{MachineState, ReplicationStatus, RolloutStatus},
+};
+use shoal_queue as queue;
+
+use crate::state::now_ms;
+
+pub(crate) fn job(job: queue::Job, attempts: Vec<queue::Attempt>) -> types::Job {
+    let attempts = attempts.into_iter().map(|attempt| types::Attempt {
+        attempt: attempt.attempt,
+        worker: attempt.worker,
+        incarnation: attempt.incarnation,
+        started_at_ms: attempt.started_at_ms,
+        finished_at_ms: attempt.finished_at_ms,
+        reason: attempt.reason,
+    });
+    types::Job {
+        id: job.id,
+        app: job.app,
+        commit: job.commit,
+        name: job.name,
+        status: job.status,
+        attempt: job.attempt,
+        max_attempts: job.max_attempts,
+        created_at_ms: job.created_at_ms,
+        started_at_ms: job.started_at_ms,
+        finished_at_ms: job.finished_at_ms,
+        worker: job.worker,
+        reason: job.reason,
+        artifact: job.artifact,
+        requested_by: job.requested_by,
+        attempts: attempts.collect(),
+    }
+}
+
+/// The state of all copies that count: the least advanced one.
+fn overall(states: &[(&RegionName, ReplicationStatus)]) -> ReplicationStatus {
+    use ReplicationStatus::{Complete, Copying, Failed, Pending};
+    let any = |status| states.iter().any(|(_, of)| *of == status);
+    if any(Failed) {
+        Failed
+    } else if any(Copying) {
+        Copying
+    } else if any(Pending) {
+        // Some are done and the others wait for their turn: under way.
+        if any(Complete) { Copying } else { Pending }
+    } else {
+        Complete
+    }
+}
+
+pub(crate) fn artifact(artifact: queue::Artifact, regions: &[queue::Region]) -> types::Artifact {
+    let in_service: Vec<_> = regions
+        .iter()
+        .filter(|region| !region.drained)
+        .map(|region| {
+            let copy = artifact.copies.get(&region.name);
+            (&region.name, copy.map_or(ReplicationStatus::Pending, |copy| copy.status))
+        })
+        .collect();
+    let status = overall(&in_service);
+    let pending: Vec<_> = in_service
+        .iter()
+        .filter(|(_, status)| *status != ReplicationStatus::Complete)
+        .map(|(region, status)| format!("{region} ({status})"))
+        .collect();
+    let reason =
+        (!pending.is_empty()).then(|| format!("not yet copied to: {}", pending.join(", ")));
+    let copies = artifact.copies.into_iter().map(|(region, copy)| {
+        let copy = types::Replication {
+            status: copy.status,
+            bytes_done: copy.bytes_done,
+            started_at_ms: copy.started_at_ms,
+            finished_at_ms: copy.finished_at_ms,
+            reason: copy.reason,
+        };
+        (region, copy)
+    });
+    types::Artifact {
+        name: artifact.name,
+        app: artifact.app,
+        artifact: artifact.stored.artifact,
+        encoding: artifact.stored.encoding,
+        size_bytes: artifact.stored.size_bytes,
+        encoded_bytes: artifact.stored.encoded_bytes,
+        piece_size_bytes: artifact.stored.piece_size_bytes,
+        pieces: artifact.stored.pieces,
+        job: artifact.origin.job,
+        commit: artifact.origin.commit,
+        created_at_ms: artifact.created_at_ms,
+        replication: copies.collect(),
+        replication_status: status,
+        deployable: reason.is_none(),
+        not_deployable_reason: reason,
+    }
+}
+
+/// Settles what a region's machines that have not ended count as, `elapsed_s` after the start.
+pub(crate) fn settle(
+    rollout: &queue::Rollout,
+    states: &BTreeMap<MachineState, u64>,
+    machines: u64,
+    elapsed_s: u64,
+) -> BTreeMap<MachineState, u64> {
+    let mut settled = BTreeMap::new();
+    let reported: u64 = states.values().sum();
+    let silent = machines.saturating_sub(reported);
+    let all = states.iter().map(|(state, count)| (*state, *count));
+    for (state, count) in all.chain([(MachineState::Waiting, silent)]) {
+        if count > 0 {
+            let state = shoal_rollout::settled(&rollout.plan, state, elapsed_s);
+            *settled.entry(state).or_default() += count;
+        }
+    }
+    settled
+}
+
+/// A rollout with how it is in each region.
+pub(crate) fn rollout(rollout: queue::Rollout, progress: &queue::Progress) -> types::Rollout {
+    let elapsed_ms = now_ms() - rollout.created_at_ms;
+    // Until it ends the driver alone says who is unreachable; a good end leaves nobody to say it of.
+    let elapsed_s = match rollout.status {
+        RolloutStatus::Failed => u64::try_from(elapsed_ms / 1_000).unwrap_or_default(),
+        _ => 0,
+    };
+    let mut names: Vec<&RegionName> = rollout.targets.keys().chain(progress.keys()).collect();
+    names.sort();
+    names.dedup();
+    let none = queue::RegionProgress::default();
+    let regions = names.into_iter().map(|name| {
+        let known = progress.get(name).unwrap_or(&none);
+        let reported: u64 = known.states.values().sum();
+        let machines = rollout.targets.get(name).copied().unwrap_or_default().max(reported);
+        let copies = match rollout.encoded_bytes {
+            0 => 0.0,
+            encoded => known.origin_bytes as f64 / encoded as f64,
+        };
+        let region = types::RolloutRegion {
+            machines,
+            states: settle(&rollout, &known.states, machines, elapsed_s),
+            pieces: known.pieces,
+            pieces_total: known.pieces_total,
+            origin_bytes: known.origin_bytes,
+            origin_copies: copies,
+            peer_bytes: known.peer_bytes,
+            first_active_at_ms: known.first_active_ms,
+            last_active_at_ms: known.last_active_ms,
+        };
+        (name.clone(), region)
+    });
+    types::Rollout {
+        id: rollout.id,
+        app: rollout.app.clone(),
+        revision: rollout.revision,
+        artifact: rollout.artifact,
+        artifact_name: rollout.artifact_name.clone(),
+        status: rollout.status,
+        reason: rollout.reason.clone(),
+        rollback: rollout.rollback,
+        created_at_ms: rollout.created_at_ms,
+        finished_at_ms: rollout.finished_at_ms,
+        requested_by: rollout.requested_by.clone(),
+        regions: regions.collect(),
+    }
+}
+
+pub(crate) fn machine(machine: queue::Machine) -> types::Machine {
+    let apps = machine.apps.into_iter();
+    types::Machine {
+        name: machine.seen.name,
+        region: machine.region,
+        zone: machine.seen.zone,
+        labels: machine.seen.labels,
+        version: machine.seen.version,
+        address: machine.seen.address,
+        last_seen_at_ms: machine.seen.last_seen_ms,
+        apps: apps.map(|(report, state_at_ms)| types::MachineApp { report, state_at_ms }).collect(),
+    }
+}
+
+pub(crate) fn region(region: queue::Region) -> types::Region {
+    types::Region {
+        name: region.name,
+        drained: region.drained,
+        processes: region.processes,
+        machines: region.machines,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_artifact_is_as_far_as_its_slowest_region() {
+        use ReplicationStatus::{Complete, Copying, Failed, Pending};
+        let region = RegionName::new("r").unwrap();
+        let of = |states: &[ReplicationStatus]| {
+            overall(&states.iter().map(|status| (&region, *status)).collect::<Vec<_>>())
+        };
+        assert_eq!(of(&[Complete, Complete]), Complete);
+        assert_eq!(of(&[Complete, Pending]), Copying);
+        assert_eq!(of(&[Pending, Pending]), Pending);
+        assert_eq!(of(&[Copying, Complete]), Copying);
+        assert_eq!(of(&[Failed, Complete, Copying]), Failed);
+        assert_eq!(of(&[]), Complete, "no region holds it up");
+    }
+}
