@@ -1,4 +1,48 @@
-//! The swarm policy of one machine.
+//! The swarm policy of one machine: which piece it fetches from which neighbour, what it reads from the
+//! region's bucket, whom it serves, and what it tells its neighbours.
+//!
+//! The crate decides and does nothing. It has no sockets, files, clock, threads or random source of
+//! its own. A driver says what happened, [`Swarm::handle`]`(now, `[`Event`]`)`, then does what it is told,
+//! [`Swarm::poll_action`], and comes back with [`Event::Timeout`] at [`Swarm::next_timeout`]. The agent
+//! drives it with real connections and files; `shoal-sim` drives the very same type on virtual
+//! ones. One seed and one sequence of events give one sequence of actions: maps are ordered, hashes fixed.
+//!
+//! # The policy
+//!
+//! One [`Swarm`] is one machine with all its artifacts. Each piece of a fetch is in exactly one
+//! [`PieceState`], and these rules move it:
+//!
+//! - **Asking peers** (`pick`). The rarest missing piece of a random sample, an even choice among equals;
+//!   from a neighbour of our zone first, then from the one that will have it here soonest. At most
+//!   two requests to a peer: one hides the other's round trip, more only load seeds. Higher priorities
+//!   first, equal ones evenly.
+//! - **Never waiting on one peer.** A request has a deadline from the piece times measured so far; a late
+//!   one is joined by a second peer, and both go on. When nothing is left to ask for, slow requests are
+//!   joined too (the endgame). The first to arrive wins, the other is cancelled. Peers that say BUSY or
+//!   fail rest for a growing, jittered while; three corrupt pieces are a ban.
+//! - **Serving** (`uploads`). A few slots, a short queue, and BUSY at once beyond it. What nobody got from us yet
+//!   goes first, so a lone seed gives each piece about once.
+//! - **Telling** (`tell`). New pieces go out in batches, to neighbours that lack them only; everything again
+//!   now and then. A machine that is told of a joiner for the first time answers with what it holds.
+//! - **The bucket** (`origin`). Some machines ([`may_lease`]) ask for leases on pieces that no neighbour has; the
+//!   region processes ([`lease_owners`]) give each out once by a [`LeaseBook`]. Where none answers, hashes
+//!   and a threshold that grows while nothing comes in let a few machines read, and in the end all.
+//!
+//! What follows: a fetch ends as long as the bucket or the peers together have every piece, whichever
+//! region processes live; a machine that has everything goes on serving; and everything held in memory is
+//! bounded by [`Config`] and the artifact's number of pieces (a bit for each piece and neighbour while it
+//! fetches, nothing of that afterwards).
+//!
+//! # What the driver must keep to
+//!
+//! - A new [`PeerKey`] for each connection, a new [`UploadId`] for each question. Unknown and stale handles are
+//!   ignored.
+//! - [`Event::FetchEnded`] for each [`Action::Fetch`] that was not cancelled, and whose connection stands;
+//!   [`Event::OriginEnded`] for each piece of an [`Action::FetchOrigin`]; one lease event for each
+//!   [`Action::AskLease`]; [`Event::UploadEnded`] for each [`Action::Serve`] whose connection stands. Requests have time limits here,
+//!   reads of the bucket and lease questions need theirs in the driver.
+//! - "Verified" means verified and written. The policy believes it.
+//! - A ban outlives the handle: the driver keeps it by the machine's identity.
 #![no_std]
 
 extern crate alloc;

@@ -237,11 +237,9 @@ impl Swarm {
         let mut sum = (0, 0, 0);
         for fetch in self.states.values().filter_map(|state| state.fetch.as_deref()) {
             sum.0 += fetch.leases.len() as u32;
-            if fetch.may_lease {
-                for want in fetch.blocks.iter().filter_map(|block| block.asking) {
-                    sum.1 += u32::from(want);
-                    sum.2 += 1;
-                }
+            for want in fetch.blocks.iter().filter_map(|block| block.asking) {
+                sum.1 += u32::from(want);
+                sum.2 += 1;
             }
         }
         sum
