@@ -55,13 +55,15 @@ async fn an_imported_file_is_seeded_and_saves_the_bucket() {
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_input_gets_one_line_and_an_exit_code() {
     let run = |args: &[&str]| {
-        let output = Command::new(SHOAL).args(args).env_remove("SHOAL_COORDINATOR").output().unwrap();
+        let output =
+            Command::new(SHOAL).args(args).env_remove("SHOAL_COORDINATOR").output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).trim().to_string();
         (output.status.code(), text)
     };
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("agent.toml");
-    std::fs::write(&config, "identity = 'x'\ndata_dir = 'y'\nbucket = 'z'\nlissten = 'w'\n").unwrap();
+    std::fs::write(&config, "identity = 'x'\ndata_dir = 'y'\nbucket = 'z'\nlissten = 'w'\n")
+        .unwrap();
     for role in ["agent", "region", "worker", "coordinator"] {
         let (code, text) = run(&[role, "--config", config.to_str().unwrap()]);
         assert_eq!(code, Some(1), "{role}: {text}");
@@ -75,7 +77,8 @@ async fn wrong_input_gets_one_line_and_an_exit_code() {
     let (code, text) = run(&["agent", "--config", "/no/such/file.toml"]);
     assert_eq!((code, text.lines().count()), (Some(1), 1), "{text}");
     assert!(text.contains("/no/such/file.toml"), "{text}");
-    let (code, text) = run(&["status", "--coordinator", "https://127.0.0.1:1", "--identity", "/no/such"]);
+    let (code, text) =
+        run(&["status", "--coordinator", "https://127.0.0.1:1", "--identity", "/no/such"]);
     assert_eq!((code, text.lines().count()), (Some(1), 1), "{text}");
     assert!(text.contains("/no/such"), "{text}");
 }

@@ -3,7 +3,12 @@
 use std::fs;
 
 use shoal_client::types::{App, DeployRequest};
-use shoal_proto::{AppName, goal::Activation, goal::HealthCheck, state::{MachineState, RolloutStatus}};
+use shoal_proto::{
+    AppName,
+    goal::Activation,
+    goal::HealthCheck,
+    state::{MachineState, RolloutStatus},
+};
 
 use crate::harness::{Cluster, Repo, Shape, plain_app, wait_for, walk};
 
@@ -61,12 +66,15 @@ async fn two_apps_reach_just_their_machines_at_the_same_time() {
     cluster.set_app(&app("most", "machine!=m4")).await;
     let even = cluster.publish("even", &cluster.random_file("even", 3 << 20, 1)).await;
     let most = cluster.publish("most", &cluster.random_file("most", 4 << 20, 2)).await;
-    let rollouts = [cluster.deploy("even", &even.name).await, cluster.deploy("most", &most.name).await];
+    let rollouts =
+        [cluster.deploy("even", &even.name).await, cluster.deploy("most", &most.name).await];
     for (rollout, machines) in rollouts.iter().zip([2, 3]) {
         let rollout = cluster.rollout_succeeds(rollout.id).await;
         assert_eq!(rollout.regions.values().map(|region| region.machines).sum::<u64>(), machines);
     }
-    for (name, has) in [("m1", [true, true]), ("m2", [false, true]), ("m3", [true, true]), ("m4", [false, false])] {
+    for (name, has) in
+        [("m1", [true, true]), ("m2", [false, true]), ("m3", [true, true]), ("m4", [false, false])]
+    {
         for (app, has) in ["even", "most"].iter().zip(has) {
             assert_eq!(cluster.current_path(name, app).exists(), has, "{name} {app}");
         }
@@ -142,7 +150,10 @@ async fn a_build_that_does_not_start_well_goes_back_to_the_one_before() {
     let cluster = Cluster::start(Shape { workers: 1, ..Shape::default() }).await;
     let repo = Repo::new(cluster.root().join("repo"));
     let app = App {
-        health: Some(HealthCheck { command: "grep -q good \"$SHOAL_RUN_DIR/version\"".into(), timeout_s: 2 }),
+        health: Some(HealthCheck {
+            command: "grep -q good \"$SHOAL_RUN_DIR/version\"".into(),
+            timeout_s: 2,
+        }),
         activation: Activation::Run { args: vec![] },
         ..crate::harness::script_app("web", &repo.path)
     };
@@ -150,7 +161,8 @@ async fn a_build_that_does_not_start_well_goes_back_to_the_one_before() {
     let mut names = vec![];
     for version in ["good", "bad"] {
         let commit = repo.commit_version(version);
-        let request = shoal_client::types::BuildRequest { app: AppName::new("web").unwrap(), commit };
+        let request =
+            shoal_client::types::BuildRequest { app: AppName::new("web").unwrap(), commit };
         let job = cluster.client.build(&request).await.unwrap();
         names.push(cluster.job_ends(job.id).await.name);
     }
@@ -172,18 +184,25 @@ async fn a_build_that_does_not_start_well_goes_back_to_the_one_before() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollout_in_waves_activates_the_first_machines_first() {
-    let cluster = Cluster::start(Shape { agents: 4, region_processes: 1, ..Shape::default() }).await;
+    let cluster =
+        Cluster::start(Shape { agents: 4, region_processes: 1, ..Shape::default() }).await;
     let gate = cluster.root().join("gate");
     let mut app = plain_app("web");
     app.plan.waves_permille = vec![250];
-    app.activation = Activation::Command { command: format!("test -e {} || sleep 0.1", gate.display()) };
-    app.health = Some(HealthCheck { command: format!("test -e {}", gate.display()), timeout_s: 120 });
+    app.activation =
+        Activation::Command { command: format!("test -e {} || sleep 0.1", gate.display()) };
+    app.health =
+        Some(HealthCheck { command: format!("test -e {}", gate.display()), timeout_s: 120 });
     cluster.set_app(&app).await;
     let artifact = cluster.publish("web", &cluster.random_file("web", 1 << 20, 4)).await;
     let rollout = cluster.deploy("web", &artifact.name).await;
     let count = async |state: MachineState| {
         let rollout = cluster.client.rollout(rollout.id).await.unwrap();
-        rollout.regions.values().map(|region| region.states.get(&state).copied().unwrap_or(0)).sum::<u64>()
+        rollout
+            .regions
+            .values()
+            .map(|region| region.states.get(&state).copied().unwrap_or(0))
+            .sum::<u64>()
     };
     wait_for("one machine to activate and three to wait", async || {
         let seen = (count(MachineState::Activating).await, count(MachineState::Verified).await);

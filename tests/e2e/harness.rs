@@ -88,7 +88,8 @@ impl Process {
             }
             let bytes = fs::read(&path).map_err(|error| error.to_string())?;
             let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
-            value[key].as_str().ok_or("no such address")?.parse().map_err(|_| "no address".into())
+            let text = value[key].as_str().ok_or(format!("no address {key}"))?;
+            text.parse().map_err(|_| format!("{text} is no address"))
         })
         .await
     }
@@ -264,7 +265,8 @@ impl Cluster {
     /// Starts the coordinator again on the port that it had.
     pub async fn restart_coordinator(&mut self) {
         self.coordinator.kill();
-        self.coordinator = start_coordinator(&self.keys, self.dir.path(), &self.shape, self.api.port());
+        self.coordinator =
+            start_coordinator(&self.keys, self.dir.path(), &self.shape, self.api.port());
         self.coordinator.address("api").await;
     }
 
@@ -358,7 +360,11 @@ impl Cluster {
     pub async fn machines_known(&self, count: usize) {
         wait_for(&format!("{count} machines"), async || {
             let machines = self.client.machines(None, None).await.map_err(|e| e.to_string())?;
-            if machines.len() >= count { Ok(()) } else { Err(format!("{} machines", machines.len())) }
+            if machines.len() >= count {
+                Ok(())
+            } else {
+                Err(format!("{} machines", machines.len()))
+            }
         })
         .await;
     }
@@ -611,7 +617,11 @@ impl Repo {
             .args(args)
             .output()
             .unwrap();
-        assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "git {args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap().trim().into()
     }
 

@@ -40,7 +40,8 @@ async fn a_commit_becomes_a_program_that_runs_on_every_machine_and_goes_back() {
 
         let rollout = cluster.deploy("web", &job.name).await;
         let rollout = cluster.rollout_succeeds(rollout.id).await;
-        let active: u64 = rollout.regions.values().map(|region| region.states[&MachineState::Active]).sum();
+        let active: u64 =
+            rollout.regions.values().map(|region| region.states[&MachineState::Active]).sum();
         assert_eq!(active, 4);
         for agent in &cluster.agents {
             let version = agent.data_dir().join("run/web/version");
@@ -109,7 +110,8 @@ async fn builds_that_fail_say_why() {
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
         let root = cluster.root().to_str().unwrap().as_bytes();
-        command.starts_with(b"sleep\x0010000\0") && environment.windows(root.len()).any(|w| w == root)
+        command.starts_with(b"sleep\x0010000\0")
+            && environment.windows(root.len()).any(|w| w == root)
     });
     assert!(!sleeping, "a process of the build is left");
 
