@@ -163,10 +163,17 @@ impl Pki {
 
 /// Writes files that must not be there yet: when one is, none is written.
 fn write_new(dir: &Path, files: &[(&str, &[u8], u32)]) -> anyhow::Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
+    // Only the directory itself is private: what is above it may have to be entered by others.
+    let make = || -> io::Result<()> {
+        if let Some(above) = dir.parent() {
+            fs::create_dir_all(above)?;
+        }
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+            made => made,
+        }
+    };
+    make()
         .with_context(|| format!("cannot make the directory {}", dir.display()))?;
     for (name, ..) in files {
         let path = dir.join(name);
