@@ -120,7 +120,8 @@ impl Connection {
         })
     }
 
-    /// Queues a control message as soon as there is room.
+    /// Queues a control message as soon as there is room. Not for the loop that takes from
+    /// [`crate::Incoming`]: two machines that each wait for the other there would wait for ever.
     ///
     /// # Errors
     /// [`SendError::Closed`], [`SendError::TooLong`].

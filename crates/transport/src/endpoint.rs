@@ -181,7 +181,8 @@ impl Endpoint {
         self.0.peers().all().cloned().collect()
     }
 
-    /// Closes everything, tells the peers, and ends all tasks; waits a few seconds at most.
+    /// Closes everything, tells the peers, and ends all tasks; waits a few seconds at most. The receiver of
+    /// [`Incoming`] still brings what was queued; it ends once all clones of the endpoint are dropped.
     pub async fn shutdown(&self) {
         self.0.tasks.close();
         self.0.quinn.close(code(CloseReason::Done), b"");
