@@ -152,7 +152,7 @@ fn replication_interval_default() -> f64 {
 }
 
 fn copies_in_parallel_default() -> u32 {
-    4
+    8
 }
 
 fn copy_retry_default() -> f64 {

@@ -89,9 +89,7 @@ pub(crate) async fn set(
 ) -> Result<Rollout> {
     shared.registry.refresh(&shared.queue).await?;
     let (_, selector) = read_app(&shared.queue.app(app).await?.spec)?;
-    let drained = shared.drained().await?;
-    let mut targets = shared.registry.targets(&selector).await;
-    targets.retain(|region, _| !drained.contains(region));
+    let targets = shared.registry.targets(&selector).await;
     let sealer = |draft: &GoalDraft<'_>| {
         let (app, now_selects) = read_app(&draft.app.spec)?;
         if now_selects != selector {

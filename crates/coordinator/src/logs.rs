@@ -20,6 +20,9 @@ pub(crate) const LOG_READ_MAX_BYTES: u64 = 1 << 20;
 /// A log at its limit ends with this.
 const CUT: &[u8] = b"\n[the log is cut here: it is longer than 64 MiB]\n";
 
+/// A lock for each attempt's log that is being written.
+type Writers = HashMap<(i64, u32), Arc<Mutex<()>>>;
+
 /// What stands for bytes that never came.
 const FILL: &[u8] = &[b'\n'; 4096];
 
@@ -28,7 +31,7 @@ const FILL: &[u8] = &[b'\n'; 4096];
 pub(crate) struct Logs {
     dir: PathBuf,
     /// One writer a log at a time. Emptied of those whom nobody waits for.
-    writing: Arc<Mutex<HashMap<(i64, u32), Arc<Mutex<()>>>>>,
+    writing: Arc<Mutex<Writers>>,
 }
 
 impl Logs {

@@ -4,6 +4,7 @@
 //! is there: a copy that was broken off, here or in another coordinator, costs only the part it was in.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -23,6 +24,9 @@ use crate::{
 /// How often a copy says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How many copies go into one region at once: a bucket that hangs does not hold up the other regions.
+const PER_REGION_MAX: usize = 2;
+
 /// The longest pause before a failed copy is tried again.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
@@ -36,13 +40,18 @@ fn retry_after(first: Duration, tries: u32, spread: u32) -> Duration {
 /// Copies until the process stops.
 pub(crate) async fn run(shared: Arc<Shared>, owner: String) {
     let mut copies = JoinSet::new();
+    let mut under_way = BTreeMap::new();
     let most = shared.config.copies_in_parallel as usize;
     loop {
         while copies.len() < most {
-            match take(&shared, &owner).await {
+            match take(&shared, &owner, &under_way).await {
                 Ok(Some(job)) => {
+                    *under_way.entry(job.region.clone()).or_default() += 1;
                     let (shared, owner) = (shared.clone(), owner.clone());
-                    copies.spawn(async move { one(&shared, &owner, job).await });
+                    copies.spawn(async move {
+                        one(&shared, &owner, &job).await;
+                        job.region
+                    });
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -55,7 +64,16 @@ pub(crate) async fn run(shared: Arc<Shared>, owner: String) {
         let pause = pause(&shared).await;
         let full = copies.len() >= most;
         tokio::select! {
-            Some(_) = copies.join_next() => {}
+            Some(ended) = copies.join_next() => match ended {
+                Ok(region) => {
+                    under_way.entry(region).and_modify(|count| *count = count.saturating_sub(1));
+                }
+                // Not known which region's: count afresh as the others end.
+                Err(error) => {
+                    tracing::error!(%error, "a copy panicked");
+                    under_way.clear();
+                }
+            },
             () = shared.copy_waits.notified(), if !full => {}
             () = tokio::time::sleep(pause), if !full => {}
             () = shared.stop.cancelled() => break,
@@ -80,9 +98,15 @@ async fn pause(shared: &Shared) -> Duration {
     }
 }
 
-async fn take(shared: &Shared, owner: &str) -> Result<Option<CopyJob>, QueueError> {
+async fn take(
+    shared: &Shared,
+    owner: &str,
+    under_way: &BTreeMap<RegionName, usize>,
+) -> Result<Option<CopyJob>, QueueError> {
+    let busy = under_way.iter().filter(|(_, count)| **count >= PER_REGION_MAX);
+    let busy: Vec<_> = busy.map(|(region, _)| region.clone()).collect();
     let now = now_ms();
-    shared.queue.take_copy(owner, now, owned_until(shared, now)).await
+    shared.queue.take_copy(owner, &busy, now, owned_until(shared, now)).await
 }
 
 fn owned_until(shared: &Shared, now: i64) -> i64 {
@@ -90,10 +114,10 @@ fn owned_until(shared: &Shared, now: i64) -> i64 {
 }
 
 /// Makes one copy and writes down how it went.
-async fn one(shared: &Shared, owner: &str, job: CopyJob) {
+async fn one(shared: &Shared, owner: &str, job: &CopyJob) {
     let (artifact, region) = (job.artifact, job.region.clone());
     tracing::info!(%artifact, %region, tries = job.tries, "copying");
-    let result = copy(shared, owner, &job).await;
+    let result = copy(shared, owner, job).await;
     let count = |result| {
         shared.metrics.copies_ended.with_label_values(&[region.as_str(), result]).inc();
     };
@@ -101,7 +125,7 @@ async fn one(shared: &Shared, owner: &str, job: CopyJob) {
         Ok(Some(bytes)) => {
             count("complete");
             tracing::info!(%artifact, %region, bytes, "copy complete");
-            shared.queue.copy_complete(&job, owner, bytes, now_ms()).await
+            shared.queue.copy_complete(job, owner, bytes, now_ms()).await
         }
         Ok(None) => {
             count("taken_over");
@@ -114,7 +138,7 @@ async fn one(shared: &Shared, owner: &str, job: CopyJob) {
             let first = seconds(shared.config.copy_retry_s);
             let spread = u32::from(artifact.0[0]) * 256 + u32::from(artifact.0[1]);
             let next = now_ms() + ms(retry_after(first, job.tries, spread));
-            shared.queue.copy_failed(&job, owner, &reason, next).await
+            shared.queue.copy_failed(job, owner, &reason, next).await
         }
     };
     if let Err(error) = told {

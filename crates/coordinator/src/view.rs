@@ -9,8 +9,6 @@ use shoal_proto::{
 };
 use shoal_queue as queue;
 
-use crate::state::now_ms;
-
 pub(crate) fn job(job: queue::Job, attempts: Vec<queue::Attempt>) -> types::Job {
     let attempts = attempts.into_iter().map(|attempt| types::Attempt {
         attempt: attempt.attempt,
@@ -123,10 +121,11 @@ pub(crate) fn settle(
 
 /// A rollout with how it is in each region.
 pub(crate) fn rollout(rollout: queue::Rollout, progress: &queue::Progress) -> types::Rollout {
-    let elapsed_ms = now_ms() - rollout.created_at_ms;
-    // Until it ends the driver alone says who is unreachable; a good end leaves nobody to say it of.
-    let elapsed_s = match rollout.status {
-        RolloutStatus::Failed => u64::try_from(elapsed_ms / 1_000).unwrap_or_default(),
+    // Who had not ended when the deadline ended the rollout is unreachable, until it reports after all.
+    let elapsed_s = match (rollout.status, rollout.finished_at_ms) {
+        (RolloutStatus::Succeeded | RolloutStatus::Failed, Some(end_ms)) => {
+            u64::try_from((end_ms - rollout.created_at_ms) / 1_000).unwrap_or_default()
+        }
         _ => 0,
     };
     let mut names: Vec<&RegionName> = rollout.targets.keys().chain(progress.keys()).collect();

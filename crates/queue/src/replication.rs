@@ -8,7 +8,7 @@
 use shoal_proto::{ArtifactId, EncodingId, RegionName};
 
 use crate::{
-    db::{Queue, count, get, number, parsed},
+    db::{Queue, count, get, number, parsed, placeholders},
     error::Result,
 };
 
@@ -25,30 +25,52 @@ pub struct CopyJob {
     pub tries: u32,
 }
 
+/// The copy that is due first.
+async fn due<'c>(
+    connection: impl sqlx::Executor<'c, Database = sqlx::Any>,
+    without: &[RegionName],
+    now_ms: i64,
+) -> Result<Option<sqlx::any::AnyRow>> {
+    // COMPLETE rows, nearly all, are never looked at: the index leads with the status.
+    let mut sql = String::from(
+        "SELECT c.artifact, c.encoding, c.region, c.tries FROM replications c \
+         JOIN regions r ON r.name = c.region AND r.configured = 1 \
+         WHERE c.status IN ('PENDING', 'COPYING', 'FAILED')",
+    );
+    if !without.is_empty() {
+        sql.push_str(" AND c.region NOT IN ");
+        placeholders(&mut sql, 1, without.len());
+    }
+    let now = without.len() + 1;
+    sql.push_str(&format!(
+        " AND c.next_try_at <= ${now} AND (c.status <> 'COPYING' OR c.owned_until < ${now}) \
+         ORDER BY r.drained, c.created_at, c.region LIMIT 1"
+    ));
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+    for region in without {
+        query = query.bind(region.as_str());
+    }
+    Ok(query.bind(now_ms).fetch_optional(connection).await?)
+}
+
 impl Queue {
     /// Takes the oldest copy that is due: PENDING, FAILED and due again, or COPYING by an owner who is gone.
-    /// Drained regions come last. It is `owner`'s until `owned_until_ms`.
+    /// Drained regions come last, the regions in `without` not at all. It is `owner`'s until `owned_until_ms`.
     ///
     /// # Errors
     /// [`crate::QueueError`] when the database fails.
     pub async fn take_copy(
         &self,
         owner: &str,
+        without: &[RegionName],
         now_ms: i64,
         owned_until_ms: i64,
     ) -> Result<Option<CopyJob>> {
-        // COMPLETE rows, nearly all, are never looked at: the index leads with the status.
-        const DUE: &str = "SELECT c.artifact, c.encoding, c.region, c.tries FROM replications c \
-             JOIN regions r ON r.name = c.region \
-             WHERE c.status IN ('PENDING', 'COPYING', 'FAILED') AND r.configured = 1 \
-             AND c.next_try_at <= $1 AND (c.status <> 'COPYING' OR c.owned_until < $1) \
-             ORDER BY r.drained, c.created_at, c.region LIMIT 1";
-        let due = sqlx::query(DUE).bind(now_ms).fetch_optional(self.reader()).await?;
-        if due.is_none() {
+        if due(self.reader(), without, now_ms).await?.is_none() {
             return Ok(None);
         }
         let mut tx = self.write().await?;
-        let due = sqlx::query(DUE).bind(now_ms).fetch_optional(&mut *tx).await?;
+        let due = due(&mut *tx, without, now_ms).await?;
         let Some(row) = due else { return Ok(None) };
         let tries: u32 = number(&row, "tries")?;
         let job = CopyJob {

@@ -7,7 +7,7 @@ use shoal_queue::{Actor, Choice, QueueError, Rollout};
 
 use super::{App, Args, Json, Place, Reply, Who};
 use crate::{
-    error::{ApiError, ApiResult},
+    error::ApiResult,
     goals,
     state::{Shared, now_ms},
     view,
@@ -34,17 +34,21 @@ async fn set(
     let choice = match reference {
         Some(reference) => {
             let artifact = shared.queue.artifact(&reference, Some(&app)).await?;
-            // A region that came after the artifact gets its copy now.
-            if artifact.app == app
-                && shared.queue.want_everywhere(&artifact.stored, now_ms()).await? > 0
-            {
-                shared.copy_waits.notify_one();
-            }
             Choice::Named(artifact.name)
         }
         None => Choice::Previous,
     };
-    let rollout = goals::set(shared, &app, &choice, rollback, actor).await?;
+    let rollout = match goals::set(shared, &app, &choice, rollback, actor).await {
+        Err(QueueError::NotDeployable { name, pending }) => {
+            // A region that came after the artifact gets its copy now.
+            let artifact = shared.queue.artifact(&name, Some(&app)).await?;
+            if shared.queue.want_everywhere(&artifact.stored, now_ms()).await? > 0 {
+                shared.copy_waits.notify_one();
+            }
+            return Err(QueueError::NotDeployable { name, pending }.into());
+        }
+        other => other?,
+    };
     let progress = shoal_queue::Progress::new();
     Ok(axum::Json(view::rollout(rollout, &progress)))
 }
@@ -122,5 +126,5 @@ pub(super) async fn cancel(
         let text = format!("rollout {id} has ended already: it is {}", rollout.status);
         return Err(QueueError::Conflict(text).into());
     }
-    with_progress(&shared, rollout).await.map(axum::Json).map_err(ApiError::from)
+    with_progress(&shared, rollout).await.map(axum::Json)
 }

@@ -108,7 +108,14 @@ pub(super) async fn finish(
     let end = match request.outcome {
         // Believed only when it is there: the index is the last object of an upload.
         Outcome::Succeeded { artifact, encoding } => {
-            End::Succeeded(uploads::stored(&shared.main, &artifact, &encoding).await?)
+            match uploads::stored(&shared.main, &artifact, &encoding).await {
+                Ok(stored) => End::Succeeded(stored),
+                Err(error) => {
+                    // Who lost the job hears that first: there is nothing to upload again.
+                    shared.queue.check_lease(job, &lease).await?;
+                    return Err(error);
+                }
+            }
         }
         Outcome::Failed { reason, retry } => End::Failed { reason, retry },
         Outcome::Cancelled => End::Cancelled,

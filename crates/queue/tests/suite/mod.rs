@@ -1,0 +1,58 @@
+//! What every database must do: functions over its URL, each of which wants an empty database.
+#![allow(clippy::unwrap_used)]
+
+mod jobs;
+mod records;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub(crate) use jobs::*;
+pub(crate) use records::*;
+use shoal_proto::{AppName, ArtifactId, EncodingId, RegionName};
+use shoal_queue::{Actor, AppRow, Claimant, Job, Lease, Queue, Stored};
+
+pub(crate) fn actor() -> Actor {
+    Actor { name: "alice".into(), origin: "127.0.0.1".into() }
+}
+
+pub(crate) fn name(app: &str) -> AppName {
+    app.parse().unwrap()
+}
+
+pub(crate) fn regions(names: &[&str]) -> Vec<RegionName> {
+    names.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+pub(crate) async fn app(queue: &Queue, app: &str) {
+    let row = AppRow { name: name(app), spec: "{}".into() };
+    queue.set_app(&row, &actor(), 0).await.unwrap();
+}
+
+pub(crate) async fn submit(queue: &Queue, app: &str, now_ms: i64) -> Job {
+    let commit = "0123456789abcdef0123456789abcdef01234567".parse().unwrap();
+    queue.submit(&name(app), &commit, 2, &actor(), now_ms).await.unwrap()
+}
+
+fn token() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("token-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+pub(crate) async fn claim(queue: &Queue, now_ms: i64) -> Option<(Job, Lease)> {
+    let worker = Claimant { worker: "w1".into(), host: "host".into(), incarnation: "first".into() };
+    let token = token();
+    let job = queue.claim(&worker, &token, now_ms).await.unwrap()?;
+    let lease = Lease { attempt: job.attempt, token };
+    Some((job, lease))
+}
+
+pub(crate) fn stored(seed: u8) -> Stored {
+    Stored {
+        artifact: ArtifactId([seed; 32]),
+        encoding: EncodingId([seed ^ 0x80; 32]),
+        size_bytes: 10_000_000_000,
+        encoded_bytes: 4_000_000_000,
+        piece_size_bytes: 4 << 20,
+        pieces: 2_385,
+    }
+}
