@@ -11,7 +11,8 @@ async fn a_file_is_published_deployed_and_seen() {
     let cluster = Cluster::start(Shape { agents: 2, ..Shape::default() }).await;
     cluster.shoal(&["app", "set", "data", "--selector", "half=even"]);
     let file = cluster.random_file("file", 1 << 20, 6);
-    cluster.shoal(&["publish", file.to_str().unwrap(), "--app", "data", "--deploy", "--wait"]);
+    cluster.shoal(&["publish", file.to_str().unwrap(), "--app", "data", "--deploy"]);
+    cluster.rollout_succeeds(1).await;
     let listed = |args: &[&str]| -> serde_json::Value {
         serde_json::from_str(&cluster.shoal(&[args, &["--json"]].concat())).unwrap()
     };

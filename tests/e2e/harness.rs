@@ -123,6 +123,17 @@ impl Drop for Process {
     }
 }
 
+fn trust(ca: &CertificateAuthority, signer: &GoalSigner) -> Vec<u8> {
+    let bundle = TrustBundle {
+        cluster: ca.cluster().into(),
+        number: 1,
+        ca_certificates: vec![ca.cert_der().to_vec()],
+        goal_keys: vec![signer.public()],
+        revoked: vec![],
+    };
+    codec::encode(&signer.sign_trust(&bundle).unwrap(), TRUST_MAX_BYTES).unwrap()
+}
+
 /// A cluster's keys.
 pub struct Keys {
     pub ca: CertificateAuthority,
@@ -134,16 +145,13 @@ impl Keys {
     pub fn new(cluster: &str) -> Self {
         let ca = CertificateAuthority::create(cluster).unwrap();
         let signer = GoalSigner::create(1).unwrap();
-        let bundle = TrustBundle {
-            cluster: cluster.into(),
-            number: 1,
-            ca_certificates: vec![ca.cert_der().to_vec()],
-            goal_keys: vec![signer.public()],
-            revoked: vec![],
-        };
-        let signed = signer.sign_trust(&bundle).unwrap();
-        let trust = codec::encode(&signed, TRUST_MAX_BYTES).unwrap();
+        let trust = trust(&ca, &signer);
         Self { ca, signer, trust }
+    }
+
+    /// A trust bundle of this CA that believes another goal key.
+    pub fn trust_with(&self, signer: &GoalSigner) -> Vec<u8> {
+        trust(&self.ca, signer)
     }
 
     /// Writes an identity directory.

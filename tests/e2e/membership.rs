@@ -15,10 +15,13 @@ async fn a_goal_signed_with_another_key_is_followed_by_nobody() {
     let bad = cluster.publish("data", &cluster.random_file("bad", 1 << 20, 2)).await;
     let rollout = cluster.deploy("data", &good.name).await;
     cluster.rollout_succeeds(rollout.id).await;
-    // A coordinator whose goal key was exchanged: the number is right, the key is not.
+    // A coordinator whose goal key and trust were exchanged: the number is right, the key is not.
     let goal_key = cluster.root().join("coordinator/goal.key");
-    let right = fs::read(&goal_key).unwrap();
-    fs::write(&goal_key, GoalSigner::create(1).unwrap().to_pem().unwrap()).unwrap();
+    let trust = cluster.root().join("coordinator/identity/trust.bin");
+    let right = (fs::read(&goal_key).unwrap(), fs::read(&trust).unwrap());
+    let forger = GoalSigner::create(1).unwrap();
+    fs::write(&goal_key, forger.to_pem().unwrap()).unwrap();
+    fs::write(&trust, cluster.keys.trust_with(&forger)).unwrap();
     cluster.restart_coordinator().await;
     cluster.deploy("data", &bad.name).await;
     wait_for("the region processes to refuse it", async || {
@@ -27,7 +30,8 @@ async fn a_goal_signed_with_another_key_is_followed_by_nobody() {
     })
     .await;
     // With the right key again, the next goal is followed: the agent never took the forged one.
-    fs::write(&goal_key, right).unwrap();
+    fs::write(&goal_key, right.0).unwrap();
+    fs::write(&trust, right.1).unwrap();
     cluster.restart_coordinator().await;
     let rollout = cluster.deploy("data", &good.name).await;
     cluster.rollout_succeeds(rollout.id).await;

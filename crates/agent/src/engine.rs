@@ -154,7 +154,14 @@ impl Engine {
         fleet: u32,
     ) -> watch::Receiver<FetchStatus> {
         let id = artifact.manifest().artifact;
-        let (sender, receiver) = watch::channel(FetchStatus::default());
+        let have = artifact.have();
+        let progress = FetchProgress {
+            pieces: have.count(),
+            pieces_total: have.len(),
+            ..FetchProgress::default()
+        };
+        let (sender, receiver) =
+            watch::channel(FetchStatus { complete: have.is_full(), progress, trouble: None });
         {
             let mut running = self.running();
             if let Some(receiver) = running.get(&id)
@@ -298,11 +305,6 @@ impl Driver {
         let have = artifact.have();
         let pieces = artifact.manifest().piece_count();
         let layout = Arc::new(artifact.index().layout());
-        status.send_modify(|status| {
-            status.complete = have.is_full();
-            status.progress.pieces = have.count();
-            status.progress.pieces_total = pieces;
-        });
         self.by_artifact.insert(id, swarm);
         let encoding = artifact.encoding();
         let part = Part { artifact, encoding, layout, status, known: BTreeMap::new() };
