@@ -36,7 +36,7 @@ struct Args {
     /// The piece size in KiB; without one, the default for the file's length.
     #[arg(long)]
     piece_kib: Option<u64>,
-    /// Threads of cut; without one, one a core.
+    /// Threads of cut; without one, cut's own default.
     #[arg(long)]
     threads: Option<usize>,
     /// Where to write; without one, the system's directory for temporary files.

@@ -38,8 +38,11 @@ const ENCODER_LIGHT_BYTES: u64 = 3 << 20;
 const ENCODER_HEAVY_BYTES: u64 = 24 << 20;
 const LEVEL_LIGHT_MAX: i32 = 3;
 
-/// Buffers for each thread: the raw piece, its encoded form, and one piece that waits for its turn.
-const BUFFERS_PER_THREAD: usize = 3;
+/// Buffers for each thread, of a piece each: the raw piece, its encoded form, and at least one piece that waits
+/// for its turn. With more of those a slow write of one piece holds up nobody, so up to four are taken where they
+/// fit.
+const BUFFERS_PER_THREAD_MIN: u64 = 3;
+const BUFFERS_PER_THREAD_MAX: u64 = 6;
 
 /// A piece is read in blocks of this many bytes, so that it is hashed in the second-level cache.
 pub(crate) const READ_BYTES: usize = 256 << 10;
@@ -145,14 +148,19 @@ impl<S: Sink, P: Fn(u64) + Sync> Drop for StopOnPanic<'_, S, P> {
     }
 }
 
-/// How many threads to cut with: as many as asked for, or one a core, within the memory.
-fn threads(job: &Job<'_>) -> usize {
+/// How many threads to cut with, and how many buffers they share: as many threads as asked for, or one more
+/// than there are cores, because one of them is often writing; all within the memory.
+fn threads_and_buffers(job: &Job<'_>) -> (usize, usize) {
     let encoder =
         if job.level <= LEVEL_LIGHT_MAX { ENCODER_LIGHT_BYTES } else { ENCODER_HEAVY_BYTES };
-    let each = BUFFERS_PER_THREAD as u64 * job.piece_size.bytes() + encoder;
-    let fit = (MEMORY_MAX_BYTES / each) as usize;
+    let piece = job.piece_size.bytes();
+    let fit = MEMORY_MAX_BYTES / (BUFFERS_PER_THREAD_MIN * piece + encoder);
     let cores = || thread::available_parallelism().map_or(1, usize::from);
-    job.threads.unwrap_or_else(cores).min(fit).max(1)
+    let threads = job.threads.unwrap_or_else(|| cores() + 1).min(fit as usize).max(1);
+    let count = threads as u64;
+    let room = MEMORY_MAX_BYTES.saturating_sub(count * encoder) / piece;
+    let buffers = room.clamp(count * BUFFERS_PER_THREAD_MIN, count * BUFFERS_PER_THREAD_MAX);
+    (threads, buffers as usize)
 }
 
 /// Cuts a file, handing every piece to `sink`, and `progress` the count of raw bytes done so far, rising.
@@ -164,7 +172,8 @@ pub(crate) fn run<S: Sink, P: Fn(u64) + Sync>(
     let pieces = job.size_bytes.div_ceil(job.piece_size.bytes());
     let count = u32::try_from(pieces).ok().filter(|&count| count <= PIECES_MAX);
     let count = count.ok_or(CutError::TooManyPieces { pieces })?;
-    let threads = threads(job).min(count as usize);
+    let (threads, buffers) = threads_and_buffers(job);
+    let threads = threads.min(count as usize);
     let placed = Placed {
         hashes: Vec::with_capacity(count as usize),
         pieces: Vec::with_capacity(count as usize),
@@ -172,11 +181,7 @@ pub(crate) fn run<S: Sink, P: Fn(u64) + Sync>(
         hasher: Hasher::new(),
         part_len: 0,
     };
-    let state = State {
-        pool: vec![Vec::new(); threads * BUFFERS_PER_THREAD],
-        placed: Some(placed),
-        ..State::default()
-    };
+    let state = State { pool: vec![Vec::new(); buffers], placed: Some(placed), ..State::default() };
     let shared =
         Shared { job, count, sink, progress, state: Mutex::new(state), returned: Condvar::new() };
     thread::scope(|scope| {

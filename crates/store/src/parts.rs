@@ -36,7 +36,8 @@ pub struct CutOptions {
     pub piece_size: Option<PieceSize>,
     /// The zstd level, held to 1..=9.
     pub level: i32,
-    /// How many threads; none: one a core. Fewer are used where memory would pass about 150 MiB.
+    /// How many threads; none: one more than there are cores, as one is often writing. Fewer are used where
+    /// memory would pass about 150 MiB.
     pub threads: Option<usize>,
 }
 
