@@ -89,9 +89,13 @@ pub(crate) async fn copies_are_owned_tried_again_and_taken_over(url: &str) {
     // A failure is due again at its time, not before.
     assert!(queue.copy_failed(&taken, "two", "the bucket is full", 500).await.unwrap());
     assert_eq!(queue.next_copy_due_ms().await.unwrap(), Some(500));
-    assert_eq!(queue.take_copy("two", &[us.region.clone()], 499, 900).await.unwrap(), None);
+    assert_eq!(
+        queue.take_copy("two", std::slice::from_ref(&us.region), 499, 900).await.unwrap(),
+        None
+    );
     assert_eq!(queue.take_copy("two", &regions(&["eu", "us"]), 501, 900).await.unwrap(), None);
-    let again = queue.take_copy("two", &[us.region.clone()], 500, 900).await.unwrap().unwrap();
+    let again =
+        queue.take_copy("two", std::slice::from_ref(&us.region), 500, 900).await.unwrap().unwrap();
     assert!(queue.copy_complete(&again, "two", 9, 600).await.unwrap());
     let artifact = queue.artifact("web/a", None).await.unwrap();
     let copy = &artifact.copies[&eu.region];

@@ -1,0 +1,8 @@
+//! The coordinator as its callers see it: over real HTTPS on loopback, with real certificates.
+#![allow(clippy::unwrap_used)]
+
+mod artifacts;
+mod harness;
+mod jobs;
+mod refusals;
+mod rollouts;
