@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use shoal_proto::{
     AppName, ArtifactId, MachineName, Revision,
@@ -31,7 +32,7 @@ const HEALTH_INTERVAL: Duration = Duration::from_millis(250);
 const HEALTH_RUN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How much of a command's output goes into a reason, in bytes from its end.
-const OUTPUT_TAIL_BYTES: usize = 200;
+const OUTPUT_TAIL_BYTES: u64 = 200;
 
 /// A build that can be started, now or again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -111,28 +112,37 @@ impl Place {
             .env("SHOAL_CURRENT", self.app_dir.join("current"));
     }
 
+    /// Runs a command to its end. Its output goes to a file, so that what it leaves running in the background
+    /// holds nobody up; what it starts ends with it only when it takes too long.
     async fn shell(&self, build: &Build, script: &str, timeout: Duration) -> Result<(), String> {
+        let cannot = |error: io::Error| format!("cannot run '{script}': {error}");
+        let output = self.run_dir.join("command.log");
+        let file = fs::File::create(&output).map_err(cannot)?;
         let mut command = Command::new("sh");
         command.arg("-c").arg(script).current_dir(&self.run_dir);
         self.environment(build, &mut command);
         command
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stdout(file.try_clone().map_err(cannot)?)
+            .stderr(file)
+            .process_group(0)
             .kill_on_drop(true);
-        let output = match tokio::time::timeout(timeout, command.output()).await {
-            Err(_) => return Err(format!("'{script}' took more than {} s", timeout.as_secs())),
-            Ok(Err(error)) => return Err(format!("cannot run '{script}': {error}")),
-            Ok(Ok(output)) => output,
+        let mut child = command.spawn().map_err(cannot)?;
+        let group = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        let status = match tokio::time::timeout(timeout, child.wait()).await {
+            Err(_) => {
+                if let Some(group) = group {
+                    let _ = kill_process_group(group, Signal::KILL);
+                }
+                return Err(format!("'{script}' took more than {} s", timeout.as_secs()));
+            }
+            Ok(Err(error)) => return Err(cannot(error)),
+            Ok(Ok(status)) => status,
         };
-        if output.status.success() {
+        if status.success() {
             return Ok(());
         }
-        let text = [output.stdout, output.stderr].concat();
-        let tail = String::from_utf8_lossy(&text[text.len().saturating_sub(OUTPUT_TAIL_BYTES)..])
-            .trim()
-            .replace('\n', " | ");
-        Err(format!("'{script}' failed ({}): {tail}", output.status))
+        Err(format!("'{script}' failed ({status}): {}", tail(&output)))
     }
 
     /// Ends the app's program, if one runs.
@@ -217,6 +227,21 @@ impl Place {
     }
 }
 
+/// The end of a command's output, on one line.
+fn tail(path: &Path) -> String {
+    use io::{Read as _, Seek as _, SeekFrom};
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = fs::File::open(path)?;
+        let len = file.metadata()?.len();
+        file.seek(SeekFrom::Start(len.saturating_sub(OUTPUT_TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(OUTPUT_TAIL_BYTES).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().unwrap_or_default();
+    String::from_utf8_lossy(&bytes).trim().replace('\n', " | ")
+}
+
 /// What an agent keeps of an app across restarts.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct AppState {
@@ -232,10 +257,10 @@ pub(crate) struct AppState {
 
 impl AppState {
     /// Reads the state of an app; one that cannot be read is as good as none, and said.
-    pub(crate) fn load(place: &Place) -> Self {
-        match fs::read(place.state_path()) {
+    pub(crate) fn load(app: &AppName, path: &Path) -> Self {
+        match fs::read(path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(app = %place.app, %error, "the app's state is not readable: begun anew");
+                tracing::warn!(%app, %error, "the app's state is not readable: begun anew");
                 Self::default()
             }),
             Err(_) => Self::default(),
@@ -317,6 +342,19 @@ mod tests {
         assert!(Program::adopt(&machine.place.run_dir).is_none());
         let file = machine.script("once", "exit 0");
         assert!(machine.place.activate(&build(None), &file).await.is_ok(), "0 at once is well");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_leaves_something_running_has_ended_all_the_same() {
+        let machine = Machine::new();
+        let file = machine.script("v1", "exit 0");
+        let script = "sleep 1000 & echo $! > \"$SHOAL_RUN_DIR/left\"; echo done";
+        let build =
+            Build { activation: Activation::Command { command: script.into() }, ..build(None) };
+        assert!(machine.place.activate(&build, &file).await.unwrap().is_none());
+        let left = fs::read_to_string(machine.place.run_dir.join("left")).unwrap();
+        let left = Pid::from_raw(left.trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process(left, Signal::KILL).expect("it runs on");
     }
 
     #[tokio::test]

@@ -16,7 +16,8 @@ use shoal_proto::{
     state::MachineState,
 };
 use shoal_store::{Artifact, StoreError};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     activate::{AppState, Build, SharedPlace},
@@ -46,52 +47,78 @@ struct Hopeless(String);
 
 /// Runs one app until the agent stops.
 pub(crate) struct AppTask {
-    pub(crate) machine: Arc<Machine>,
-    pub(crate) place: SharedPlace,
-    pub(crate) goals: watch::Receiver<Arc<Goal>>,
-    pub(crate) state: AppState,
+    machine: Arc<Machine>,
+    place: SharedPlace,
+    goals: watch::Receiver<Arc<Goal>>,
+    state: AppState,
+    /// What was last kept on the disk of what is reported.
+    kept: Option<(Revision, MachineState)>,
+    /// Keeps the active build's program running, whatever else this task does meanwhile.
+    keeper: Option<AbortOnDropHandle<()>>,
 }
 
 impl AppTask {
+    pub(crate) fn new(
+        machine: Arc<Machine>,
+        place: SharedPlace,
+        goals: watch::Receiver<Arc<Goal>>,
+        state: AppState,
+    ) -> Self {
+        Self { machine, place, goals, state, kept: None, keeper: None }
+    }
+
     pub(crate) async fn run(mut self) {
         self.machine.reports.resume(&self.place.app, self.state.sequence);
+        self.keep_running(None);
         loop {
             let goal = self.goals.borrow_and_update().clone();
             self.note_wanted(&goal);
-            if let Some((revision, went_back, reason)) = self.state.failed.clone()
-                && revision == goal.revision
-            {
-                let state = if went_back { MachineState::RolledBack } else { MachineState::Failed };
-                self.report(&goal, state, Some(reason), None);
-                self.hold(None).await;
-                continue;
-            }
-            if self.state.active.as_ref().is_some_and(|active| active.revision == goal.revision) {
-                self.seed(&goal).await;
-                self.report(&goal, MachineState::Active, None, None);
-                self.hold(None).await;
-                continue;
-            }
-            let mut newer = self.goals.clone();
-            let verified = tokio::select! {
-                verified = self.obtain(&goal) => verified,
-                _ = newer.changed() => {
-                    self.abandon(&goal).await;
-                    continue;
+            let newer = self.goals.clone();
+            let activating = self.machine.activating(&goal.app);
+            tokio::select! {
+                () = self.pursue(&goal) => {
+                    // An error says that the agent is stopping: there is nothing more to wait for.
+                    if self.goals.changed().await.is_err() {
+                        return std::future::pending().await;
+                    }
                 }
-            };
-            match verified {
-                Ok(file) => {
-                    let program = self.activate(&goal, file).await;
-                    self.hold(program).await;
-                }
-                Err(Hopeless(reason)) => {
-                    self.state.failed = Some((goal.revision, false, reason.clone()));
-                    self.report(&goal, MachineState::Failed, Some(reason), None);
-                    self.hold(None).await;
-                }
+                () = superseded(newer, &activating) => self.abandon(&goal).await,
             }
         }
+    }
+
+    /// Brings the app to `goal`, or to the finding that it cannot be.
+    async fn pursue(&mut self, goal: &Goal) {
+        if let Some((revision, went_back, reason)) = self.state.failed.clone()
+            && revision == goal.revision
+        {
+            let state = if went_back { MachineState::RolledBack } else { MachineState::Failed };
+            return self.report(goal, state, Some(reason), None);
+        }
+        let active =
+            self.state.active.as_ref().is_some_and(|active| active.revision == goal.revision);
+        if active && self.is_whole(goal.artifact).await {
+            self.seed(goal).await;
+            return self.report(goal, MachineState::Active, None, None);
+        }
+        match self.obtain(goal).await {
+            // It was active before, and its file had been damaged: nothing has to be switched.
+            Ok(_) if active => self.report(goal, MachineState::Active, None, None),
+            Ok(file) => {
+                self.wave(goal).await;
+                self.activate(goal, file).await;
+            }
+            Err(Hopeless(reason)) => {
+                self.state.failed = Some((goal.revision, false, reason.clone()));
+                self.report(goal, MachineState::Failed, Some(reason), None);
+            }
+        }
+    }
+
+    async fn is_whole(&self, artifact: ArtifactId) -> bool {
+        let machine = self.machine.clone();
+        let held = blocking(move || machine.store.get(&artifact)).await;
+        matches!(held, Ok(Some(held)) if held.is_complete())
     }
 
     fn report(
@@ -104,9 +131,16 @@ impl AppTask {
         let reports = &self.machine.reports;
         self.state.sequence =
             reports.set(&goal.app, goal.revision, goal.artifact, state, reason, progress);
+        // Progress alone is not worth a sync: a restart jumps over the sequences that it used.
+        if self.kept == Some((goal.revision, state)) {
+            return;
+        }
         self.machine.count_states();
-        if let Err(error) = self.state.save(&self.place) {
-            tracing::warn!(app = %goal.app, %error, "cannot keep the app's state");
+        match tokio::task::block_in_place(|| self.state.save(&self.place)) {
+            Ok(()) => self.kept = Some((goal.revision, state)),
+            Err(error) => {
+                tracing::warn!(app = %goal.app, %error, "cannot keep the app's state");
+            }
         }
     }
 
@@ -128,7 +162,7 @@ impl AppTask {
         }
     }
 
-    /// Gets the goal's artifact whole onto the disk, and waits for its wave.
+    /// Gets the goal's artifact whole onto the disk.
     async fn obtain(&mut self, goal: &Goal) -> Result<PathBuf, Hopeless> {
         self.report(goal, MachineState::Waiting, None, None);
         let mut pause = RETRY_MIN;
@@ -145,7 +179,6 @@ impl AppTask {
             }
         };
         self.report(goal, MachineState::Verified, None, None);
-        self.wave(goal).await;
         Ok(file)
     }
 
@@ -179,7 +212,14 @@ impl AppTask {
         }
         let mode = goal.file_mode;
         let finished = blocking(move || artifact.finish(mode)).await?;
-        finished.map_err(|error| FetchError::Transient(format!("cannot finish the file: {error}")))
+        match finished {
+            Ok(file) => Ok(file),
+            Err(error) => {
+                // The store may have found that pieces are not there after all: begin again from what it has.
+                self.machine.engine.leave(goal.artifact).await;
+                Err(FetchError::Transient(format!("cannot finish the file: {error}")))
+            }
+        }
     }
 
     /// The artifact in the store, old or new.
@@ -201,6 +241,8 @@ impl AppTask {
         if manifest.size_bytes != goal.size_bytes || manifest.piece_size != goal.piece_size {
             return Err(FetchError::Hopeless("the goal contradicts the artifact's index".into()));
         }
+        // The same artifact by another encoding, in the middle of its fetch: that one is retired.
+        self.machine.engine.leave(goal.artifact).await;
         let machine = self.machine.clone();
         blocking(move || machine.store.open_artifact(&index)).await?.map_err(|error| match error {
             StoreError::NoSpace { needed, free } => FetchError::Transient(format!(
@@ -226,6 +268,7 @@ impl AppTask {
             return;
         }
         let rank = rollout_rank(&self.machine.name, &goal.artifact);
+        self.machine.ask_for_wave(goal.machines_estimate);
         let mut waves = self.machine.waves.subscribe();
         loop {
             let open = waves.borrow_and_update().get(&goal.app).copied();
@@ -238,8 +281,11 @@ impl AppTask {
         }
     }
 
-    async fn activate(&mut self, goal: &Goal, file: PathBuf) -> Option<Program> {
+    async fn activate(&mut self, goal: &Goal, file: PathBuf) {
+        // From here on a newer goal waits: see `superseded`.
+        let _activating = self.machine.activating(&goal.app).lock_owned().await;
         self.report(goal, MachineState::Activating, None, None);
+        self.keeper = None;
         let build = Build::from(goal);
         match self.place.activate(&build, &file).await {
             Ok(program) => {
@@ -251,30 +297,31 @@ impl AppTask {
                     self.trim_history().await;
                 }
                 self.state.failed = None;
+                self.keep_running(program);
                 self.note_wanted(goal);
                 self.report(goal, MachineState::Active, None, None);
                 self.machine.sweep().await;
-                program
             }
             Err(reason) => self.go_back(goal, reason).await,
         }
     }
 
-    async fn go_back(&mut self, goal: &Goal, reason: String) -> Option<Program> {
+    async fn go_back(&mut self, goal: &Goal, reason: String) {
         tracing::warn!(app = %goal.app, revision = %goal.revision, %reason, "activation failed");
         let mut failed = (goal.revision, false, reason.clone());
-        let mut program = None;
         if let Some(before) = self.state.active.clone() {
             let machine = self.machine.clone();
             let old = blocking(move || machine.store.get(&before.artifact)).await;
             let result = match old {
-                Ok(Some(old)) => self.place.activate(&before, &old.path()).await,
+                Ok(Some(old)) if old.is_complete() => {
+                    self.place.activate(&before, &old.path()).await
+                }
                 _ => Err("the build before is no longer on the disk".into()),
             };
             match result {
-                Ok(started) => {
+                Ok(program) => {
                     failed.1 = true;
-                    program = started;
+                    self.keep_running(program);
                 }
                 Err(error) => failed.2 = format!("{reason}; and going back failed: {error}"),
             }
@@ -283,7 +330,6 @@ impl AppTask {
         let reason = failed.2.clone();
         self.state.failed = Some(failed);
         self.report(goal, state, Some(reason), None);
-        program
     }
 
     /// Drops the oldest builds beyond the configured number and bytes.
@@ -302,57 +348,64 @@ impl AppTask {
         });
     }
 
-    /// Keeps the active build's program running until a newer goal comes.
-    async fn hold(&mut self, program: Option<Program>) {
-        let mut newer = self.goals.clone();
+    /// From now on the active build's program is started again when it ends badly.
+    fn keep_running(&mut self, program: Option<Program>) {
         let active = self.state.active.clone();
-        let kept = async {
-            let Some(build) = active else { return std::future::pending().await };
-            if !matches!(build.activation, Activation::Run { .. }) {
-                return std::future::pending().await;
-            }
-            self.supervise(&build, program).await;
-        };
-        tokio::select! {
-            () = kept => {}
-            // An error says that the agent is stopping: there is nothing more to hold on for.
-            changed = newer.changed() => if changed.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        self.keeper = active
+            .filter(|build| matches!(build.activation, Activation::Run { .. }))
+            .map(|build| {
+                let (machine, place) = (self.machine.clone(), self.place.clone());
+                AbortOnDropHandle::new(tokio::spawn(supervise(machine, place, build, program)))
+            });
     }
+}
 
-    async fn supervise(&self, build: &Build, program: Option<Program>) {
-        let mut program = program.or_else(|| Program::adopt(&self.place.run_dir));
-        let mut pause = RESTART_MIN;
-        loop {
-            if let Some(running) = program.take() {
-                let since = Instant::now();
-                let ended = running.ended().await;
-                if ended.is_success() {
-                    return std::future::pending().await;
-                }
-                tracing::warn!(app = %self.place.app, %ended, "started again");
-                if since.elapsed() > RAN_WELL {
-                    pause = RESTART_MIN;
-                }
+/// Waits for a newer goal, and then until the activation that is under way has come to its end.
+async fn superseded(mut newer: watch::Receiver<Arc<Goal>>, activating: &Mutex<()>) {
+    if newer.changed().await.is_err() {
+        return std::future::pending().await;
+    }
+    let _free = activating.lock().await;
+}
+
+/// Starts `build`'s program again whenever it ends badly; one that ends well has done its work.
+async fn supervise(
+    machine: Arc<Machine>,
+    place: SharedPlace,
+    build: Build,
+    program: Option<Program>,
+) {
+    let patience = Duration::from_secs(machine.config.stop_timeout_s);
+    let mut program = program.or_else(|| Program::adopt(&place.run_dir));
+    let mut pause = RESTART_MIN;
+    loop {
+        if let Some(running) = program.take() {
+            let since = Instant::now();
+            let ended = running.ended().await;
+            if ended.is_success() {
+                return;
+            }
+            tracing::warn!(app = %place.app, %ended, "to be started again");
+            // What it left in its group may still hold its ports.
+            running.stop(patience).await;
+            if since.elapsed() > RAN_WELL {
+                pause = RESTART_MIN;
+            }
+            tokio::time::sleep(spread(pause)).await;
+            pause = (pause * 2).min(RESTART_MAX);
+        }
+        let (store, artifact) = (machine.store.clone(), build.artifact);
+        let file = blocking(move || store.get(&artifact)).await;
+        let started = match file {
+            Ok(Some(file)) if file.is_complete() => place.spawn(&build, &file.path()),
+            _ => Err("its file is not whole".into()),
+        };
+        match started {
+            Ok(started) => program = Some(started),
+            Err(reason) => {
+                tracing::error!(app = %place.app, %reason, "cannot start the program");
                 tokio::time::sleep(spread(pause)).await;
                 pause = (pause * 2).min(RESTART_MAX);
-            }
-            let machine = self.machine.clone();
-            let artifact: ArtifactId = build.artifact;
-            let file = blocking(move || machine.store.get(&artifact)).await;
-            let started = match file {
-                Ok(Some(file)) => self.place.spawn(build, &file.path()),
-                _ => Err("its file is gone".into()),
-            };
-            match started {
-                Ok(started) => program = Some(started),
-                Err(reason) => {
-                    tracing::error!(app = %self.place.app, %reason, "cannot start the program again");
-                    tokio::time::sleep(spread(pause)).await;
-                    pause = (pause * 2).min(RESTART_MAX);
-                }
             }
         }
     }

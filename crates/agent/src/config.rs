@@ -200,7 +200,7 @@ impl Config {
                 .map_err(|error| anyhow::anyhow!("labels: {error}"))?;
         }
         if let Some(poll_s) = self.poll_s {
-            anyhow::ensure!(poll_s >= 0.05 && poll_s <= 3_600.0, "poll_s is 0.05 to 3600 seconds");
+            anyhow::ensure!((0.05..=3_600.0).contains(&poll_s), "poll_s is 0.05 to 3600 seconds");
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use anyhow::Context as _;
@@ -135,7 +135,11 @@ async fn answer(machine: Arc<Machine>, mut stream: UnixStream) -> anyhow::Result
         let worker = machine.clone();
         let imported = tokio::task::spawn_blocking(move || {
             let piece_size = request.piece_size_bytes;
-            import_into(&worker.store, &worker.retention, &request.import, piece_size)
+            worker.importing.fetch_add(1, Ordering::AcqRel);
+            let imported =
+                import_into(&worker.store, &worker.retention, &request.import, piece_size);
+            worker.importing.fetch_sub(1, Ordering::AcqRel);
+            imported
         })
         .await??;
         seed(&machine, imported.artifact).await;

@@ -28,7 +28,7 @@ use shoal_swarm::{
 };
 use shoal_transport::{Connection, Endpoint, Incoming, IncomingRequest};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::AbortHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -112,6 +112,7 @@ pub(crate) struct Engine {
 /// What the engine works with.
 pub(crate) struct Parts {
     pub(crate) me: PeerAddr,
+    pub(crate) max_connections: usize,
     pub(crate) endpoint: Endpoint,
     pub(crate) incoming: mpsc::Receiver<Incoming>,
     pub(crate) gossip: Gossip,
@@ -203,7 +204,8 @@ struct Driver {
     banned: HashSet<NodeId>,
     dialling: HashSet<NodeId>,
     fetches: HashMap<RequestId, AbortHandle>,
-    uploads: HashMap<UploadId, IncomingRequest>,
+    /// Questions for pieces that the policy has not answered yet, each held by a task of its own.
+    uploads: HashMap<UploadId, Asked>,
     next_key: u64,
 }
 
@@ -274,6 +276,7 @@ impl Driver {
                 self.tell(Event::OriginEnded { swarm, piece, outcome: fetched.outcome });
             }
             Input::UploadEnded(upload, bytes) => {
+                self.uploads.remove(&upload);
                 self.parts.metrics.sent_bytes.inc_by(bytes);
                 self.tell(Event::UploadEnded { upload });
             }
@@ -386,7 +389,10 @@ impl Driver {
                     return answer(request, StreamReply::NotHere);
                 };
                 let upload = UploadId(self.key());
-                self.uploads.insert(upload, request);
+                let (sender, verdict) = oneshot::channel();
+                let asked = Asked { peer, swarm, piece, verdict: sender };
+                self.uploads.insert(upload, asked);
+                tokio::spawn(upload_one(upload, request, verdict, self.inputs.clone()));
                 self.tell(Event::UploadAsked { upload, peer, swarm, piece });
             }
             StreamRequest::Index { artifact, encoding } => {
@@ -407,6 +413,61 @@ impl Driver {
                 );
             }
         }
+    }
+}
+
+/// A question for a piece that waits for the policy's answer.
+struct Asked {
+    peer: PeerKey,
+    swarm: SwarmKey,
+    piece: PieceIndex,
+    verdict: oneshot::Sender<Verdict>,
+}
+
+/// What the policy says to a question for a piece.
+enum Verdict {
+    /// Send it.
+    Serve(Arc<Artifact>, PieceIndex),
+    /// Answer this.
+    Refuse(StreamReply),
+}
+
+/// Holds a question for a piece until the policy has answered it or the asker has taken it back.
+async fn upload_one(
+    upload: UploadId,
+    request: IncomingRequest,
+    verdict: oneshot::Receiver<Verdict>,
+    inputs: mpsc::Sender<Input>,
+) {
+    let verdict = tokio::select! {
+        verdict = verdict => verdict,
+        () = request.stopped() => {
+            let _ = inputs.send(Input::UploadEnded(upload, 0)).await;
+            return;
+        }
+    };
+    match verdict {
+        Ok(Verdict::Serve(artifact, piece)) => {
+            let read = tokio::task::spawn_blocking(move || artifact.read_stored(piece)).await;
+            let (reply, body) = match read {
+                Ok(Ok(Some((codec, bytes)))) => {
+                    (StreamReply::Piece { codec, len: bytes.len() as u32 }, Some(bytes))
+                }
+                Ok(Ok(None)) | Err(_) => (StreamReply::NotHere, None),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "cannot read a piece to send");
+                    (StreamReply::NotHere, None)
+                }
+            };
+            let sent = request.reply(reply, body).await.unwrap_or(0);
+            let _ = inputs.send(Input::UploadEnded(upload, sent)).await;
+        }
+        Ok(Verdict::Refuse(reply)) => {
+            // An error says that the asker is gone.
+            let _ = request.reply(reply, None).await;
+        }
+        // The asker's connection is gone, and the policy has forgotten it.
+        Err(_) => {}
     }
 }
 

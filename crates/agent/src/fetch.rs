@@ -1,6 +1,9 @@
 //! One piece, from a stream or from the bucket to the disk: decoded, verified, written.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use shoal_origin::Bucket;
@@ -18,6 +21,9 @@ use tokio::sync::Semaphore;
 /// How many bytes of pieces may be on their way into memory at once. It bounds the agent's memory whatever
 /// the piece size and the number of neighbours.
 pub(crate) const RECEIVE_BUDGET_BYTES: u32 = 48 << 20;
+
+/// How long the bucket may take for one piece: a directory on a dead file server never answers.
+const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the fetches of a process share.
 pub(crate) struct Kitchen {
@@ -108,9 +114,6 @@ impl Kitchen {
         piece: PieceIndex,
     ) -> Fetched {
         let raw_len = artifact.manifest().piece_len(piece);
-        let Ok(_budget) = self.receive.acquire_many(raw_len as u32).await else {
-            return Fetched::without(Outcome::Failed);
-        };
         let request = StreamRequest::Piece { artifact: artifact.manifest().artifact, piece };
         let (codec, len, mut body) = match connection.request(request).await {
             Ok((StreamReply::Piece { codec, len }, body)) => (codec, len as usize, body),
@@ -122,6 +125,10 @@ impl Kitchen {
         if len > raw_len {
             return Fetched::without(Outcome::Corrupt);
         }
+        // Only now: who waits in a neighbour's queue holds no memory.
+        let Ok(_budget) = self.receive.acquire_many(raw_len as u32).await else {
+            return Fetched::without(Outcome::Failed);
+        };
         match body.read(len).await {
             Ok(stored) => self.take_in(artifact, piece, codec, Bytes::from(stored)).await,
             Err(_) => Fetched::without(Outcome::Failed),
@@ -142,7 +149,11 @@ impl Kitchen {
             return Fetched::without(Outcome::Failed);
         };
         let codec = artifact.index().pieces.get(piece.0 as usize).map(|stored| stored.codec);
-        let read = bucket.read_pieces(&id, &encoding, layout, piece.0, 1).await;
+        let read = bucket.read_pieces(&id, &encoding, layout, piece.0, 1);
+        let Ok(read) = tokio::time::timeout(ORIGIN_READ_TIMEOUT, read).await else {
+            tracing::warn!(artifact = %id, %piece, "the bucket does not answer");
+            return Fetched::without(Outcome::Failed);
+        };
         match (read.map(|mut pieces| pieces.pop()), codec) {
             (Ok(Some(stored)), Some(codec)) => self.take_in(artifact, piece, codec, stored).await,
             (Err(error), _) => {

@@ -58,6 +58,9 @@ use regions::{REGION_PROCESSES_MAX, Regions};
 /// How often the region processes are told again that this machine holds its apps' artifacts.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(240);
 
+/// How long to wait before an app whose directories could not be made is tried again.
+const PLACE_RETRY: Duration = Duration::from_secs(15);
+
 /// What the agent writes into `addresses.json`.
 #[derive(Serialize)]
 struct Addresses {
@@ -136,6 +139,7 @@ async fn start(
     let metrics = Arc::new(metrics::Metrics::new()?);
     let store = open_store(&config).await?;
     let retention = Retention::open(config.data_dir.join("imported"))?;
+    keep_what_ran(&config, &retention)?;
     let bucket = Bucket::open(&config.bucket)?;
 
     let mut endpoint = EndpointConfig::new(config.listen, identity.clone(), trust.clone());
@@ -161,6 +165,7 @@ async fn start(
     let regions = Regions::start(endpoint.clone(), member.machine.clone(), &config.regions, token);
     let parts = Parts {
         me: addr.clone(),
+        max_connections: config.max_connections,
         endpoint: endpoint.clone(),
         incoming,
         gossip: gossip.clone(),
@@ -199,8 +204,25 @@ async fn start(
         metrics,
         waves: watch::channel(Waves::default()).0,
         retention,
+        activating: std::sync::Mutex::default(),
+        wave_wanted: watch::channel(0).0,
+        importing: std::sync::atomic::AtomicUsize::new(0),
     });
     Ok((machine, (gossip, heard)))
+}
+
+/// Before anything is swept: what each app ran stays, whether or not its goal is known.
+fn keep_what_ran(config: &Config, retention: &Retention) -> anyhow::Result<()> {
+    let apps = config.data_dir.join("apps");
+    std::fs::create_dir_all(&apps)?;
+    for entry in std::fs::read_dir(&apps)? {
+        let name = entry?.file_name();
+        let Some(Ok(app)) = name.to_str().map(AppName::new) else { continue };
+        let state = AppState::load(&app, &apps.join(app.as_str()).join("state.json"));
+        let active = state.active.map(|build| build.artifact);
+        retention.want(&app, active.into_iter().chain(state.history).collect());
+    }
+    Ok(())
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Store> {
@@ -208,7 +230,6 @@ async fn open_store(config: &Config) -> anyhow::Result<Store> {
     let settings = StoreConfig {
         encoded_cache_bytes: config.encoded_cache_mib << 20,
         reserve_free_bytes: config.reserve_free_mib << 20,
-        ..StoreConfig::default()
     };
     Ok(tokio::task::spawn_blocking(move || Store::open(&dir, settings)).await??)
 }
@@ -221,6 +242,7 @@ async fn follow_goals(machine: Arc<Machine>) {
     let mut tasks = tokio::task::JoinSet::new();
     loop {
         changed.borrow_and_update();
+        let mut failed = false;
         for (app, known) in machine.goals.all() {
             if let Some(sender) = apps.get(&app) {
                 sender.send_if_modified(|goal| {
@@ -236,17 +258,28 @@ async fn follow_goals(machine: Arc<Machine>) {
             match Place::open(&machine.config.data_dir, &app, &machine.name, patience) {
                 Ok(place) => {
                     let (sender, goals) = watch::channel(known.goal.clone());
-                    let state = AppState::load(&place);
+                    let state = AppState::load(&app, &place.state_path());
                     let machine = machine.clone();
                     let place = Arc::new(place);
-                    tasks.spawn(AppTask { machine, place, goals, state }.run());
+                    tasks.spawn(AppTask::new(machine, place, goals, state).run());
                     apps.insert(app, sender);
                 }
-                Err(error) => tracing::error!(%app, %error, "cannot make the app's directories"),
+                Err(error) => {
+                    tracing::error!(%app, %error, "cannot make the app's directories");
+                    failed = true;
+                }
             }
         }
-        if changed.changed().await.is_err() {
-            return;
+        let retry = async {
+            if failed {
+                tokio::time::sleep(PLACE_RETRY).await;
+            } else {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            changed = changed.changed() => if changed.is_err() { return },
+            () = retry => {}
         }
     }
 }

@@ -10,7 +10,12 @@ use shoal_proto::{
 };
 use tokio::sync::mpsc;
 
-use crate::{goals::Accepted, machine::Machine, regions::spread};
+use crate::{
+    goals::{Accepted, Goals},
+    machine::Machine,
+    metrics::Metrics,
+    regions::spread,
+};
 
 /// How long to wait after a poll that nobody answered.
 const POLL_RETRY: Duration = Duration::from_secs(1);
@@ -22,6 +27,9 @@ const REPORT_GATHER: Duration = Duration::from_millis(100);
 const REPORT_RETRY_MIN: Duration = Duration::from_millis(500);
 const REPORT_RETRY_MAX: Duration = Duration::from_secs(30);
 
+/// How many apps are reported in one request: with their longest reasons they fit its limit.
+const REPORTS_PER_REQUEST_MAX: usize = 200;
+
 /// While something waits for its wave, the region is asked at least this often.
 const WAVE_POLL: Duration = Duration::from_secs(2);
 
@@ -29,8 +37,8 @@ const WAVE_POLL: Duration = Duration::from_secs(2);
 const POLL_FLOOR: Duration = Duration::from_millis(50);
 
 /// Takes a goal and counts what became of it.
-pub(crate) fn take_goal(machine: &Machine, signed: &SignedGoal, from: &str) {
-    let result = match machine.goals.accept(signed) {
+pub(crate) fn take_goal(goals: &Goals, metrics: &Metrics, signed: &SignedGoal, from: &str) {
+    let result = match goals.accept(signed) {
         Accepted::Taken => "taken",
         Accepted::Old => "old",
         Accepted::NotForUs => "not_for_us",
@@ -39,11 +47,12 @@ pub(crate) fn take_goal(machine: &Machine, signed: &SignedGoal, from: &str) {
             "refused"
         }
     };
-    machine.metrics.goals.with_label_values(&[result]).inc();
+    metrics.goals.with_label_values(&[result]).inc();
 }
 
 /// Polls for ever: the certain way in which a goal arrives.
 pub(crate) async fn poll(machine: Arc<Machine>) {
+    let mut wave_wanted = machine.wave_wanted.subscribe();
     loop {
         let request = RegionRequest::Poll {
             machine: machine.info.clone(),
@@ -56,9 +65,11 @@ pub(crate) async fn poll(machine: Arc<Machine>) {
                 ("unchanged", waves, poll_after_ms, want_reports)
             }
             Ok(RegionReply::Goals { goals, waves, poll_after_ms, want_reports }) => {
-                for signed in &goals {
-                    take_goal(&machine, signed, "the region");
-                }
+                tokio::task::block_in_place(|| {
+                    for signed in &goals {
+                        take_goal(&machine.goals, &machine.metrics, signed, "the region");
+                    }
+                });
                 ("goals", waves, poll_after_ms, want_reports)
             }
             Ok(_) | Err(_) => {
@@ -82,7 +93,15 @@ pub(crate) async fn poll(machine: Arc<Machine>) {
         let waits =
             machine.reports.states().contains_key(&shoal_proto::state::MachineState::Verified);
         let after = if waits { after.min(WAVE_POLL) } else { after };
-        tokio::time::sleep(spread(after)).await;
+        tokio::select! {
+            () = tokio::time::sleep(spread(after)) => {}
+            // Something just came to wait for its wave. A whole fleet may have, at the same time.
+            _ = wave_wanted.changed() => {
+                let fleet = u64::from(*wave_wanted.borrow_and_update());
+                let soon = Duration::from_millis(fleet).clamp(WAVE_POLL / 4, WAVE_POLL * 10);
+                tokio::time::sleep(spread(soon).min(after)).await;
+            }
+        }
     }
 }
 
@@ -106,7 +125,8 @@ fn open_waves(machine: &Machine, waves: Vec<OpenWave>) {
 pub(crate) async fn report(machine: Arc<Machine>) {
     let mut retry = REPORT_RETRY_MIN;
     loop {
-        let reports = machine.reports.pending();
+        let mut reports = machine.reports.pending();
+        reports.truncate(REPORTS_PER_REQUEST_MAX);
         if reports.is_empty() {
             machine.reports.changed(REPORT_GATHER).await;
             continue;
@@ -131,7 +151,10 @@ pub(crate) async fn gossip(machine: Arc<Machine>, mut events: mpsc::Receiver<Gos
     while let Some(event) = events.recv().await {
         match event {
             GossipEvent::Message { from, message: GossipMessage::Goal(signed) } => {
-                take_goal(&machine, &signed, &format!("gossip by {from}"));
+                let from = format!("gossip by {from}");
+                tokio::task::block_in_place(|| {
+                    take_goal(&machine.goals, &machine.metrics, &signed, &from);
+                });
             }
             GossipEvent::PeerVerified(member) => {
                 tracing::debug!(machine = %member.machine, "gossip peer");

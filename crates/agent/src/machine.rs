@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,7 +21,7 @@ use shoal_proto::{
 };
 use shoal_store::Store;
 use shoal_transport::{Connection, Endpoint};
-use tokio::sync::watch;
+use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use crate::{
     app::Waves, config::Config, engine::Engine, goals::Goals, metrics::Metrics, regions::Regions,
@@ -46,6 +49,12 @@ pub(crate) struct Machine {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) waves: watch::Sender<Waves>,
     pub(crate) retention: Retention,
+    /// One lock an app, held while it activates: a half-switched app helps nobody.
+    pub(crate) activating: Mutex<BTreeMap<AppName, Arc<AsyncMutex<()>>>>,
+    /// Somebody waits for a wave, in a fleet of about so many: the region is to be asked soon.
+    pub(crate) wave_wanted: watch::Sender<u32>,
+    /// How many imports are under way: nothing is swept meanwhile, for their artifacts are nobody's yet.
+    pub(crate) importing: AtomicUsize,
 }
 
 /// Which artifacts must stay on the disk.
@@ -81,10 +90,15 @@ impl Retention {
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
 
-    fn all(&self) -> BTreeSet<ArtifactId> {
-        let mut all = self.imported();
-        all.extend(self.lock().values().flatten());
-        all
+    /// Runs `remove` unless somebody needs `artifact`; nobody can come to need it meanwhile.
+    fn unless_wanted<T>(&self, artifact: &ArtifactId, remove: impl FnOnce() -> T) -> Option<T> {
+        let wanted = self.lock();
+        let needed = wanted.values().flatten().any(|id| id == artifact);
+        (!needed && !self.imported().contains(artifact)).then(remove)
+    }
+
+    fn is_wanted(&self, artifact: &ArtifactId) -> bool {
+        self.unless_wanted(artifact, || ()).is_none()
     }
 }
 
@@ -93,22 +107,36 @@ impl Machine {
     pub(crate) async fn sweep(self: &Arc<Self>) {
         let machine = self.clone();
         let listed = tokio::task::spawn_blocking(move || machine.store.list()).await;
-        let wanted = self.retention.all();
         let Ok(listed) = listed else { return };
         for artifact in listed.into_iter().map(|summary| summary.artifact) {
-            if wanted.contains(&artifact) {
+            if self.importing.load(Ordering::Acquire) > 0 || self.retention.is_wanted(&artifact) {
                 continue;
             }
             self.engine.leave(artifact).await;
             let machine = self.clone();
-            let removed =
-                tokio::task::spawn_blocking(move || machine.store.remove(&artifact)).await;
-            match removed {
-                Ok(Ok(_)) => tracing::info!(%artifact, "removed from the disk"),
-                Ok(Err(error)) => tracing::warn!(%artifact, %error, "cannot remove an artifact"),
+            let removed = tokio::task::spawn_blocking(move || {
+                machine.retention.unless_wanted(&artifact, || machine.store.remove(&artifact))
+            });
+            match removed.await {
+                Ok(Some(Ok(_))) => tracing::info!(%artifact, "removed from the disk"),
+                Ok(Some(Err(error))) => {
+                    tracing::warn!(%artifact, %error, "cannot remove an artifact");
+                }
+                Ok(None) => {}
                 Err(_) => return,
             }
         }
+    }
+
+    /// The lock that an app holds while it activates.
+    pub(crate) fn activating(&self, app: &AppName) -> Arc<AsyncMutex<()>> {
+        let mut all = self.activating.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        all.entry(app.clone()).or_default().clone()
+    }
+
+    /// Has the region asked soon about open waves.
+    pub(crate) fn ask_for_wave(&self, fleet: u32) {
+        self.wave_wanted.send_replace(fleet);
     }
 
     /// The index of a goal's encoding: from neighbours, else from the region, else from its bucket.
@@ -145,14 +173,13 @@ impl Machine {
         if let Ok(named) =
             self.regions.introduce(me, goal.artifact, false, INDEX_PEERS as u16).await
         {
-            let dials = named
-                .iter()
-                .filter(|addr| addr.node != me.node)
-                .take(INDEX_PEERS)
-                .map(|addr: &PeerAddr| self.endpoint.connect(addr.data, addr.node));
-            let dials = futures::future::join_all(dials);
-            let dialled = tokio::time::timeout(INDEX_TIMEOUT, dials).await.unwrap_or_default();
-            holders.extend(dialled.into_iter().flatten());
+            let dials = named.iter().filter(|addr| addr.node != me.node).take(INDEX_PEERS).map(
+                |addr: &PeerAddr| {
+                    tokio::time::timeout(INDEX_TIMEOUT, self.endpoint.connect(addr.data, addr.node))
+                },
+            );
+            let dialled = futures::future::join_all(dials).await;
+            holders.extend(dialled.into_iter().flatten().flatten());
         } else {
             let agents = self.endpoint.connections().into_iter();
             holders

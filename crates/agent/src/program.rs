@@ -87,7 +87,15 @@ impl Program {
         // Not reaped yet, so the pid cannot be anybody else's.
         let start_time = start_time(pid).unwrap_or(0);
         let pid_file = run_dir.join("pid");
-        shoal_process::write_atomic(&pid_file, format!("{pid} {start_time}\n").as_bytes())?;
+        let recorded =
+            shoal_process::write_atomic(&pid_file, format!("{pid} {start_time}\n").as_bytes());
+        if let Err(error) = recorded {
+            // A program that nobody could find again must not run.
+            if let Some(group) = Pid::from_raw(pid) {
+                let _ = kill_process_group(group, Signal::KILL);
+            }
+            return Err(error);
+        }
         let (sender, ended) = watch::channel(None);
         tokio::spawn(async move {
             if let Ok(status) = child.wait().await {
@@ -133,8 +141,11 @@ impl Program {
                 self.ended().await;
             }
         }
-        // What it started in its group goes with it. The group keeps the number from being given again.
-        let _ = kill_process_group(group, Signal::KILL);
+        // What it started in its group goes with it. While the group has a member its number is given to
+        // nobody else; a process that has the number now and began at another time is somebody else's.
+        if start_time(self.pid).is_none_or(|since| since == self.start_time) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
         let _ = fs::remove_file(&self.pid_file);
     }
 }

@@ -134,7 +134,7 @@ impl Regions {
                 (silent, *hash.finalize().as_bytes(), at, connection)
             })
             .collect();
-        ready.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+        ready.sort_by_key(|(silent, hash, ..)| (*silent, *hash));
         ready.into_iter().map(|(_, _, at, connection)| (at, connection)).collect()
     }
 
@@ -268,11 +268,19 @@ impl Regions {
         count: u32,
         held: bool,
     ) {
-        for (at, connection) in self.owners(&artifact, first / LEASE_BLOCK_PIECES) {
-            let request = RegionRequest::LeaseDone { artifact, first, count, held };
-            if self.ask_one(at, &connection, request).await.is_ok() {
-                return;
+        let (mut first, end) = (first, first.saturating_add(count));
+        while first < end {
+            // Each block has an owner of its own.
+            let block = first / LEASE_BLOCK_PIECES;
+            let next = (block + 1).saturating_mul(LEASE_BLOCK_PIECES).min(end);
+            for (at, connection) in self.owners(&artifact, block) {
+                let count = next - first;
+                let request = RegionRequest::LeaseDone { artifact, first, count, held };
+                if self.ask_one(at, &connection, request).await.is_ok() {
+                    break;
+                }
             }
+            first = next;
         }
     }
 }

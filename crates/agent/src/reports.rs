@@ -37,7 +37,12 @@ impl Reports {
     }
 
     /// Makes later reports of `app` follow those of an earlier life.
+    ///
+    /// A machine that was set up anew has no earlier sequence: it begins at the time of day, which is above what
+    /// it counted before. A clock that is wrong costs no more than that.
     pub(crate) fn resume(&self, app: &AppName, sequence: u64) {
+        let since_epoch = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let now_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(0);
         let report = MachineReport {
             app: app.clone(),
             revision: Revision::default(),
@@ -45,7 +50,7 @@ impl Reports {
             state: MachineState::Waiting,
             reason: None,
             progress: FetchProgress::default(),
-            sequence: sequence + RESTART_SEQUENCE_JUMP,
+            sequence: (sequence + RESTART_SEQUENCE_JUMP).max(now_ms),
             age_ms: 0,
         };
         // Revision 0 is no goal's: it is never sent, only counted from.

@@ -7,7 +7,7 @@ use shoal_proto::{
 };
 use shoal_swarm::{Action, Event, RequestId, SwarmKey, UploadId};
 
-use super::{Driver, Input, answer};
+use super::{Driver, Input, Verdict};
 
 impl Driver {
     /// Carries out all waiting actions.
@@ -91,42 +91,18 @@ impl Driver {
     }
 
     fn serve(&mut self, upload: UploadId) {
-        let Some(request) = self.uploads.remove(&upload) else { return };
-        let part = match request.request {
-            shoal_proto::peer::StreamRequest::Piece { artifact, piece } => self
-                .by_artifact
-                .get(&artifact)
-                .and_then(|swarm| self.swarms.get(swarm))
-                .map(|part| (part.artifact.clone(), piece)),
-            _ => None,
+        let Some(asked) = self.uploads.remove(&upload) else { return };
+        let verdict = match self.swarms.get(&asked.swarm) {
+            Some(part) => Verdict::Serve(part.artifact.clone(), asked.piece),
+            None => Verdict::Refuse(StreamReply::NotHere),
         };
-        let inputs = self.inputs.clone();
-        tokio::spawn(async move {
-            let mut sent = 0;
-            if let Some((artifact, piece)) = part {
-                let read = tokio::task::spawn_blocking(move || artifact.read_stored(piece)).await;
-                let (reply, body) = match read {
-                    Ok(Ok(Some((codec, bytes)))) => {
-                        (StreamReply::Piece { codec, len: bytes.len() as u32 }, Some(bytes))
-                    }
-                    Ok(Ok(None)) => (StreamReply::NotHere, None),
-                    Ok(Err(error)) => {
-                        tracing::warn!(%error, "cannot read a piece to send");
-                        (StreamReply::NotHere, None)
-                    }
-                    Err(_) => (StreamReply::NotHere, None),
-                };
-                sent = request.reply(reply, body).await.unwrap_or(0);
-            } else {
-                let _ = request.reply(StreamReply::NotHere, None).await;
-            }
-            let _ = inputs.send(Input::UploadEnded(upload, sent)).await;
-        });
+        // An error says that the asker has just taken it back: its task tells the policy.
+        let _ = asked.verdict.send(verdict);
     }
 
     fn refuse(&mut self, upload: UploadId, reply: StreamReply) {
-        if let Some(request) = self.uploads.remove(&upload) {
-            answer(request, reply);
+        if let Some(asked) = self.uploads.remove(&upload) {
+            let _ = asked.verdict.send(Verdict::Refuse(reply));
         }
     }
 

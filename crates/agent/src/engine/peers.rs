@@ -6,16 +6,20 @@ use rand::seq::IteratorRandom as _;
 use shoal_pki::Role;
 use shoal_proto::{
     ArtifactId, NodeId,
+    goal::SignedGoal,
     peer::{CloseReason, PEERS_BATCH_MAX, PeerAddr, PeerMessage},
 };
 use shoal_swarm::{Event, PeerKey, SwarmKey};
 use shoal_transport::{Connection, SendError};
 
 use super::{DIALS_MAX, Driver, EARLY_JOINS_MAX, Input, Peer};
-use crate::goals::Accepted;
+use crate::{link::take_goal, regions::REGION_PROCESSES_MAX};
 
 /// How many machines a new neighbour is told of.
 const EXCHANGE_PEERS: usize = 16;
+
+/// How many apps a Hello names, so that it is never too long; polling is the certain way for the others.
+const HELLO_REVISIONS_MAX: usize = 128;
 
 /// How many machines are remembered for a swarm beside those that are connected.
 const KNOWN_MAX: usize = 512;
@@ -31,10 +35,9 @@ impl Driver {
             return;
         }
         let peer = PeerKey(self.key());
-        let hello = PeerMessage::Hello {
-            me: self.parts.me.clone(),
-            revisions: self.parts.goals.revisions(),
-        };
+        let mut revisions = self.parts.goals.revisions();
+        revisions.truncate(HELLO_REVISIONS_MAX);
+        let hello = PeerMessage::Hello { me: self.parts.me.clone(), revisions };
         // A new connection's queue is empty.
         let _ = connection.try_send(&hello);
         if let Some(old) = self.by_node.insert(member.node, peer) {
@@ -48,6 +51,13 @@ impl Driver {
             exchanged: HashSet::new(),
         };
         self.peers.insert(peer, state);
+        // Room for the region processes and for new swarms: the longest idle neighbour goes.
+        if self.peers.len() + REGION_PROCESSES_MAX >= self.parts.max_connections {
+            let connections = self.peers.values().map(|state| &state.connection);
+            if let Some(idle) = connections.max_by_key(|connection| connection.stats().idle) {
+                idle.close(CloseReason::Idle);
+            }
+        }
         self.parts.metrics.neighbours.set(self.peers.len() as i64);
     }
 
@@ -55,6 +65,7 @@ impl Driver {
         if self.peers.remove(&peer).is_some_and(|state| state.addr.is_some()) {
             self.tell(Event::PeerDown { peer });
         }
+        self.uploads.retain(|_, asked| asked.peer != peer);
         self.parts.metrics.neighbours.set(self.peers.len() as i64);
     }
 
@@ -72,6 +83,10 @@ impl Driver {
     pub(super) fn message(&mut self, connection: &Connection, message: PeerMessage) {
         let node = connection.member().node;
         let Some(peer) = self.by_node.get(&node).copied() else { return };
+        // What is left in the queue of a connection that was replaced is not the new one's.
+        if self.peers.get(&peer).is_none_or(|state| state.connection != *connection) {
+            return;
+        }
         match message {
             PeerMessage::Hello { me, revisions } => {
                 // It speaks for itself only.
@@ -81,7 +96,7 @@ impl Driver {
                 }
                 self.greeted(peer, me, &revisions);
             }
-            PeerMessage::Goal(signed) => self.heard_goal(&signed),
+            PeerMessage::Goal(signed) => self.heard_goal(signed),
             PeerMessage::Join { artifact, have } => {
                 match self.by_artifact.get(&artifact).copied() {
                     Some(swarm) => {
@@ -157,17 +172,10 @@ impl Driver {
         }
     }
 
-    fn heard_goal(&mut self, signed: &shoal_proto::goal::SignedGoal) {
-        let result = match self.parts.goals.accept(signed) {
-            Accepted::Taken => "taken",
-            Accepted::Old => "old",
-            Accepted::NotForUs => "not_for_us",
-            Accepted::Refused(reason) => {
-                tracing::warn!(%reason, "refused a neighbour's goal");
-                "refused"
-            }
-        };
-        self.parts.metrics.goals.with_label_values(&[result]).inc();
+    /// Takes a neighbour's goal, aside: it is synced to the disk first.
+    fn heard_goal(&self, signed: SignedGoal) {
+        let (goals, metrics) = (self.parts.goals.clone(), self.parts.metrics.clone());
+        tokio::task::spawn_blocking(move || take_goal(&goals, &metrics, &signed, "a neighbour"));
     }
 
     /// Tells a new neighbour, once for each swarm, of others in it.
@@ -241,9 +249,7 @@ impl Driver {
     /// Remembers machines of a swarm and connects to them.
     pub(super) fn learn(&mut self, swarm: SwarmKey, peers: Vec<PeerAddr>) {
         let Some(part) = self.swarms.get_mut(&swarm) else { return };
-        for peer in
-            peers.into_iter().take(PEERS_BATCH_MAX * super::super::regions::REGION_PROCESSES_MAX)
-        {
+        for peer in peers.into_iter().take(PEERS_BATCH_MAX * REGION_PROCESSES_MAX) {
             if peer.node == self.parts.me.node || self.banned.contains(&peer.node) {
                 continue;
             }
