@@ -122,6 +122,9 @@ pub struct Config {
     /// How often open rollouts are looked at.
     #[serde(default = "rollout_interval_default")]
     pub rollout_interval_s: f64,
+    /// A machine that was not heard of for this long is forgotten: no rollout counts it any more.
+    #[serde(default = "forget_machine_default")]
+    pub forget_machine_s: f64,
     /// How long a rollout whose selector matches no machine waits for one before it ends.
     #[serde(default = "no_machine_grace_default")]
     pub no_machine_grace_s: f64,
@@ -167,6 +170,10 @@ fn rollout_interval_default() -> f64 {
     1.0
 }
 
+fn forget_machine_default() -> f64 {
+    7.0 * 86_400.0
+}
+
 fn no_machine_grace_default() -> f64 {
     60.0
 }
@@ -174,8 +181,8 @@ fn no_machine_grace_default() -> f64 {
 /// How many heartbeats a worker misses before its job is lost.
 const MISSED_HEARTBEATS: f64 = 3.0;
 
-/// The longest time that can be set, in seconds: a day.
-const TIME_MAX_S: f64 = 86_400.0;
+/// The longest time that can be set, in seconds: a year.
+const TIME_MAX_S: f64 = 365.0 * 86_400.0;
 
 /// The most regions: each is a copy of every artifact.
 const REGIONS_MAX: usize = 100;
@@ -198,6 +205,7 @@ impl Config {
             ("copy_retry_s", self.copy_retry_s),
             ("copy_owned_s", self.copy_owned_s),
             ("rollout_interval_s", self.rollout_interval_s),
+            ("forget_machine_s", self.forget_machine_s),
             ("no_machine_grace_s", self.no_machine_grace_s),
         ];
         for (key, value) in times {

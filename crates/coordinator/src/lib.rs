@@ -5,12 +5,13 @@
 //! follow the goals and hand in their machines' reports. A certificate's role decides which of the three groups of
 //! calls its holder may use.
 //!
-//! The API changes the database (`shoal-queue`) and answers; what goes on by itself is four tasks, each of which
+//! The API changes the database (`shoal-queue`) and answers; what goes on by itself is five tasks, each of which
 //! may stop and start anywhere, because all that it knows is in the database:
 //!
 //! - `replicate` copies artifacts from the main bucket into the regions' buckets;
 //! - `rollout` counts machines and ends rollouts by the rules of `shoal-rollout`;
 //! - `reaper` gives on the jobs of workers that are gone;
+//! - `forget` drops machines that are gone;
 //! - `metrics` keeps the gauges.
 //!
 //! Who waits is woken: a queued job, a finished upload, a new goal and a batch of reports each ring a bell
@@ -24,6 +25,7 @@
 mod api;
 mod config;
 mod error;
+mod forget;
 mod goals;
 mod logs;
 mod metrics;
@@ -179,6 +181,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     tasks.spawn(reaper::run(shared.clone()));
     tasks.spawn(replicate::run(shared.clone(), random_token()?));
     tasks.spawn(rollout::run(shared.clone()));
+    tasks.spawn(forget::run(shared.clone()));
     tasks.spawn(keep_gauges(shared.clone()));
 
     let metrics = match shared.config.metrics_listen {

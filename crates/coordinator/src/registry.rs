@@ -55,6 +55,15 @@ impl Registry {
         }
     }
 
+    /// Reads all machines again: those that were forgotten are in no number of a change.
+    pub(crate) async fn reload(&self, queue: &Queue) -> Result<usize, QueueError> {
+        let fresh = Self::default();
+        let count = fresh.refresh(queue).await?;
+        let fresh = std::mem::take(&mut *fresh.state.lock().await);
+        *self.state.lock().await = fresh;
+        Ok(count)
+    }
+
     /// How many machines of each region match.
     pub(crate) async fn targets(&self, selector: &Selector) -> Targets {
         let state = self.state.lock().await;

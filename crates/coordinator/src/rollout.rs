@@ -19,8 +19,11 @@ use crate::{
     view,
 };
 
-/// However fast reports come, rollouts are looked at this seldom at most.
-const LOOK_MIN: Duration = Duration::from_millis(100);
+/// However fast reports come, this lies between two looks at least.
+const REST_MIN: Duration = Duration::from_millis(100);
+
+/// After a look it rests for this many times as long: counting a large fleet never takes over the process.
+const REST_FACTOR: u32 = 4;
 
 impl Shared {
     /// The regions that are out of service.
@@ -39,7 +42,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             tracing::warn!(%error, "cannot look at the rollouts");
             shared.metrics.task_failures.with_label_values(&["rollout"]).inc();
         }
-        let rest = LOOK_MIN.saturating_sub(start.elapsed());
+        let rest = REST_MIN.max(start.elapsed() * REST_FACTOR);
         tokio::select! {
             () = async {
                 tokio::time::sleep(rest).await;

@@ -289,7 +289,7 @@ impl Queue {
                  AND r.configured = 1 WHERE c.artifact IN ",
             );
             placeholders(&mut sql, 1, chunk.len());
-            let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+            let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
             for artifact in chunk {
                 query = query.bind(artifact.stored.artifact.to_string());
             }

@@ -74,17 +74,6 @@ impl Queue {
         self.inner.writer.close().await;
     }
 
-    /// Whether the database answers.
-    ///
-    /// # Errors
-    /// [`QueueError::Database`] when it does not.
-    pub async fn ping(&self) -> Result<()> {
-        sqlx::query("SELECT value FROM counters WHERE name = 'epoch'")
-            .fetch_one(self.reader())
-            .await?;
-        Ok(())
-    }
-
     pub(crate) fn dialect(&self) -> Dialect {
         self.inner.dialect
     }

@@ -115,7 +115,8 @@ async fn put_machines(tx: &mut Write, region: &RegionName, machines: &[MachineSe
              OR machines.labels <> excluded.labels THEN excluded.changed ELSE machines.changed END \
              WHERE machines.last_seen <= excluded.last_seen",
         );
-        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+        // As many texts as batch sizes: not worth a place among the prepared statements.
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
         for machine in chunk {
             query = query
                 .bind(machine.name.as_str())
@@ -162,7 +163,8 @@ async fn put_reports(tx: &mut Write, region: &RegionName, reports: &[StateSeen])
              WHERE (machine_apps.epoch, machine_apps.number, machine_apps.sequence) \
              < (excluded.epoch, excluded.number, excluded.sequence)",
         );
-        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+        // As many texts as batch sizes: not worth a place among the prepared statements.
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
         for StateSeen { machine, report, state_at_ms } in chunk {
             let reason = report.reason.as_deref();
             let reason = reason.map(|text| &text[..text.floor_char_boundary(REASON_MAX_BYTES)]);
@@ -245,6 +247,28 @@ impl Queue {
         let kept = put_reports(&mut tx, region, reports).await?;
         tx.commit().await?;
         Ok(kept)
+    }
+
+    /// Forgets the machines that were last seen before `before_ms`, with all that they reported. Returns how
+    /// many.
+    ///
+    /// # Errors
+    /// [`crate::QueueError`] when the database fails.
+    pub async fn forget_machines(&self, before_ms: i64) -> Result<u64> {
+        let mut tx = self.write().await?;
+        sqlx::query(
+            "DELETE FROM machine_apps WHERE machine IN \
+             (SELECT name FROM machines WHERE last_seen < $1)",
+        )
+        .bind(before_ms)
+        .execute(&mut *tx)
+        .await?;
+        let gone = sqlx::query("DELETE FROM machines WHERE last_seen < $1")
+            .bind(before_ms)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(gone.rows_affected())
     }
 
     /// The next at most `limit` machines whose region or labels changed after `cursor`, which is moved on.

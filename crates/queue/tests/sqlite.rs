@@ -57,6 +57,7 @@ on_sqlite!(
     going_back_finds_what_ran_before,
     an_older_report_replaces_nothing,
     changed_machines_are_told_once_in_order,
+    machines_that_are_gone_are_forgotten,
     progress_is_summed_by_region,
     a_big_batch_is_kept_whole,
     regions_follow_the_configuration,

@@ -166,7 +166,7 @@ impl Cluster {
         Identity::from_pem(&cert, &key).unwrap()
     }
 
-    fn tls(&self, role: Role) -> impl Sized + 'static + Clone + use<> {
+    fn tls(&self, role: Role) -> impl 'static + Clone + use<> {
         let identity = self.identity(role, "raw", None);
         shoal_pki::client_config(&identity, &self.trust, &[b"http/1.1"]).unwrap()
     }

@@ -142,6 +142,24 @@ async fn machines_of_a_drained_region_hold_up_no_rollout() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn machines_that_are_gone_are_forgotten() {
+    let (cluster, names) = ready("forget_machine_s = 1", RolloutPlan::default(), 2, 1).await;
+    let (operator, region) = (cluster.operator(), cluster.region("eu"));
+    let rollout = deploy(&operator, "web", &names[0]).await.unwrap();
+    let active = state("m0", "web", rollout.revision, MachineState::Active);
+    report(&region, vec![], vec![active]).await;
+    // m0 is heard of, m1 never again: the rollout ends without it.
+    let end = wait_for("the rollout's end", async || {
+        report(&region, vec![machine("m0", "web")], vec![]).await;
+        let rollout = operator.rollout(rollout.id).await.unwrap();
+        if rollout.status.is_terminal() { Ok(rollout) } else { Err(rollout) }
+    })
+    .await;
+    assert_eq!(end.status, RolloutStatus::Succeeded, "{end:?}");
+    assert_eq!(operator.machines(None, None).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_selector_that_matches_nothing_is_told() {
     let (cluster, names) = ready("", RolloutPlan::default(), 0, 1).await;
     let operator = cluster.operator();

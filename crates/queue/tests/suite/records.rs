@@ -396,6 +396,25 @@ pub(crate) async fn changed_machines_are_told_once_in_order(url: &str) {
     assert_eq!(queue.machines(None, None).await.unwrap().len(), 3);
 }
 
+pub(crate) async fn machines_that_are_gone_are_forgotten(url: &str) {
+    let queue = ready(url, &[]).await;
+    let revision = Revision { epoch: 1, number: 1 };
+    let eu = EU.parse().unwrap();
+    let machines = [seen("old", "web", 10), seen("new", "web", 20)];
+    let states = ["old", "new"].map(|name| state(name, revision, 1, MachineState::Active));
+    queue.keep_reports(&eu, &machines, &states).await.unwrap();
+    assert_eq!(queue.forget_machines(10).await.unwrap(), 0);
+    assert_eq!(queue.forget_machines(20).await.unwrap(), 1);
+    let left = queue.machines(None, None).await.unwrap();
+    assert_eq!(left.iter().map(|m| m.seen.name.as_str()).collect::<Vec<_>>(), ["new"]);
+    assert_eq!(queue.states(&name("web"), revision).await.unwrap().len(), 1);
+    // One that comes back is a new one, and is told as such.
+    let mut cursor = MachineCursor::default();
+    queue.machines_changed(&mut cursor, 10).await.unwrap();
+    queue.keep_reports(&eu, &[seen("old", "web", 30)], &[]).await.unwrap();
+    assert_eq!(queue.machines_changed(&mut cursor, 10).await.unwrap().len(), 1);
+}
+
 pub(crate) async fn progress_is_summed_by_region(url: &str) {
     use MachineState::{Active, Fetching};
     let queue = ready(url, &[]).await;

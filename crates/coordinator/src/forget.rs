@@ -1,0 +1,38 @@
+//! Forgetting machines that are gone, so that no rollout waits for them.
+
+use std::{sync::Arc, time::Duration};
+
+use shoal_queue::QueueError;
+
+use crate::state::{Shared, ms, now_ms, seconds};
+
+/// How often it looks, at most. Never at the start: after an outage of the coordinator its regions first tell
+/// again whom they hear of.
+const INTERVAL_MAX: Duration = Duration::from_secs(600);
+
+/// Forgets until the process stops.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    let forget = seconds(shared.config.forget_machine_s);
+    let interval = INTERVAL_MAX.min(forget / 2);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            () = shared.stop.cancelled() => return,
+        }
+        if let Err(error) = look(&shared, forget).await {
+            tracing::warn!(%error, "cannot forget machines");
+            shared.metrics.task_failures.with_label_values(&["forget"]).inc();
+        }
+    }
+}
+
+async fn look(shared: &Shared, forget: Duration) -> Result<(), QueueError> {
+    let gone = shared.queue.forget_machines(now_ms() - ms(forget)).await?;
+    // Another coordinator may have forgotten some, too.
+    shared.registry.reload(&shared.queue).await?;
+    if gone > 0 {
+        tracing::info!(machines = gone, "machines were forgotten: they were not heard of for long");
+        shared.rollouts_moved.notify_one();
+    }
+    Ok(())
+}
