@@ -30,7 +30,7 @@ fn one_seed_serves_little_more_than_one_copy_to_eight_leechers() {
 
 #[test]
 fn fifty_machines_finish_and_read_the_bucket_once() {
-    for seed in 0..5 {
+    for seed in 0..2 {
         let mut setup = Setup::new(50, 200, seed);
         setup.zones = 3;
         let mut net = Net::new(setup);
@@ -57,7 +57,7 @@ fn small_fleets_finish_and_read_the_bucket_once() {
 
 #[test]
 fn everything_goes_wrong_and_everybody_finishes() {
-    for seed in 0..6 {
+    for seed in 0..3 {
         let mut setup = Setup::new(50, 120, seed);
         setup.zones = 3;
         setup.loss = 0.02;
@@ -82,7 +82,7 @@ fn everything_goes_wrong_and_everybody_finishes() {
 
 #[test]
 fn one_of_two_region_processes_dies() {
-    for seed in 0..5 {
+    for seed in 0..2 {
         let mut net = Net::new(Setup::new(50, 200, seed));
         net.everybody_fetches();
         net.region_dies(millis(300), (seed % 2) as usize);
@@ -95,8 +95,8 @@ fn one_of_two_region_processes_dies() {
 #[test]
 fn all_region_processes_die() {
     // From the start, with the first pieces out, and in the middle of it.
-    for (seed, at) in [(0, 0), (1, 0), (2, 22), (3, 22), (4, 500), (5, 500)] {
-        let mut setup = Setup::new(50, 200, seed);
+    for (seed, at) in [(0, 0), (2, 22), (4, 500)] {
+        let mut setup = Setup::new(50, 120, seed);
         // Few pieces are leased at a time, so that in the middle many are not.
         setup.config.leased_max = 1;
         let mut net = Net::new(setup);
