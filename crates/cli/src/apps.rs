@@ -16,6 +16,7 @@ use crate::{connect::Connection, show};
 const HEALTH_TIMEOUT_S: u32 = 60;
 
 #[derive(Subcommand)]
+#[allow(clippy::large_enum_variant)] // Made once a process.
 pub(crate) enum AppCommand {
     /// Register an app, or change what is given of a registered one.
     Set(SetArgs),

@@ -165,7 +165,7 @@ async fn wait(
 }
 
 /// Why a job has no artifact, in a line.
-pub(crate) fn failure(job: &Job) -> String {
+fn failure(job: &Job) -> String {
     let reason = job.reason.as_deref().unwrap_or("no reason given");
     format!("job {} is {}: {reason} (its log: shoal job {} --log)", job.id, job.status, job.id)
 }

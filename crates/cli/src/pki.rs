@@ -173,8 +173,7 @@ fn write_new(dir: &Path, files: &[(&str, &[u8], u32)]) -> anyhow::Result<()> {
             made => made,
         }
     };
-    make()
-        .with_context(|| format!("cannot make the directory {}", dir.display()))?;
+    make().with_context(|| format!("cannot make the directory {}", dir.display()))?;
     for (name, ..) in files {
         let path = dir.join(name);
         ensure!(

@@ -1,4 +1,5 @@
 //! The example files that are shipped are ones that the processes take.
+#![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
 

@@ -94,7 +94,7 @@ impl Cluster {
             let region = region_name(at)?;
             let (data, gossip) = self.start_region(&region, shape.region_processes, &api).await?;
             for number in (0..shape.agents).filter(|number| number % shape.regions == at) {
-                let zone = if number / shape.regions % 2 == 0 { "a" } else { "b" };
+                let zone = if (number / shape.regions).is_multiple_of(2) { "a" } else { "b" };
                 self.start_agent(number, &region, zone, &data, &gossip)?;
             }
         }

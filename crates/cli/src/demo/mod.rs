@@ -32,11 +32,12 @@ use shoal_proto::state::{JobStatus, MachineState, ReplicationStatus, RolloutStat
 
 use self::{
     cluster::{Agent, Cluster, Shape},
+    process::Failed,
     progress::Progress,
     report::{AgentReport, JobReport, RegionReport, ReplicationReport, Report},
     source::{SIZE_MIN_BYTES, Source},
 };
-use crate::{artifacts, deploy, jobs, show};
+use crate::{artifacts, deploy, show};
 
 /// How often the coordinator is asked how far things are.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -52,6 +53,9 @@ const AWAY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// More processes than this are no demo for one machine.
 const PROCESSES_MAX: usize = 256;
+
+/// How much of a job's log is kept while its end is looked for, in bytes.
+const LOG_KEEP_BYTES: usize = 64 << 10;
 
 /// The directory's mode: builds run as another user where the demo runs as root, and must reach their own
 /// checkout in it. Keys have modes of their own.
@@ -136,6 +140,9 @@ impl DemoArgs {
                 Ok(())
             }
             Err(error) => {
+                if let Some(failed) = error.downcast_ref::<Failed>() {
+                    eprint!("{}", failed.log);
+                }
                 if self.json {
                     let error = show::one_line(&error);
                     show::print_json(&serde_json::json!({ "ok": false, "error": error }))?;
@@ -388,11 +395,18 @@ async fn build(
     .await?;
     if job.status != JobStatus::Succeeded {
         // The job's log is gone with the cluster, so its end is shown here.
-        let log = client.job_log(id, 0).await.unwrap_or_default();
-        let text = String::from_utf8_lossy(&log);
-        let lines: Vec<_> = text.lines().rev().take(12).collect();
-        let tail: String = lines.iter().rev().map(|line| format!("\n  {line}")).collect();
-        bail!("{}; the end of its log:{tail}", jobs::failure(&job));
+        let (mut log, mut offset) = (String::new(), 0);
+        while let Ok(more) = client.job_log(id, offset).await
+            && !more.is_empty()
+        {
+            offset += more.len() as u64;
+            // One answer's worth is more than is shown, but the last one may be short.
+            log = log.split_off(log.floor_char_boundary(log.len().saturating_sub(LOG_KEEP_BYTES)));
+            log += &String::from_utf8_lossy(&more);
+        }
+        let log = process::tail(&log);
+        let reason = job.reason.as_deref().unwrap_or("no reason given");
+        bail!(Failed { what: format!("job {id} is {}: {reason}", job.status), log });
     }
     Ok(job)
 }

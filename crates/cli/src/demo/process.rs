@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
@@ -168,7 +168,7 @@ impl Process {
             }
             if start.elapsed() > READY_TIMEOUT {
                 let limit = READY_TIMEOUT.as_secs();
-                bail!("{} was not ready after {limit} s{}", self.name, self.tail());
+                return Err(self.failed(format!("was not ready after {limit} s")));
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -177,13 +177,13 @@ impl Process {
     /// An error when it has ended.
     pub(super) fn check(&mut self) -> anyhow::Result<()> {
         if let Some(status) = self.child.try_wait()? {
-            bail!("{} ended ({status}){}", self.name, self.tail());
+            return Err(self.failed(format!("ended ({status})")));
         }
         Ok(())
     }
 
-    /// The end of its log.
-    fn tail(&self) -> String {
+    /// What went wrong with it, and the end of its log.
+    fn failed(&self, what: String) -> anyhow::Error {
         let path = self.dir.join("log");
         let read = || -> std::io::Result<String> {
             let mut file = File::open(&path)?;
@@ -193,13 +193,8 @@ impl Process {
             file.read_to_end(&mut bytes)?;
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         };
-        let text = read().unwrap_or_default();
-        let lines: Vec<_> = text.lines().collect();
-        let last = &lines[lines.len().saturating_sub(TAIL_LINES)..];
-        if last.is_empty() {
-            return format!("; its log {} is empty", path.display());
-        }
-        format!("; the end of its log {}:\n  {}", path.display(), last.join("\n  "))
+        let log = read().unwrap_or_default();
+        Failed { what: format!("{} {what}", self.name), log: tail(&log) }.into()
     }
 
     /// Its anonymous resident memory in bytes.
@@ -208,6 +203,28 @@ impl Process {
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
         Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1_024)
     }
+}
+
+/// What went wrong in a line, and the end of the log that may say why.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) what: String,
+    pub(super) log: String,
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for Failed {}
+
+/// The last lines of a log, indented.
+pub(super) fn tail(log: &str) -> String {
+    let lines: Vec<_> = log.lines().collect();
+    let last = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+    last.iter().map(|line| format!("  | {line}\n")).collect()
 }
 
 /// Where a process listens, by what for.
