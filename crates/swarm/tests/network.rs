@@ -95,7 +95,7 @@ fn one_of_two_region_processes_dies() {
 #[test]
 fn all_region_processes_die() {
     // From the start, with the first pieces out, and in the middle of it.
-    for (seed, at) in [(0, 0), (2, 22), (4, 500)] {
+    for (seed, at) in [(0, 0), (2, 8), (3, 12), (4, 500)] {
         let mut setup = Setup::new(50, 120, seed);
         // Few pieces are leased at a time, so that in the middle many are not.
         setup.config.leased_max = 1;

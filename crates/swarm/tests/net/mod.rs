@@ -370,6 +370,10 @@ impl Net {
     }
 
     fn die(&mut self, machine: usize) {
+        // A region process sees the connection end.
+        for book in self.books.iter_mut().flatten().flat_map(BTreeMap::values_mut) {
+            book.lost(self.now, machine as u64);
+        }
         let m = &mut self.machines[machine];
         m.alive = false;
         m.life += 1;
