@@ -44,7 +44,9 @@ pub enum ClientError {
         message: String,
     },
     /// No coordinator answered.
-    #[error("no answer from the coordinator at {url}: {source}; is it running, and is the address right?")]
+    #[error(
+        "no answer from the coordinator at {url}: {source}; is it running, and is the address right?"
+    )]
     Unreachable {
         /// The last one tried.
         url: String,
@@ -159,7 +161,9 @@ impl Client {
                 code: body.error.code,
                 message: body.error.message,
             }),
-            Err(_) => Err(wrong(format!("{status} {}", text.chars().take(200).collect::<String>()))),
+            Err(_) => {
+                Err(wrong(format!("{status} {}", text.chars().take(200).collect::<String>())))
+            }
         }
     }
 
@@ -306,7 +310,11 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`], as for every call.
-    pub async fn upload_state(&self, artifact: &ArtifactId, encoding: &EncodingId) -> Result<UploadState> {
+    pub async fn upload_state(
+        &self,
+        artifact: &ArtifactId,
+        encoding: &EncodingId,
+    ) -> Result<UploadState> {
         self.get(&format!("v1/uploads/{artifact}/{encoding}"), &[]).await
     }
 
