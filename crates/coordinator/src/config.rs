@@ -107,6 +107,9 @@ pub struct Config {
     /// How long a long poll waits at most.
     #[serde(default = "long_poll_default")]
     pub long_poll_s: f64,
+    /// How often a long poll looks again by itself: what another coordinator did wakes nobody here.
+    #[serde(default = "look_again_default")]
+    pub look_again_s: f64,
     /// How often copies to be made are looked for; a finished build starts its copies at once.
     #[serde(default = "replication_interval_default")]
     pub replication_interval_s: f64,
@@ -148,6 +151,10 @@ fn max_attempts_default() -> u32 {
 
 fn long_poll_default() -> f64 {
     5.0
+}
+
+fn look_again_default() -> f64 {
+    1.0
 }
 
 fn replication_interval_default() -> f64 {
@@ -201,6 +208,7 @@ impl Config {
             ("loss_window_s", self.loss_window_s.unwrap_or(1.0)),
             ("reaper_interval_s", self.reaper_interval_s),
             ("long_poll_s", self.long_poll_s),
+            ("look_again_s", self.look_again_s),
             ("replication_interval_s", self.replication_interval_s),
             ("copy_retry_s", self.copy_retry_s),
             ("copy_owned_s", self.copy_owned_s),

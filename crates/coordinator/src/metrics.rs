@@ -12,6 +12,8 @@ pub(crate) struct Metrics {
     pub(crate) registry: Registry,
     /// Calls answered, by route and status.
     pub(crate) requests: IntCounterVec,
+    /// Calls under way, by route.
+    pub(crate) requests_open: IntGaugeVec,
     /// How long they took.
     pub(crate) request_seconds: HistogramVec,
     /// Jobs that came into a state.
@@ -71,6 +73,7 @@ impl Metrics {
         registry.register(Box::new(gauge_failures.clone()))?;
         Ok(Self {
             requests: counters("api_requests_total", "Calls answered", &["route", "status"])?,
+            requests_open: gauges("api_requests_open", "Calls under way", &["route"])?,
             request_seconds,
             job_transitions: counters(
                 "job_transitions_total",

@@ -18,9 +18,6 @@ use crate::{
     config::Config, logs::Logs, metrics::Metrics, registry::Registry, uploads::PartHashes,
 };
 
-/// How often a long poll looks again by itself: what another coordinator did wakes nobody here.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
 /// How often a region process's being alive is written down.
 const SEEN_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -87,7 +84,8 @@ impl Shared {
     pub(crate) fn long_poll(&self, wait_s: u32) -> LongPoll {
         let longest = seconds(self.config.long_poll_s);
         let until = Instant::now() + longest.min(Duration::from_secs(u64::from(wait_s)));
-        LongPoll { until, stop: self.stop.clone() }
+        let look_again = seconds(self.config.look_again_s);
+        LongPoll { until, look_again, stop: self.stop.clone() }
     }
 
     /// Whether a region process's being alive is to be written down now.
@@ -106,6 +104,7 @@ impl Shared {
 /// A long poll under way.
 pub(crate) struct LongPoll {
     until: Instant,
+    look_again: Duration,
     stop: CancellationToken,
 }
 
@@ -118,7 +117,7 @@ impl LongPoll {
         }
         tokio::select! {
             () = bell => {}
-            () = tokio::time::sleep(left.min(LOOK_AGAIN)) => {}
+            () = tokio::time::sleep(left.min(self.look_again)) => {}
             () = self.stop.cancelled() => {}
         }
         true

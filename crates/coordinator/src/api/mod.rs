@@ -24,6 +24,7 @@ use axum::{
     response::Response,
     routing::{get, post, put},
 };
+use prometheus::IntGauge;
 use serde::de::DeserializeOwned;
 use shoal_pki::{Member, Role};
 use shoal_process::Caller;
@@ -101,6 +102,22 @@ async fn wrong_method(request: Request) -> ApiError {
     )
 }
 
+/// A call under way: counted until it is answered, or its caller hung up.
+struct Open(IntGauge);
+
+impl Open {
+    fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Counts every call by its route and status.
 async fn count(State(shared): App, request: Request, next: Next) -> Response {
     let route = request
@@ -108,7 +125,9 @@ async fn count(State(shared): App, request: Request, next: Next) -> Response {
         .get::<MatchedPath>()
         .map_or_else(|| "none".to_string(), |path| path.as_str().to_string());
     let start = Instant::now();
+    let open = Open::new(shared.metrics.requests_open.with_label_values(&[&route]));
     let response = next.run(request).await;
+    drop(open);
     let seconds = start.elapsed().as_secs_f64();
     shared.metrics.request_seconds.with_label_values(&[&route]).observe(seconds);
     shared.metrics.requests.with_label_values(&[route.as_str(), response.status().as_str()]).inc();

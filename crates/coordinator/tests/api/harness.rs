@@ -55,6 +55,20 @@ pub(crate) struct Cluster {
     running: Option<(Coordinator, CancellationToken)>,
 }
 
+/// Long polls that never look again by themselves: only a bell ends one before [`POLL_S`].
+pub(crate) const ONLY_BELLS: &str = "look_again_s = 60\nlong_poll_s = 20\nloss_window_s = 60";
+
+/// How long such a poll waits when no bell rings, in seconds.
+pub(crate) const POLL_S: u32 = 20;
+
+/// Runs something that waits on a long poll, and checks that the poll's end did not end it.
+pub(crate) async fn woken<T>(what: impl Future<Output = T>) -> T {
+    let start = Instant::now();
+    let result = what.await;
+    assert!(start.elapsed() < Duration::from_secs(15), "only the end of the poll ended it");
+    result
+}
+
 /// Short times: nobody waits for half a minute here.
 const TIMES: &str = "
 heartbeat_s = 0.2

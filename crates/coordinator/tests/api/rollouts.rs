@@ -44,7 +44,7 @@ async fn ended(operator: &Client, id: i64) -> Rollout {
 }
 
 async fn goals(region: &Client, after: u64) -> GoalsReply {
-    region.goals(&GoalsQuery { after, wait_s: 5 }).await.unwrap()
+    region.goals(&GoalsQuery { after, wait_s: POLL_S }).await.unwrap()
 }
 
 fn eu() -> RegionName {
@@ -53,14 +53,14 @@ fn eu() -> RegionName {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_failures_end_a_rollout_and_regions_hear_of_it() {
-    let (cluster, names) = ready("", RolloutPlan::default(), 4, 1).await;
+    let (cluster, names) = ready(ONLY_BELLS, RolloutPlan::default(), 4, 1).await;
     let (operator, region) = (cluster.operator(), cluster.region("eu"));
     let rollout = deploy(&operator, "web", &names[0]).await.unwrap();
     let told = goals(&region, 0).await;
     assert_eq!((told.goals.len(), told.halted.len()), (1, 0));
     // Whoever waits for goals hears of the halt.
     let (cursor, waiting) = (told.cursor, cluster.region("us"));
-    let halted = tokio::spawn(async move { goals(&waiting, cursor).await });
+    let halted = tokio::spawn(async move { woken(goals(&waiting, cursor)).await });
     let bad = state("m0", "web", rollout.revision, MachineState::RolledBack);
     report(&region, vec![], vec![bad]).await;
     let end = ended(&operator, rollout.id).await;
@@ -220,23 +220,18 @@ async fn a_rollout_is_cancelled_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_goal_wakes_the_regions_that_wait() {
-    let (cluster, names) = ready("", RolloutPlan::default(), 1, 1).await;
+    let (cluster, names) = ready(ONLY_BELLS, RolloutPlan::default(), 1, 1).await;
     let (operator, region) = (cluster.operator(), cluster.region("eu"));
     let mut cursor = 0;
     for _ in 0..3 {
-        let waiting = goals(&region, cursor);
+        let waiting = woken(goals(&region, cursor));
         let deploying = async {
             // The poll is under way when the goal is set, or comes right after it.
             tokio::time::sleep(Duration::from_millis(50)).await;
             deploy(&operator, "web", &names[0]).await.unwrap()
         };
         let (told, rollout) = tokio::join!(waiting, deploying);
-        assert_eq!(
-            told.goals.len(),
-            1,
-            "the long poll of 5 s ended with the goal {}",
-            rollout.revision
-        );
+        assert_eq!(told.goals.len(), 1, "the goal {}", rollout.revision);
         cursor = told.cursor;
     }
     let nothing = region.goals(&GoalsQuery { after: cursor, wait_s: 0 }).await.unwrap();

@@ -49,6 +49,8 @@ pub(crate) async fn jobs_are_taken_in_order_and_once(url: &str) {
     assert_eq!(taken, [ids[2], ids[0], ids[1]]);
     let newest: Vec<_> = queue.jobs(None, 2).await.unwrap().iter().map(|job| job.id).collect();
     assert_eq!(newest, [ids[1], ids[0]]);
+    let newest = queue.jobs(Some(&name("web")), 2).await.unwrap();
+    assert_eq!(newest.iter().map(|job| job.id).collect::<Vec<_>>(), [ids[1], ids[0]]);
     assert!(queue.jobs(Some(&name("other")), 2).await.unwrap().is_empty());
 }
 
