@@ -210,7 +210,8 @@ fn detail(job: &Job) -> String {
     row("worker", job.worker.clone());
     row("attempt", Some(format!("{} of {}", job.attempt, job.max_attempts)));
     for attempt in &job.attempts {
-        let reason = attempt.reason.as_deref().unwrap_or("under way");
+        let otherwise = if attempt.finished_at_ms.is_some() { "succeeded" } else { "under way" };
+        let reason = attempt.reason.as_deref().unwrap_or(otherwise);
         row(&format!("attempt {}", attempt.attempt), Some(format!("{}: {reason}", attempt.worker)));
     }
     show::render(&table, "")

@@ -101,7 +101,6 @@ impl Cluster {
         for process in self.control.iter_mut().chain(self.agents.iter_mut().map(|a| &mut a.process))
         {
             process.addresses().await?;
-            // Again after each, so that what has been started can be ended at any time.
         }
         self.agents.sort_by(|a, b| a.process.name.cmp(&b.process.name));
         Ok(Client::new(&[api], &identity, &trust)?)
@@ -259,6 +258,11 @@ impl Cluster {
             shoal_process::write_atomic(&self.root.join(STATE_FILE), &bytes)?;
         }
         Ok(())
+    }
+
+    /// Whether there is anything to end.
+    pub(super) fn has_started(&self) -> bool {
+        !self.control.is_empty()
     }
 
     /// Ends everything that runs.

@@ -129,8 +129,10 @@ impl DemoArgs {
             place.leave();
             explain(&cluster);
         } else {
-            progress.say("stopping the processes");
-            cluster.stop().await;
+            if cluster.has_started() {
+                progress.say("stopping the processes");
+                cluster.stop().await;
+            }
             place.remove()?;
         }
         match outcome {
