@@ -38,10 +38,10 @@ impl Progress {
     /// Starts to show something that goes from nothing to a total.
     pub(super) fn task(&self, name: &str) -> Task<'_> {
         let bar = self.bars.as_ref().map(|bars| {
-            let bar = bars.add(ProgressBar::new(0));
+            let bar = bars.add(ProgressBar::new(1));
             // The template is a constant: were it wrong, the default would be shown.
             if let Ok(style) = ProgressStyle::with_template(
-                "           {prefix:<12} {bar:30} {percent:>3} %  {msg}",
+                "           {prefix:<12} {bar:30} {percent:>3} %  {wide_msg}",
             ) {
                 bar.set_style(style);
             }
