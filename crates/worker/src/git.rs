@@ -92,20 +92,24 @@ impl Git {
         if self.has(&mirror, commit).await {
             return Ok(mirror);
         }
+        // By its name: no more of the history than it needs, and no branch that somebody else broke. A ref keeps it,
+        // so that the next fetch tells the server what is here; there are at most 256 of them.
+        let keep = format!("+{commit}:refs/shoal/{}", &commit.as_str()[..2]);
+        let one = ["fetch", "-q", "--no-tags", "--no-write-fetch-head", "--", repository, &keep];
+        if self.run(&mirror, &one).await.is_ok() && self.has(&mirror, commit).await {
+            return Ok(mirror);
+        }
+        // An old server gives only what a branch or a tag names.
+        let (heads, tags) = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*");
         let all =
-            ["fetch", "-q", "--prune", "--no-write-fetch-head", "--", repository, "+refs/*:refs/*"];
+            ["fetch", "-q", "--prune", "--no-write-fetch-head", "--", repository, heads, tags];
         self.run(&mirror, &all)
             .await
             .map_err(|error| format!("repository {repository} cannot be read: {error}"))?;
         if !self.has(&mirror, commit).await {
-            // Not on any branch: the server may give it by its name all the same.
-            let one = ["fetch", "-q", "--no-write-fetch-head", "--", repository, commit.as_str()];
-            let given = self.run(&mirror, &one).await.is_ok();
-            if !given || !self.has(&mirror, commit).await {
-                return Err(format!(
-                    "commit {commit} is not in repository {repository}: push it first"
-                ));
-            }
+            return Err(format!(
+                "commit {commit} is not in repository {repository}: push it first"
+            ));
         }
         Ok(mirror)
     }
@@ -126,5 +130,69 @@ impl Git {
         let clone = ["clone", "-q", "--shared", "--no-checkout", "--no-tags", "--", &from, &to];
         self.run(mirror, &clone).await.map_err(wrong)?;
         self.run(dir, &["checkout", "-q", "--detach", commit.as_str()]).await.map_err(wrong)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn git(dir: &Path, args: &[&str]) -> String {
+        let output = std::process::Command::new("git")
+            .arg("-C")
+            .arg(dir)
+            .args(["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "safe.directory=*"])
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().into()
+    }
+
+    fn commit(repo: &Path, text: &str) -> CommitSha {
+        std::fs::write(repo.join("file"), text).unwrap();
+        git(repo, &["add", "-A"]);
+        git(repo, &["commit", "-q", "-m", text]);
+        git(repo, &["rev-parse", "HEAD"]).parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_mirror_learns_new_commits_and_commits_that_no_branch_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let repo = dir.path().join("repo");
+        std::fs::create_dir(&repo).unwrap();
+        git(&repo, &["init", "-q", "-b", "main"]);
+        let source = repo.to_str().unwrap();
+        let worker = Git::open(dir.path(), Duration::from_secs(60)).unwrap();
+        let first = commit(&repo, "one");
+        let mirror = worker.fetch(source, &first).await.unwrap();
+        let second = commit(&repo, "two");
+        git(&repo, &["reset", "-q", "--hard", first.as_str()]);
+        assert_eq!(worker.fetch(source, &second).await.unwrap(), mirror, "one mirror a repository");
+        for (commit, text) in [(&first, "one"), (&second, "two")] {
+            let out = dir.path().join(text);
+            worker.checkout(&mirror, commit, &out).await.unwrap();
+            assert_eq!(std::fs::read_to_string(out.join("file")).unwrap(), text);
+        }
+        // What is there needs no repository any more.
+        std::fs::remove_dir_all(&repo).unwrap();
+        worker.fetch(source, &first).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let repo = dir.path().join("repo");
+        std::fs::create_dir(&repo).unwrap();
+        git(&repo, &["init", "-q", "-b", "main"]);
+        commit(&repo, "one");
+        let worker = Git::open(dir.path(), Duration::from_secs(60)).unwrap();
+        let unknown: CommitSha = "0123456789abcdef0123456789abcdef01234567".parse().unwrap();
+        let error = worker.fetch(repo.to_str().unwrap(), &unknown).await.unwrap_err();
+        assert!(error.contains(unknown.as_str()) && error.contains("push it first"), "{error}");
+        let nowhere = dir.path().join("nowhere");
+        let error = worker.fetch(nowhere.to_str().unwrap(), &unknown).await.unwrap_err();
+        assert!(error.contains("nowhere") && error.contains("cannot be read"), "{error}");
+        assert_eq!(error.lines().count(), 1);
     }
 }
