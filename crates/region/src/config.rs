@@ -62,7 +62,7 @@ pub struct Args {
 pub struct Config {
     /// Directory with `identity.pem`, `identity.key` and `trust.bin`. The certificate names the region.
     pub identity: PathBuf,
-    /// Directory for the goals.
+    /// Directory for the goals and for what is open of their rollouts.
     pub data_dir: PathBuf,
     /// The coordinators, `https://HOST:PORT`.
     pub coordinators: Vec<String>,
@@ -86,6 +86,10 @@ pub struct Config {
     /// How often machines shall ask for their goals, in seconds; they spread it by half.
     #[serde(default = "default_poll_s")]
     pub poll_s: f64,
+    /// How long machines must have been coming, in seconds, before waves are reckoned from those that are
+    /// known: a process that has just started knows only the first of them. Longer than 1.5 times `poll_s`.
+    #[serde(default = "default_wave_settle_s")]
+    pub wave_settle_s: f64,
     /// How many machines may be connected.
     #[serde(default = "default_max_connections")]
     pub max_connections: usize,
@@ -100,6 +104,9 @@ fn default_gossip_listen() -> SocketAddr {
 fn default_poll_s() -> f64 {
     30.0
 }
+fn default_wave_settle_s() -> f64 {
+    60.0
+}
 fn default_max_connections() -> usize {
     100_000
 }
@@ -111,6 +118,10 @@ impl Config {
     /// A line that names the key.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!((0.05..=3_600.0).contains(&self.poll_s), "poll_s is 0.05 to 3600 seconds");
+        anyhow::ensure!(
+            (0.0..=3_600.0).contains(&self.wave_settle_s),
+            "wave_settle_s is 0 to 3600 seconds"
+        );
         Ok(())
     }
 

@@ -27,8 +27,10 @@ pub(crate) enum Accepted {
     Taken,
     /// Known already, or older than what is known.
     Old,
-    /// Not to be believed, or not to be kept, and why.
+    /// Not to be believed, and why.
     Refused(String),
+    /// Good, but it could not be put on the disk, and why: to be offered again.
+    NotKept(String),
 }
 
 /// The newest goal of each app.
@@ -36,8 +38,8 @@ pub(crate) struct Goals {
     dir: PathBuf,
     trust: Trust,
     known: RwLock<BTreeMap<AppName, KnownGoal>>,
-    /// Revisions whose rollouts are paused or ended badly.
-    halted: Mutex<BTreeSet<(AppName, Revision)>>,
+    /// Revisions whose rollouts are paused or ended badly; none until a coordinator has said so.
+    halted: Mutex<Option<BTreeSet<(AppName, Revision)>>>,
 }
 
 impl Goals {
@@ -82,7 +84,7 @@ impl Goals {
             .map_err(std::io::Error::other)
             .and_then(|bytes| shoal_process::write_atomic(&path, &bytes));
         if let Err(error) = kept {
-            return Accepted::Refused(format!("cannot keep it in {}: {error}", path.display()));
+            return Accepted::NotKept(format!("cannot keep it in {}: {error}", path.display()));
         }
         tracing::info!(app = %goal.app, revision = %goal.revision, artifact = %goal.artifact, "goal");
         known.insert(goal.app.clone(), KnownGoal { goal, signed: signed.clone() });
@@ -98,12 +100,12 @@ impl Goals {
     /// Replaces the set of halted revisions.
     pub(crate) fn set_halted(&self, halted: impl IntoIterator<Item = (AppName, Revision)>) {
         *self.halted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            halted.into_iter().collect();
+            Some(halted.into_iter().collect());
     }
 
-    /// Whether a rollout must open no further wave.
+    /// Whether a rollout must open no further wave: so must all before the first answer of a coordinator.
     pub(crate) fn is_halted(&self, app: &AppName, revision: Revision) -> bool {
         let halted = self.halted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        halted.contains(&(app.clone(), revision))
+        halted.as_ref().is_none_or(|halted| halted.contains(&(app.clone(), revision)))
     }
 }

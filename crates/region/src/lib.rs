@@ -2,18 +2,21 @@
 //!
 //! It long-polls the coordinator for goals, keeps them as signed files ([`goals`]), publishes them on the region's
 //! gossip topic, and answers its machines over the data plane ([`serve`]): their goals and open waves, other machines
-//! of a swarm ([`introductions`]), leases to read the bucket, an artifact's index. What machines report is kept
-//! ([`machines`]) until the coordinator has it.
+//! of a swarm ([`introductions`]), leases to read the bucket, an artifact's index ([`indexes`]). What machines
+//! report is kept ([`machines`]) until the coordinator has it.
 //!
 //! Nothing here decides what is true: goals carry the coordinator's signature, and a fetch under way needs no
-//! region process. Killed, it has lost only what machines tell again.
+//! region process. Killed, it has lost only what machines tell again: how far each rollout may go is on the disk
+//! ([`waves`]) before a machine is told.
 
 mod config;
 mod goals;
+mod indexes;
 mod introductions;
 mod machines;
 mod metrics;
 mod serve;
+mod waves;
 
 use std::{
     collections::HashMap,
@@ -24,7 +27,7 @@ use std::{
 
 use anyhow::Context as _;
 use serde::Serialize;
-use shoal_client::{Client, types::GoalsQuery};
+use shoal_client::{Client, ClientError, types::GoalsQuery};
 use shoal_gossip::{Gossip, GossipConfig, GossipEvent};
 use shoal_origin::Bucket;
 use shoal_pki::Role;
@@ -40,10 +43,11 @@ use tokio::sync::mpsc;
 pub use config::{Args, Config};
 
 use goals::{Accepted, Goals};
+use indexes::Indexes;
 use introductions::Introductions;
 use machines::Machines;
 use metrics::Metrics;
-use serve::Server;
+use serve::{INDEX_ANSWERS_MAX, Server};
 
 /// How long the coordinator holds a question for goals: DESIGN's 5 s.
 const LONG_POLL_S: u32 = 5;
@@ -124,7 +128,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         data: config.advertised(endpoint.local_addr())?,
         gossip: config.advertised(gossip.local_addr())?,
     };
-    let machines = Arc::new(Machines::default());
+    let settle = Duration::from_secs_f64(config.wave_settle_s);
+    let machines = Arc::new(Machines::open(config.data_dir.join("waves.bin"), settle));
     let server = Arc::new(Server {
         me,
         region,
@@ -135,7 +140,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         bucket,
         metrics: metrics.clone(),
         books: Mutex::new(HashMap::new()),
-        indexes: tokio::sync::Mutex::new(Vec::new()),
+        indexes: Indexes::default(),
+        index_places: tokio::sync::Semaphore::new(INDEX_ANSWERS_MAX),
+        endpoint: endpoint.clone(),
         began: Instant::now(),
     });
     let metrics_addr = match config.metrics_listen {
@@ -171,7 +178,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn take(shared: &Shared, signed: &SignedGoal, from: &str) -> bool {
+fn take(shared: &Shared, signed: &SignedGoal, from: &str) -> Accepted {
     let accepted = shared.goals.accept(signed);
     let result = match &accepted {
         Accepted::Taken => "taken",
@@ -180,9 +187,13 @@ fn take(shared: &Shared, signed: &SignedGoal, from: &str) -> bool {
             tracing::warn!(%from, %reason, "refused a goal");
             "refused"
         }
+        Accepted::NotKept(reason) => {
+            tracing::error!(%from, %reason, "did not take a goal");
+            "not_kept"
+        }
     };
     shared.metrics.goals.with_label_values(&[result]).inc();
-    accepted == Accepted::Taken
+    accepted
 }
 
 async fn publish(shared: &Shared, signed: &SignedGoal) {
@@ -192,6 +203,12 @@ async fn publish(shared: &Shared, signed: &SignedGoal) {
     }
 }
 
+/// Waits about as long as `pause` says, and makes the next one longer.
+async fn wait(pause: &mut Duration) {
+    tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
+    *pause = (*pause * 2).min(RETRY_MAX);
+}
+
 /// Follows the coordinator's goals by long poll.
 async fn follow_goals(shared: Arc<Shared>) {
     let mut after = 0;
@@ -199,24 +216,31 @@ async fn follow_goals(shared: Arc<Shared>) {
     loop {
         match shared.client.goals(&GoalsQuery { after, wait_s: LONG_POLL_S }).await {
             Ok(reply) => {
-                pause = RETRY_MIN;
                 shared.goals.set_halted(reply.halted);
+                let mut all_kept = true;
                 for text in &reply.goals {
                     let Some(signed) = signed_goal(text) else {
                         tracing::warn!("the coordinator sent something that is no goal");
                         continue;
                     };
-                    if take(&shared, &signed, "the coordinator") {
-                        publish(&shared, &signed).await;
+                    match take(&shared, &signed, "the coordinator") {
+                        Accepted::Taken => publish(&shared, &signed).await,
+                        Accepted::NotKept(_) => all_kept = false,
+                        Accepted::Old | Accepted::Refused(_) => {}
                     }
                 }
+                if !all_kept {
+                    // The cursor stays: the coordinator sends the same goals again.
+                    wait(&mut pause).await;
+                    continue;
+                }
+                pause = RETRY_MIN;
                 // A smaller cursor is a coordinator that was restored from a backup: begin anew.
                 after = if reply.cursor < after { 0 } else { reply.cursor };
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot follow the goals");
-                tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
-                pause = (pause * 2).min(RETRY_MAX);
+                wait(&mut pause).await;
             }
         }
     }
@@ -266,15 +290,34 @@ async fn flush(shared: &Shared) -> bool {
         let Some(batch) = shared.machines.batch(Instant::now()) else { return true };
         shared.metrics.machines.set(shared.machines.count() as i64);
         shared.metrics.backlog.set(shared.machines.backlog() as i64);
-        match shared.client.report(&batch).await {
-            Ok(()) => shared.machines.told(&batch, Instant::now()),
-            Err(error) => {
-                shared.metrics.failed_batches.inc();
-                tracing::warn!(%error, "the coordinator did not take the reports");
-                return false;
+        let mut parts = vec![batch];
+        while let Some(part) = parts.pop() {
+            match shared.client.report(&part).await {
+                Ok(()) => shared.machines.told(&part, Instant::now()),
+                Err(error) => {
+                    shared.metrics.failed_batches.inc();
+                    if !is_about_content(&error) {
+                        tracing::warn!(%error, "the coordinator did not take the reports");
+                        return false;
+                    }
+                    // One machine's bad data must not hold up the others': find it, and go on without.
+                    match machines::halves(&part) {
+                        Some((first, second)) => parts.extend([second, first]),
+                        None => {
+                            let machine = part.machines.first().map(|seen| seen.name.as_str());
+                            tracing::error!(machine, %error, "the coordinator refuses what a machine says");
+                            shared.machines.told(&part, Instant::now());
+                        }
+                    }
+                }
             }
         }
     }
+}
+
+/// Whether the coordinator refused what a batch says, and not who sent it or when: it will do so again.
+fn is_about_content(error: &ClientError) -> bool {
+    matches!(error, ClientError::Refused { status: 400 | 413 | 422, .. })
 }
 
 async fn forward(shared: Arc<Shared>) {
@@ -283,8 +326,7 @@ async fn forward(shared: Arc<Shared>) {
         shared.machines.changed.notified().await;
         tokio::time::sleep(GATHER).await;
         while !flush(&shared).await {
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
-            pause = (pause * 2).min(RETRY_MAX);
+            wait(&mut pause).await;
         }
         pause = RETRY_MIN;
     }

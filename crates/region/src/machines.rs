@@ -5,21 +5,24 @@
 //! machines: their ranks are spread evenly, and each process opens the same parts of its share.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::PathBuf,
     sync::Mutex,
     time::{Duration, Instant},
 };
 
 use shoal_client::types::{MachineSeen, MachineStateSeen, RegionReports};
 use shoal_proto::{
-    AppName, MachineName, Revision,
+    AppName, MachineName,
     goal::Goal,
     region::{MachineInfo, MachineReport, OpenWave, reports_digest, rollout_rank},
     state::MachineState,
 };
-use shoal_rollout::{Machine as Ranked, Waves};
+use shoal_rollout::{ALL_PERMILLE, Machine as Ranked};
 
-/// The most machines that one region process knows; more are refused.
+use crate::waves::Rollouts;
+
+/// The most machines that one region process knows; when none of them was long not heard of, more are refused.
 pub(crate) const MACHINES_MAX: usize = 200_000;
 
 /// The most apps that one machine may report on.
@@ -31,11 +34,17 @@ const BATCH_ROWS_MAX: usize = 5_000;
 /// How often the coordinator is told that a machine is still there.
 const SEEN_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A machine that was not heard of for this long no longer counts in waves.
+/// A machine that was not heard of for this long no longer counts in waves, and makes room for others.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
 /// How often the waves of an app are looked at.
 const WAVES_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How often the machines are searched for some that make room.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often a machine is asked in a row to tell all its states before those that it does not name are dropped.
+const ASKED_MAX: u32 = 2;
 
 struct Entry {
     info: MachineInfo,
@@ -43,39 +52,95 @@ struct Entry {
     /// When the coordinator was last given it.
     told: Option<Instant>,
     reports: BTreeMap<AppName, Kept>,
+    /// How often in a row it was asked to tell all its states, and when last.
+    asked: u32,
+    asked_at: Option<Instant>,
+}
+
+impl Entry {
+    /// Its state for `goal`.
+    fn state(&self, goal: &Goal) -> MachineState {
+        let kept = self.reports.get(&goal.app);
+        let kept = kept.filter(|kept| kept.report.revision == goal.revision);
+        kept.map_or(MachineState::Waiting, |kept| kept.report.state)
+    }
+
+    /// The digest of the states that `is_of` chooses.
+    fn digest(&self, is_of: impl Fn(&Kept) -> bool) -> u64 {
+        let chosen = self.reports.iter().filter(|(_, kept)| is_of(kept));
+        reports_digest(chosen.map(|(app, kept)| (app, kept.report.revision, kept.report.sequence)))
+    }
+
+    /// Whether the machine must tell all its states, by the `digest` of what it believes is known here.
+    ///
+    /// An app that it has left is never named again, and would keep the digests apart for ever. So a
+    /// machine that was asked [`ASKED_MAX`] times, and whose digest is that of the states it has named since
+    /// it was last asked, has no others: they are dropped, once the coordinator has them.
+    fn is_to_tell(&mut self, digest: u64, now: Instant) -> bool {
+        if self.digest(|_| true) != digest && self.asked >= ASKED_MAX {
+            let asked_at = self.asked_at;
+            let is_named = |kept: &Kept| asked_at.is_none_or(|at| kept.named >= at);
+            if self.digest(is_named) == digest {
+                self.reports.retain(|_, kept| is_named(kept) || !kept.told);
+            }
+        }
+        if self.digest(|_| true) == digest {
+            self.asked = 0;
+            return false;
+        }
+        self.asked = self.asked.saturating_add(1);
+        self.asked_at = Some(now);
+        true
+    }
 }
 
 struct Kept {
     report: MachineReport,
     /// When it arrived: with the report's age it says when the state came about.
     arrived: Instant,
+    /// When the machine last named the app, with news or without.
+    named: Instant,
     /// Whether the coordinator keeps it.
     told: bool,
-}
-
-struct Rollout {
-    revision: Revision,
-    waves: Waves,
-    since: Instant,
-    looked: Option<Instant>,
 }
 
 #[derive(Default)]
 struct State {
     machines: HashMap<MachineName, Entry>,
-    rollouts: BTreeMap<AppName, Rollout>,
+    rollouts: Rollouts,
     /// Machines with something that the coordinator has not been told.
-    dirty: std::collections::BTreeSet<MachineName>,
+    dirty: BTreeSet<MachineName>,
+    /// When the first machine came.
+    began: Option<Instant>,
+    /// When machines that make room were last searched for.
+    swept: Option<Instant>,
 }
 
 /// All of them.
-#[derive(Default)]
 pub(crate) struct Machines {
     state: Mutex<State>,
+    /// Where it is kept what is open.
+    path: PathBuf,
+    /// Held while that file is written, so that an older one never replaces a newer one.
+    keeping: Mutex<()>,
+    /// How long machines must have been coming before those that came are taken for all.
+    settle: Duration,
     pub(crate) changed: tokio::sync::Notify,
 }
 
 impl Machines {
+    /// No machines yet; what was open of their rollouts is in the file at `path`.
+    pub(crate) fn open(path: PathBuf, settle: Duration) -> Self {
+        let rollouts = Rollouts::read(&path, Instant::now());
+        Self {
+            state: Mutex::new(State { rollouts, ..State::default() }),
+            path,
+            keeping: Mutex::default(),
+            settle,
+            changed: tokio::sync::Notify::new(),
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -100,13 +165,7 @@ impl Machines {
         let mut state = self.lock();
         let name = info.addr.machine.clone();
         let entry = state.enter(info, now)?;
-        let known = reports_digest(
-            entry
-                .reports
-                .iter()
-                .map(|(app, kept)| (app, kept.report.revision, kept.report.sequence)),
-        );
-        let again = known != digest;
+        let again = entry.is_to_tell(digest, now);
         let told = entry.told;
         if told.is_none_or(|told| now.duration_since(told) >= SEEN_INTERVAL) {
             state.dirty.insert(name);
@@ -127,15 +186,17 @@ impl Machines {
         let name = info.addr.machine.clone();
         let entry = state.enter(info, now)?;
         for report in reports {
+            if let Some(kept) = entry.reports.get_mut(&report.app) {
+                kept.named = now;
+            }
             let newer = entry.reports.get(&report.app).is_none_or(|kept| {
                 (report.revision, report.sequence) > (kept.report.revision, kept.report.sequence)
             });
             let room = entry.reports.len() < APPS_PER_MACHINE_MAX
                 || entry.reports.contains_key(&report.app);
             if newer && room {
-                entry
-                    .reports
-                    .insert(report.app.clone(), Kept { report, arrived: now, told: false });
+                let kept = Kept { arrived: now, named: now, told: false, report };
+                entry.reports.insert(kept.report.app.clone(), kept);
             }
         }
         state.dirty.insert(name);
@@ -144,39 +205,53 @@ impl Machines {
         Ok(())
     }
 
-    /// How far the rollout of `goal` may go on this process's machines.
-    pub(crate) fn open_wave(&self, goal: &Goal, halted: bool, now: Instant) -> OpenWave {
+    /// How far `rollouts` (each with whether it is halted) may go on this process's machines, and whether
+    /// `asker` waits for one of their waves.
+    pub(crate) fn open_waves<'a>(
+        &self,
+        asker: &MachineName,
+        rollouts: impl Iterator<Item = (&'a Goal, bool)>,
+        now: Instant,
+    ) -> (Vec<OpenWave>, bool) {
+        let rollouts: Vec<_> = rollouts.collect();
         let mut state = self.lock();
-        let State { machines, rollouts, .. } = &mut *state;
-        let fresh =
-            || Rollout { revision: goal.revision, waves: Waves::new(0), since: now, looked: None };
-        let rollout = rollouts.entry(goal.app.clone()).or_insert_with(fresh);
-        if rollout.revision != goal.revision {
-            *rollout = fresh();
+        let settled =
+            state.began.is_some_and(|began| now.saturating_duration_since(began) >= self.settle);
+        let mut opened = false;
+        for (goal, halted) in &rollouts {
+            opened |= !halted && state.step(goal, settled, now);
         }
-        let due = rollout.looked.is_none_or(|at| now.duration_since(at) >= WAVES_INTERVAL);
-        if due && !halted {
-            rollout.looked = Some(now);
-            let ranked: Vec<Ranked> = machines
-                .values()
-                .filter(|entry| now.duration_since(entry.heard) < FORGOTTEN_AFTER)
-                .filter(|entry| goal.selector.matches(&entry.info.labels))
-                .map(|entry| Ranked {
-                    rank: rollout_rank(&entry.info.addr.machine, &goal.artifact),
-                    state: entry
-                        .reports
-                        .get(&goal.app)
-                        .filter(|kept| kept.report.revision == goal.revision)
-                        .map_or(MachineState::Waiting, |kept| kept.report.state),
-                })
-                .collect();
-            let elapsed_s = now.duration_since(rollout.since).as_secs();
-            rollout.waves.step(&goal.plan, &ranked, elapsed_s);
+        if opened {
+            drop(state);
+            tokio::task::block_in_place(|| self.keep_waves());
+            state = self.lock();
         }
-        OpenWave {
-            app: goal.app.clone(),
-            revision: goal.revision,
-            open_permille: rollout.waves.open_permille(),
+        let mut waits = false;
+        let mut waves = Vec::with_capacity(rollouts.len());
+        for (goal, halted) in rollouts {
+            let open_permille =
+                state.rollouts.of(goal, now).map_or(0, |rollout| rollout.kept_permille());
+            let ended = state.machines.get(asker).is_some_and(|entry| {
+                use MachineState::{Active, Failed, RolledBack};
+                matches!(entry.state(goal), Active | Failed | RolledBack)
+            });
+            waits |= !halted && !ended && open_permille < ALL_PERMILLE;
+            let (app, revision) = (goal.app.clone(), goal.revision);
+            waves.push(OpenWave { app, revision, open_permille });
+        }
+        (waves, waits)
+    }
+
+    /// Puts what is open on the disk: no machine is told of it before.
+    fn keep_waves(&self) {
+        let _turn = self.keeping.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(open) = self.lock().rollouts.unkept() else { return };
+        match Rollouts::write(&self.path, &open) {
+            Ok(()) => self.lock().rollouts.kept(&open),
+            Err(error) => {
+                let path = self.path.display();
+                tracing::error!(%path, %error, "a wave stays closed: cannot keep that it is open");
+            }
         }
     }
 
@@ -233,9 +308,34 @@ impl Machines {
 }
 
 impl State {
+    /// Looks whether the next wave of `goal` opens; returns whether something is open that is not kept.
+    fn step(&mut self, goal: &Goal, settled: bool, now: Instant) -> bool {
+        let Some(rollout) = self.rollouts.of(goal, now) else { return false };
+        if rollout.looked.is_some_and(|at| now.duration_since(at) < WAVES_INTERVAL) {
+            return false;
+        }
+        rollout.looked = Some(now);
+        if rollout.is_closed() && (settled || goal.plan.rollback) {
+            let ranked: Vec<Ranked> = self
+                .machines
+                .values()
+                .filter(|entry| now.duration_since(entry.heard) < FORGOTTEN_AFTER)
+                .filter(|entry| goal.selector.matches(&entry.info.labels))
+                .map(|entry| Ranked {
+                    rank: rollout_rank(&entry.info.addr.machine, &goal.artifact),
+                    state: entry.state(goal),
+                })
+                .collect();
+            let elapsed_s = now.duration_since(rollout.since).as_secs();
+            rollout.waves.step(&goal.plan, &ranked, elapsed_s);
+        }
+        rollout.is_unkept()
+    }
+
     fn enter(&mut self, info: MachineInfo, now: Instant) -> Result<&mut Entry, String> {
         let name = info.addr.machine.clone();
-        if !self.machines.contains_key(&name) && self.machines.len() >= MACHINES_MAX {
+        self.began.get_or_insert(now);
+        if !self.machines.contains_key(&name) && !self.has_room(MACHINES_MAX, now) {
             return Err(format!("this region process knows {MACHINES_MAX} machines already"));
         }
         let entry = self.machines.entry(name).or_insert_with(|| Entry {
@@ -243,6 +343,8 @@ impl State {
             heard: now,
             told: None,
             reports: BTreeMap::new(),
+            asked: 0,
+            asked_at: None,
         });
         if entry.info != info {
             entry.info = info;
@@ -251,6 +353,34 @@ impl State {
         entry.heard = now;
         Ok(entry)
     }
+
+    /// Whether there is room for one more than `max` - 1 machines, if need be by forgetting those that are long
+    /// gone and of which the coordinator knows all.
+    fn has_room(&mut self, max: usize, now: Instant) -> bool {
+        let is_due = self.swept.is_none_or(|at| now.duration_since(at) >= SWEEP_INTERVAL);
+        if self.machines.len() >= max && is_due {
+            self.swept = Some(now);
+            let dirty = &self.dirty;
+            self.machines.retain(|name, entry| {
+                now.duration_since(entry.heard) < FORGOTTEN_AFTER || dirty.contains(name)
+            });
+        }
+        self.machines.len() < max
+    }
+}
+
+/// The two halves of a batch, by machines; none when it is of one.
+pub(crate) fn halves(batch: &RegionReports) -> Option<(RegionReports, RegionReports)> {
+    let (first, second) = batch.machines.split_at(batch.machines.len() / 2);
+    if first.is_empty() {
+        return None;
+    }
+    let names: BTreeSet<&MachineName> = first.iter().map(|seen| &seen.name).collect();
+    let (of_first, of_second) =
+        batch.reports.iter().cloned().partition(|report| names.contains(&report.machine));
+    let half =
+        |machines: &[MachineSeen], reports| RegionReports { machines: machines.to_vec(), reports };
+    Some((half(first, of_first), half(second, of_second)))
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -258,119 +388,4 @@ fn millis(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use shoal_proto::{
-        ArtifactId, EncodingId, NodeId, RegionName,
-        goal::{Activation, Labels, RolloutPlan, Selector},
-        manifest::PieceSize,
-        peer::PeerAddr,
-        region::FetchProgress,
-    };
-
-    use super::*;
-
-    fn info(name: &str) -> MachineInfo {
-        let data = "127.0.0.1:1".parse().unwrap();
-        MachineInfo {
-            addr: PeerAddr {
-                node: NodeId([1; 32]),
-                machine: MachineName::new(name).unwrap(),
-                zone: "a".into(),
-                data,
-                gossip: data,
-            },
-            labels: Labels::new(),
-            version: "1".into(),
-        }
-    }
-
-    fn report(sequence: u64, state: MachineState) -> MachineReport {
-        MachineReport {
-            app: AppName::new("web").unwrap(),
-            revision: Revision { epoch: 0, number: 1 },
-            artifact: ArtifactId::EMPTY,
-            state,
-            reason: None,
-            progress: FetchProgress::default(),
-            sequence,
-            age_ms: 5,
-        }
-    }
-
-    fn goal(waves_permille: Vec<u16>) -> Goal {
-        Goal {
-            cluster: "c".into(),
-            app: AppName::new("web").unwrap(),
-            revision: Revision { epoch: 0, number: 1 },
-            selector: Selector::default(),
-            regions: vec![RegionName::new("r").unwrap()],
-            artifact: ArtifactId::EMPTY,
-            size_bytes: 0,
-            piece_size: PieceSize::MIN,
-            encoding: EncodingId([0; 32]),
-            file_mode: 0o755,
-            activation: Activation::None,
-            health: None,
-            plan: RolloutPlan { waves_permille, ..RolloutPlan::default() },
-            priority: 0,
-            machines_estimate: 2,
-            issued_at_ms: 0,
-        }
-    }
-
-    #[test]
-    fn nothing_is_forgotten_before_the_coordinator_keeps_it() {
-        let machines = Machines::default();
-        let now = Instant::now();
-        machines.reported(info("m1"), vec![report(1, MachineState::Fetching)], now).unwrap();
-        let first = machines.batch(now + Duration::from_millis(20)).unwrap();
-        assert_eq!(first.reports[0].report.age_ms, 25);
-        machines.reported(info("m1"), vec![report(2, MachineState::Active)], now).unwrap();
-        machines.told(&first, now);
-        let second = machines.batch(now).expect("the newer report is still to be told");
-        assert_eq!(second.reports[0].report.state, MachineState::Active);
-        machines.reported(info("m1"), vec![report(1, MachineState::Fetching)], now).unwrap();
-        machines.told(&second, now);
-        assert!(
-            machines.batch(now).is_none_or(|batch| batch.reports.is_empty()),
-            "older is not newer"
-        );
-    }
-
-    #[test]
-    fn a_machine_tells_again_what_this_process_does_not_know() {
-        let machines = Machines::default();
-        let now = Instant::now();
-        let states = [(&AppName::new("web").unwrap(), Revision { epoch: 0, number: 1 }, 7)];
-        let digest = reports_digest(states);
-        assert!(machines.polled(info("m1"), digest, now).unwrap());
-        machines.reported(info("m1"), vec![report(7, MachineState::Active)], now).unwrap();
-        assert!(!machines.polled(info("m1"), digest, now).unwrap());
-    }
-
-    #[test]
-    fn waves_open_by_this_process_s_machines_and_stay_where_they_are_when_halted() {
-        let machines = Machines::default();
-        let start = Instant::now();
-        for at in 0..10 {
-            machines.polled(info(&format!("m{at}")), 0, start).unwrap();
-        }
-        let goal = goal(vec![100, 500]);
-        let open = |halted, at| {
-            machines.open_wave(&goal, halted, start + Duration::from_secs(at)).open_permille
-        };
-        let first = open(false, 1);
-        assert!(first > 0 && first < 1_000);
-        assert_eq!(open(false, 2), first, "no success, no next wave");
-        let is_first = |at: &usize| {
-            let name = MachineName::new(format!("m{at}")).unwrap();
-            rollout_rank(&name, &goal.artifact) < first
-        };
-        let chosen: Vec<usize> = (0..10).filter(is_first).collect();
-        assert_eq!(chosen.len(), 1);
-        let name = format!("m{}", chosen[0]);
-        machines.reported(info(&name), vec![report(1, MachineState::Active)], start).unwrap();
-        assert_eq!(open(true, 3), first, "halted");
-        assert!(open(false, 4) > first);
-    }
-}
+mod tests;

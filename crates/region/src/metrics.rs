@@ -11,7 +11,7 @@ pub(crate) struct Metrics {
     pub(crate) unchanged: IntCounter,
     /// Pieces leased, repeats counted.
     pub(crate) leased: IntCounter,
-    /// Goals that arrived, by `result` (`taken`, `old`, `refused`).
+    /// Goals that arrived, by `result` (`taken`, `old`, `refused`, `not_kept`).
     pub(crate) goals: IntCounterVec,
     /// Machines known.
     pub(crate) machines: IntGauge,

@@ -11,16 +11,18 @@ use shoal_origin::Bucket;
 use shoal_pki::{Member, Role};
 use shoal_proto::{
     ArtifactId, EncodingId, RegionName,
-    goal::labels,
+    goal::{check_label, labels},
+    manifest::PIECES_MAX,
     peer::{PEERS_BATCH_MAX, PeerAddr, PeerMessage, StreamReply, StreamRequest},
-    region::{MachineInfo, OpenWave, RegionReply, RegionRequest, goals_digest},
+    region::{MachineInfo, RegionReply, RegionRequest, goals_digest},
 };
 use shoal_swarm::{LeaseAnswer, LeaseBook, Time};
-use shoal_transport::{Connection, Incoming, IncomingRequest};
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc};
+use shoal_transport::{Connection, Endpoint, Incoming, IncomingRequest};
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
     goals::{Goals, KnownGoal},
+    indexes::Indexes,
     introductions::Introductions,
     machines::Machines,
     metrics::Metrics,
@@ -32,8 +34,15 @@ const ANSWERS_MAX: usize = 1_024;
 /// The most lease books; the one that was longest unused makes room.
 const BOOKS_MAX: usize = 256;
 
-/// How much the kept indexes may take, in bytes: 50 of a 10 GB artifact.
-const INDEXES_MAX_BYTES: usize = 16 << 20;
+/// How many questions for an index may be answered at once; more are told to ask again. They wait for the
+/// bucket and have long answers: leases and polls must find places beside them.
+pub(crate) const INDEX_ANSWERS_MAX: usize = 256;
+
+/// The longest text of a machine, such as its version, in bytes: the coordinator keeps no longer one.
+const TEXT_MAX_BYTES: usize = 255;
+
+/// The most labels of a machine: the coordinator keeps no more.
+const LABELS_MAX: usize = 64;
 
 /// While a machine waits for its wave it shall ask again this soon, in milliseconds.
 const WAVE_POLL_MS: u32 = 1_000;
@@ -48,10 +57,16 @@ pub(crate) struct Server {
     pub(crate) introductions: Introductions,
     pub(crate) bucket: Bucket,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) books: Mutex<HashMap<ArtifactId, Book>>,
-    pub(crate) indexes: AsyncMutex<Vec<(EncodingId, Bytes)>>,
+    /// By artifact and number of pieces: encodings with pieces of another size are leased apart.
+    pub(crate) books: Mutex<HashMap<BookKey, Book>>,
+    pub(crate) indexes: Indexes,
+    pub(crate) index_places: Semaphore,
+    pub(crate) endpoint: Endpoint,
     pub(crate) began: Instant,
 }
+
+/// An artifact and its number of pieces.
+pub(crate) type BookKey = (ArtifactId, u32);
 
 /// A lease book and when it was last used.
 pub(crate) struct Book {
@@ -88,12 +103,15 @@ impl Server {
         Time(u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
-    fn books(&self) -> std::sync::MutexGuard<'_, HashMap<ArtifactId, Book>> {
+    fn books(&self) -> std::sync::MutexGuard<'_, HashMap<BookKey, Book>> {
         self.books.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// A machine is gone: its leases are free.
+    /// A machine is gone, unless it has come back by another connection: its leases are free.
     fn lost(&self, connection: &Connection) {
+        if self.endpoint.connection(&connection.node()).is_some_and(|now| now != *connection) {
+            return;
+        }
         let (now, holder) = (self.now(), holder(connection.member()));
         for book in self.books().values_mut() {
             book.leases.lost(now, holder);
@@ -102,10 +120,23 @@ impl Server {
 
     async fn answer(&self, request: IncomingRequest) {
         let member = request.from().member().clone();
+        let is_index = matches!(
+            request.request,
+            StreamRequest::Index { .. } | StreamRequest::Region(RegionRequest::Index { .. })
+        );
+        // Held until the answer is out: that is what takes memory and time.
+        let place = is_index.then(|| self.index_places.try_acquire());
         let reply = if member.region.as_ref() != Some(&self.region) {
             StreamReply::Error(format!("this is region {}, not yours", self.region))
         } else if !matches!(member.role, Role::Agent | Role::Region) {
             StreamReply::Error(format!("a {} has nothing to ask here", member.role))
+        } else if matches!(place, Some(Err(_))) {
+            match &request.request {
+                StreamRequest::Region(_) => {
+                    StreamReply::Region(RegionReply::Error("busy, ask again".into()))
+                }
+                StreamRequest::Piece { .. } | StreamRequest::Index { .. } => StreamReply::Busy,
+            }
         } else {
             match &request.request {
                 StreamRequest::Piece { .. } => StreamReply::NotHere,
@@ -151,8 +182,13 @@ impl Server {
             }
             RegionRequest::LeaseDone { artifact, first, count: pieces, held } => {
                 count("lease_done");
-                if let Some(book) = self.books().get_mut(&artifact) {
-                    book.leases.done(self.now(), holder(member), first, pieces, held);
+                let (now, holder) = (self.now(), holder(member));
+                let end = first.saturating_add(pieces);
+                // It does not say of how many pieces: every book that has these is told.
+                for ((of, pieces_total), book) in self.books().iter_mut() {
+                    if *of == artifact && end <= *pieces_total {
+                        book.leases.done(now, holder, first, pieces, held);
+                    }
                 }
                 RegionReply::Kept
             }
@@ -172,7 +208,9 @@ impl Server {
             return Err("report for yourself, not for another machine".into());
         }
         let labels = labels(&self.region, &machine.addr.zone, &member.machine, &machine.labels);
-        Ok(MachineInfo { labels, ..machine })
+        let machine = MachineInfo { labels, ..machine };
+        check_machine(&machine)?;
+        Ok(machine)
     }
 
     fn poll(
@@ -197,16 +235,13 @@ impl Server {
             Ok(want_reports) => want_reports,
             Err(reason) => return RegionReply::Error(reason),
         };
-        let waves: Vec<OpenWave> = goals
-            .iter()
-            .filter(|known| !known.goal.plan.waves_permille.is_empty())
-            .map(|known| {
+        let rollouts =
+            goals.iter().filter(|known| !known.goal.plan.waves_permille.is_empty()).map(|known| {
                 let halted = self.goals.is_halted(&known.goal.app, known.goal.revision);
-                self.machines.open_wave(&known.goal, halted, now)
-            })
-            .collect();
-        let opening = waves.iter().any(|wave| wave.open_permille < shoal_rollout::ALL_PERMILLE);
-        let poll_after_ms = if opening { self.poll_ms.min(WAVE_POLL_MS) } else { self.poll_ms };
+                (&*known.goal, halted)
+            });
+        let (waves, waits) = self.machines.open_waves(&member.machine, rollouts, now);
+        let poll_after_ms = if waits { self.poll_ms.min(WAVE_POLL_MS) } else { self.poll_ms };
         if goals_digest(goals.iter().map(|known| (&known.goal.app, known.goal.revision))) == digest
         {
             self.metrics.unchanged.inc();
@@ -224,22 +259,19 @@ impl Server {
         block: u32,
         want: u16,
     ) -> RegionReply {
+        if pieces_total > PIECES_MAX {
+            return RegionReply::Error(format!("an artifact has at most {PIECES_MAX} pieces"));
+        }
         let (now, used) = (self.now(), Instant::now());
         let mut books = self.books();
-        if !books.contains_key(&artifact) && books.len() >= BOOKS_MAX {
+        let key = (artifact, pieces_total);
+        if !books.contains_key(&key) && books.len() >= BOOKS_MAX {
             let oldest = books.iter().min_by_key(|(_, book)| book.used).map(|(id, _)| *id);
             oldest.map(|oldest| books.remove(&oldest));
         }
-        let book = books
-            .entry(artifact)
-            .or_insert_with(|| Book { leases: LeaseBook::new(pieces_total), used });
+        let book =
+            books.entry(key).or_insert_with(|| Book { leases: LeaseBook::new(pieces_total), used });
         book.used = used;
-        if book.leases.pieces_total() != pieces_total {
-            return RegionReply::Error(format!(
-                "the artifact has {} pieces, not {pieces_total}",
-                book.leases.pieces_total()
-            ));
-        }
         match book.leases.ask(now, holder(member), block, want) {
             LeaseAnswer::Granted { first, count, duration } => {
                 self.metrics.leased.inc_by(u64::from(count));
@@ -252,28 +284,30 @@ impl Server {
 
     /// An encoding's index: read once from the bucket, however many ask.
     async fn index(&self, artifact: &ArtifactId, encoding: &EncodingId) -> Option<Bytes> {
-        let mut indexes = self.indexes.lock().await;
-        if let Some(at) = indexes.iter().position(|(kept, _)| kept == encoding) {
-            let found = indexes.remove(at);
-            let bytes = found.1.clone();
-            indexes.push(found);
-            return Some(bytes);
-        }
-        let bytes = match self.bucket.index(artifact, encoding).await {
-            Ok(bytes) => bytes?,
-            Err(error) => {
+        let read = || async {
+            self.bucket.index(artifact, encoding).await.unwrap_or_else(|error| {
                 tracing::warn!(%artifact, error = format!("{error:#}"), "cannot read an index");
-                return None;
-            }
+                None
+            })
         };
-        indexes.push((*encoding, bytes.clone()));
-        while indexes.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() > INDEXES_MAX_BYTES
-            && indexes.len() > 1
-        {
-            indexes.remove(0);
-        }
-        Some(bytes)
+        self.indexes.get((*artifact, *encoding), read).await
     }
+}
+
+/// What the coordinator would refuse is refused here, where the machine hears why.
+fn check_machine(machine: &MachineInfo) -> Result<(), String> {
+    if machine.addr.zone.len().max(machine.version.len()) > TEXT_MAX_BYTES {
+        return Err(format!("a machine's zone and version are at most {TEXT_MAX_BYTES} bytes"));
+    }
+    let count = machine.labels.len();
+    if count > LABELS_MAX {
+        return Err(format!("{count} labels, region, zone and machine included: use {LABELS_MAX}"));
+    }
+    machine
+        .labels
+        .iter()
+        .try_for_each(|(key, value)| check_label(key).and_then(|()| check_label(value)))
+        .map_err(|error| format!("the machine's labels: {error}"))
 }
 
 /// A machine as a lease book knows it.
@@ -285,4 +319,36 @@ fn holder(member: &Member) -> u64 {
 
 fn millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_proto::{MachineName, NodeId, goal::Labels};
+
+    use super::*;
+
+    #[test]
+    fn a_machine_that_the_coordinator_would_refuse_is_refused_with_the_reason() {
+        let data = "127.0.0.1:1".parse().unwrap();
+        let machine = |version: &str, labels: Labels| MachineInfo {
+            addr: PeerAddr {
+                node: NodeId([1; 32]),
+                machine: MachineName::new("m1").unwrap(),
+                zone: "a".into(),
+                data,
+                gossip: data,
+            },
+            labels,
+            version: version.into(),
+        };
+        let labels = |count: usize| -> Labels {
+            (0..count).map(|at| (format!("k{at}"), "v".into())).collect()
+        };
+        assert_eq!(check_machine(&machine("1", labels(LABELS_MAX))), Ok(()));
+        let refused = |machine| check_machine(&machine).unwrap_err();
+        assert!(refused(machine("1", labels(LABELS_MAX + 1))).contains("65 labels"));
+        assert!(refused(machine(&"1".repeat(256), labels(1))).contains("255 bytes"));
+        let odd = Labels::from([("k".into(), "a b".into())]);
+        assert!(refused(machine("1", odd)).contains("'a b'"));
+    }
 }
