@@ -1,5 +1,5 @@
 //! Runs a build command: cleaned environment, own process group, output to a file, a time limit, and nothing
-//! left of it afterwards.
+//! left of it afterwards ([`crate::processes`]).
 
 use std::{
     fs::{self, File},
@@ -10,22 +10,19 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, process::Command};
 
-use crate::user::BuildUser;
+use crate::{
+    processes::{MARK, Signs, end},
+    user::BuildUser,
+};
 
 /// How long a build has between SIGTERM and SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(2);
 
 /// How long to read what is left in the pipe after everything of the build is dead.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How often the processes of a build are looked for until none is left, at most.
-const SWEEPS_MAX: usize = 100;
-
-/// The variable that marks all processes of a build, however far they went.
-const MARK: &str = "SHOAL_BUILD_DIR";
 
 /// A build command and its surroundings.
 pub(crate) struct BuildCommand<'a> {
@@ -36,6 +33,8 @@ pub(crate) struct BuildCommand<'a> {
     pub(crate) build_dir: &'a Path,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) user: Option<BuildUser>,
+    /// Whether nothing else is built at the same time: then every orphan is this build's.
+    pub(crate) alone: bool,
     pub(crate) timeout: Duration,
     pub(crate) log: &'a Path,
     pub(crate) log_max_bytes: u64,
@@ -43,44 +42,15 @@ pub(crate) struct BuildCommand<'a> {
 
 /// Kills the build when it is dropped, whatever happens.
 struct Group {
-    pid: Pid,
+    leader: Pid,
+    alone: bool,
     build_dir: PathBuf,
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let _ = kill_process_group(self.pid, Signal::KILL);
-        kill_marked(&self.build_dir);
+        end(&Signs { dir: &self.build_dir, leader: Some(self.leader), orphans: self.alone });
     }
-}
-
-/// Kills every process whose environment says that it belongs to a build below `dir`; those that left the
-/// process group as well. Returns how many were found.
-pub(crate) fn kill_marked(dir: &Path) -> usize {
-    let mark = format!("{MARK}={}", dir.display());
-    let mut killed = 0;
-    for _ in 0..SWEEPS_MAX {
-        let mut found = 0;
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let pid = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-            let Some(pid) = pid.and_then(Pid::from_raw) else { continue };
-            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-            let marked = environment.split(|byte| *byte == 0).any(|variable| {
-                variable
-                    .strip_prefix(mark.as_bytes())
-                    .is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
-            });
-            if marked && kill_process(pid, Signal::KILL).is_ok() {
-                found += 1;
-            }
-        }
-        if found == 0 {
-            break;
-        }
-        killed += found;
-        std::thread::yield_now();
-    }
-    killed
 }
 
 impl BuildCommand<'_> {
@@ -126,7 +96,8 @@ impl BuildCommand<'_> {
         // The parent's copies of the pipe's writing end would keep it open.
         drop(command);
         let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-        let group = pid.map(|pid| Group { pid, build_dir: self.build_dir.into() });
+        let group =
+            pid.map(|leader| Group { leader, alone: self.alone, build_dir: self.build_dir.into() });
         let mut copying = tokio::spawn(copy_log(reader, log, self.log_max_bytes));
 
         let ended = tokio::time::timeout(self.timeout, child.wait()).await;
@@ -182,19 +153,18 @@ fn last_line(log: &Path) -> Option<String> {
 async fn copy_log(mut reader: pipe::Receiver, mut log: File, limit: u64) {
     let mut buffer = vec![0; 64 << 10];
     let mut left = limit;
+    let mut is_cut = false;
     while let Ok(read @ 1..) = reader.read(&mut buffer).await {
         let keep = read.min(usize::try_from(left).unwrap_or(usize::MAX));
-        let written = log.write_all(&buffer[..keep]).and_then(|()| {
-            left -= keep as u64;
-            if keep < read && keep > 0 {
-                writeln!(log, "\n[the log ends here: {limit} bytes]")
-            } else {
-                Ok(())
-            }
-        });
+        left -= keep as u64;
+        let mut written = log.write_all(&buffer[..keep]);
+        if keep < read && !is_cut {
+            is_cut = true;
+            written = written.and_then(|()| writeln!(log, "\n[the log ends here: {limit} bytes]"));
+        }
         if let Err(error) = written {
             tracing::warn!(%error, "cannot write the build's log");
-            left = 0;
+            (left, is_cut) = (0, true);
         }
     }
 }
@@ -222,8 +192,17 @@ pub(crate) fn output(checkout: &Path, output: &str) -> Result<PathBuf, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::processes::adopt_orphans;
+
+    fn kill_marked(dir: &Path) -> usize {
+        end(&Signs { dir, leader: None, orphans: false })
+    }
 
     fn run_in(dir: &Path, command: &str, timeout_s: u64) -> Result<(), String> {
+        run_as(dir, command, timeout_s, false)
+    }
+
+    fn run_as(dir: &Path, command: &str, timeout_s: u64, alone: bool) -> Result<(), String> {
         let build_dir = dir.join("build");
         let checkout = build_dir.join("checkout");
         fs::create_dir_all(&checkout).unwrap();
@@ -233,6 +212,7 @@ mod tests {
             build_dir: &build_dir,
             env: vec![("SHOAL_APP".into(), "web".into())],
             user: None,
+            alone,
             timeout: Duration::from_secs(timeout_s),
             log: &dir.join("log"),
             log_max_bytes: 1_000,
@@ -278,6 +258,57 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         run_in(dir.path(), "setsid sleep 4000 & sleep 4000 & exit 0", 20).unwrap();
         assert_eq!(kill_marked(&dir.path().join("build")), 0);
+    }
+
+    /// Run by the next test in a process of its own: there every orphan is the build's.
+    #[test]
+    #[ignore = "ends all children of its process"]
+    fn alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_file = dir.path().join("pid");
+        adopt_orphans();
+        // Its session, its environment and its parent are all other ones than the build's.
+        let script = format!(
+            "env -i setsid sh -c 'sleep 4000 & echo $! >{0}.new; mv {0}.new {0}' & \
+             while ! test -e {0}; do :; done",
+            pid_file.display()
+        );
+        run_as(dir.path(), &script, 20, true).unwrap();
+        let pid = fs::read_to_string(pid_file).unwrap();
+        assert!(!Path::new("/proc").join(pid.trim()).exists(), "{pid} is still there");
+    }
+
+    #[test]
+    fn a_process_that_hides_its_origin_ends_too() {
+        let test = std::env::current_exe().unwrap();
+        let output = std::process::Command::new(test)
+            .args(["--exact", "build::tests::alone", "--ignored", "--nocapture"])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    }
+
+    #[test]
+    fn a_log_that_fills_its_limit_exactly_says_that_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let text = runtime.block_on(async {
+            let (reader, mut writer) = io::pipe().unwrap();
+            let reader = pipe::Receiver::from_owned_fd(OwnedFd::from(reader)).unwrap();
+            let copying = tokio::spawn(copy_log(reader, File::create(&path).unwrap(), 4));
+            writer.write_all(b"full").unwrap();
+            while fs::metadata(&path).unwrap().len() < 4 {
+                tokio::task::yield_now().await;
+            }
+            writer.write_all(b"more").unwrap();
+            writer.write_all(b"and more").unwrap();
+            drop(writer);
+            copying.await.unwrap();
+            fs::read_to_string(&path).unwrap()
+        });
+        assert_eq!(text, "full\n[the log ends here: 4 bytes]\n");
     }
 
     #[test]

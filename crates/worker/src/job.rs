@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     build::{BuildCommand, output},
+    processes::{Signs, end},
     worker::Worker,
 };
 
@@ -32,6 +33,9 @@ const LOG_CHUNK_BYTES: u64 = 256 << 10;
 
 /// How long a finished job is reported before it is given up: then it is lost, and will be built again.
 const FINISH_RETRIES: usize = 60;
+
+/// How long the end of a job may take to be told when the worker stops; the reaper finds what was not.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why an attempt ends before its work does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +51,7 @@ struct BuildDir(PathBuf);
 
 impl Drop for BuildDir {
     fn drop(&mut self) {
-        crate::build::kill_marked(&self.0);
+        end(&Signs { dir: &self.0, leader: None, orphans: false });
         if let Err(error) = std::fs::remove_dir_all(&self.0)
             && error.kind() != std::io::ErrorKind::NotFound
         {
@@ -85,8 +89,24 @@ pub(crate) async fn work(worker: Arc<Worker>, claimed: ClaimedJob, stopping: Can
         }
     };
     drop(dir);
-    send_rest_of_log(&worker.client, id, &lease, &log).await;
+    // Told for as long as it takes, but a worker that is to stop stops.
+    let told = async {
+        send_rest_of_log(&worker.client, id, &lease, &log).await;
+        tell(&worker, id, &lease, outcome).await;
+    };
+    let stopped = async {
+        stopping.cancelled().await;
+        tokio::time::sleep(STOP_TIMEOUT).await;
+    };
+    tokio::select! {
+        () = told => {}
+        () = stopped => tracing::warn!(job = id, "stopped before the coordinator took the job's end"),
+    }
     let _ = std::fs::remove_file(&log);
+}
+
+/// Tells how an attempt ended, unless it is another worker's by now.
+async fn tell(worker: &Worker, id: i64, lease: &LeaseRef, outcome: Result<Outcome, Stop>) {
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(Stop::Cancelled) => Outcome::Cancelled,
@@ -105,7 +125,7 @@ pub(crate) async fn work(worker: Arc<Worker>, claimed: ClaimedJob, stopping: Can
         Outcome::Cancelled => "cancelled",
     };
     worker.metrics.ended(name);
-    let request = FinishRequest { lease, outcome };
+    let request = FinishRequest { lease: lease.clone(), outcome };
     let tell = || worker.client.finish(id, &request);
     let patient = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(500))
@@ -167,6 +187,7 @@ async fn steps(
         build_dir: dir,
         env,
         user: worker.user,
+        alone: worker.config.slots == 1,
         timeout: Duration::from_secs(u64::from(app.build_timeout_s)),
         log,
         log_max_bytes: worker.config.log_max_mib << 20,

@@ -13,6 +13,7 @@ mod build;
 mod config;
 mod git;
 mod job;
+mod processes;
 mod user;
 mod worker;
 

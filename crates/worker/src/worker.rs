@@ -15,10 +15,10 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    build::kill_marked,
     config::{Args, Config},
     git::Git,
     job,
+    processes::{Signs, adopt_orphans, end},
     user::BuildUser,
 };
 
@@ -77,17 +77,20 @@ struct Addresses {
     metrics: Option<std::net::SocketAddr>,
 }
 
-/// Ends what an earlier life of the worker left: processes of its builds, and their directories.
-fn clean(builds: &Path) -> anyhow::Result<()> {
-    let killed = kill_marked(builds);
+/// Ends what an earlier life of the worker left: processes of its builds, their directories and logs.
+fn clean(builds: &Path, logs: &Path) -> anyhow::Result<()> {
+    let killed = end(&Signs { dir: builds, leader: None, orphans: false });
     if killed > 0 {
         tracing::warn!(killed, "ended processes of builds that an earlier worker left");
     }
-    if builds.exists() {
-        std::fs::remove_dir_all(builds)
-            .with_context(|| format!("cannot remove {}", builds.display()))?;
+    for dir in [builds, logs] {
+        if dir.exists() {
+            std::fs::remove_dir_all(dir)
+                .with_context(|| format!("cannot remove {}", dir.display()))?;
+        }
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
-    std::fs::create_dir_all(builds).with_context(|| format!("cannot make {}", builds.display()))
+    Ok(())
 }
 
 /// Runs a worker until SIGTERM or SIGINT; a build under way is given back.
@@ -117,9 +120,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     })?;
     let user = BuildUser::find(&config.build_user, &data_dir)?;
     let builds = data_dir.join("builds");
-    clean(&builds)?;
     let logs = data_dir.join("logs");
-    std::fs::create_dir_all(&logs)?;
+    clean(&builds, &logs)?;
+    if config.slots == 1 {
+        adopt_orphans();
+    }
     let git = Git::open(&data_dir, Duration::from_secs(config.fetch_timeout_s))?;
     let client = Client::new(&config.coordinators, &identity, &trust)?;
     let slots = config.slots;
