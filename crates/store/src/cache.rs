@@ -265,3 +265,68 @@ fn load(state: &mut State, artifact: ArtifactId, dir: &Path) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PIECE: u64 = 3 * BLOCK_BYTES;
+
+    fn kept(cache: &Cache, id: &ArtifactId) -> Vec<u32> {
+        (0..64).filter(|&piece| cache.get(id, PieceIndex(piece)).is_some()).collect()
+    }
+
+    #[test]
+    fn the_least_recently_used_go_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let (id, other) = (ArtifactId([1; 32]), ArtifactId([2; 32]));
+        let cache = Cache::open(dir.path().join("cache"), 8 * PIECE, 0, |_| true).unwrap();
+        for piece in 0..8 {
+            // A byte less than a block: what counts is what the disk gives.
+            cache.put(&id, PieceIndex(piece), &vec![1; PIECE as usize - 1]);
+        }
+        assert_eq!(cache.bytes(), 8 * PIECE);
+        assert!(cache.get(&id, PieceIndex(0)).is_some());
+        cache.put(&other, PieceIndex(0), &[2]);
+        assert_eq!(kept(&cache, &id), [0, 2, 3, 4, 5, 6, 7]);
+        // For the sake of an artifact, some are given up at once.
+        cache.free(2 * PIECE + 1);
+        assert!(cache.bytes() <= 5 * PIECE + BLOCK_BYTES);
+        assert_eq!(cache.get(&id, PieceIndex(0)).map(|c| c.proven), None);
+        cache.free(u64::MAX);
+        assert_eq!(cache.bytes(), 0);
+        // One that is larger than all is not kept, and takes nothing from the others.
+        cache.put(&id, PieceIndex(1), &[1]);
+        cache.put(&id, PieceIndex(2), &vec![1; 8 * PIECE as usize + 1]);
+        assert_eq!(kept(&cache, &id), [1]);
+        cache.put(&id, PieceIndex(1), &[7, 7]);
+        assert_eq!(cache.get(&id, PieceIndex(1)).unwrap().bytes, [7, 7]);
+        assert_eq!(cache.bytes(), BLOCK_BYTES);
+    }
+
+    #[test]
+    fn pieces_go_over_to_another_id_and_are_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (ArtifactId([1; 32]), ArtifactId([2; 32]));
+        let cache = Cache::open(dir.path().join("cache"), 1 << 20, 0, |_| true).unwrap();
+        cache.put(&from, PieceIndex(3), b"three");
+        cache.put(&to, PieceIndex(4), b"four");
+        cache.rename(&from, &to);
+        assert_eq!((kept(&cache, &from), kept(&cache, &to)), (vec![], vec![3]));
+        cache.rename(&from, &to);
+        assert_eq!(kept(&cache, &to), []);
+        cache.put(&to, PieceIndex(4), b"four");
+        cache.forget(&to);
+        assert_eq!((kept(&cache, &to), cache.bytes()), (vec![], 0));
+        assert_eq!(fs::read_dir(dir.path().join("cache")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_disk_below_its_reserve_takes_no_encoded_pieces() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = ArtifactId([1; 32]);
+        let cache = Cache::open(dir.path().join("cache"), 1 << 20, u64::MAX, |_| true).unwrap();
+        cache.put(&id, PieceIndex(3), b"three");
+        assert_eq!(kept(&cache, &id), []);
+    }
+}

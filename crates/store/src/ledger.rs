@@ -223,3 +223,52 @@ fn removals(db: &Db, artifact: &ArtifactId) -> sled::Result<Batch> {
     }
     Ok(batch)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ledger_that_fails_in_use_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path().join("ledger"));
+        let id = ArtifactId([7; 32]);
+        let file = FileIdentity::of(&fs::metadata(dir.path()).unwrap());
+        let recorded = || {
+            ledger.record(&id, PieceSize::MIN, file, &[1, 2]);
+            ledger.pieces(&id, PieceSize::MIN, file)
+        };
+        assert_eq!(recorded(), [1, 2]);
+        let failed = ledger.with("test", |_| Err::<(), _>(sled::Error::Unsupported("test".into())));
+        assert!(failed.is_none());
+        assert_eq!(recorded(), [1, 2]);
+        let panicked: Option<()> = ledger.with("test", |_| panic!("as sled does"));
+        assert!(panicked.is_none());
+        assert_eq!(recorded(), [1, 2]);
+        assert_eq!(ledger.pieces(&id, PieceSize::MAX, file), []);
+    }
+
+    #[test]
+    fn a_whole_file_takes_the_place_of_its_pieces() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path().join("ledger"));
+        let (id, other) = (ArtifactId([7; 32]), ArtifactId([8; 32]));
+        let path = dir.path().join("file");
+        fs::write(&path, "whole").unwrap();
+        let file = FileIdentity::of(&fs::metadata(&path).unwrap());
+        ledger.record(&id, PieceSize::MIN, file, &[1, 2]);
+        ledger.record(&other, PieceSize::MIN, file, &[3]);
+        assert!(!ledger.is_whole(&id, file));
+        ledger.record_whole(&id, file);
+        assert!(ledger.is_whole(&id, file) && !ledger.is_whole(&other, file));
+        assert_eq!(ledger.pieces(&id, PieceSize::MIN, file), []);
+        fs::write(&path, "other").unwrap();
+        let same_length = fs::File::open(&path).unwrap();
+        same_length.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        let changed = FileIdentity::of(&same_length.metadata().unwrap());
+        assert!(!ledger.is_whole(&id, changed));
+        ledger.forget(&id);
+        assert!(!ledger.is_whole(&id, file));
+        assert_eq!(ledger.pieces(&other, PieceSize::MIN, file), [3]);
+    }
+}

@@ -8,6 +8,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::Mutex,
+    time::UNIX_EPOCH,
 };
 
 use common::{PIECE, content};
@@ -140,6 +141,8 @@ fn a_file_that_changes_meanwhile_is_noticed() {
     let bytes = content(8 * PIECE, 2);
     let changed = |change: &(dyn Fn() + Sync)| {
         fs::write(&path, &bytes).unwrap();
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_modified(UNIX_EPOCH).unwrap();
         let cut = cut(&path, &out, &options(1), |done| {
             if done == PIECE as u64 {
                 change();
@@ -150,6 +153,8 @@ fn a_file_that_changes_meanwhile_is_noticed() {
     };
     changed(&|| fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(9).unwrap());
     changed(&|| fs::write(&path, content(9 * PIECE, 3)).unwrap());
+    // Of the same length, in what was read already.
+    changed(&|| common::damage(&path, 0));
 }
 
 #[test]
