@@ -1,36 +1,112 @@
 //! Mirrors of repositories, kept and fetched incrementally, and clean checkouts of exact commits.
 
 use std::{
+    collections::BTreeMap,
+    fs, io,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use shoal_proto::CommitSha;
 use tokio::process::Command;
 
-/// How much of git's complaint goes into a reason, in bytes from its end.
-const COMPLAINT_MAX_BYTES: usize = 300;
+use crate::{job::Failure, processes::MARK};
+
+/// How much of git's complaint goes into a reason, in characters.
+const COMPLAINT_MAX_CHARS: usize = 300;
+
+/// How often a repository is tried when the network may be to blame, and how long the first pause is.
+const FETCH_TRIES: u32 = 3;
+const FETCH_PAUSE: Duration = Duration::from_secs(1);
+
+/// What git says when another try would meet the same.
+const PERMANENT: &[&str] = &[
+    "does not appear to be a git repository",
+    "not a git repository",
+    "does not exist",
+    "not found",
+    "Authentication failed",
+    "could not read Username",
+    "could not read Password",
+    "Permission denied",
+    "nable to find remote helper",
+    "not allowed",
+    "fsck",
+];
+
+/// Lines that git prints after the one that says what is wrong.
+const ADVICE: &[&str] = &[
+    "fatal: Could not read from remote repository",
+    "fatal: the remote end hung up",
+    "fatal: early EOF",
+    "fatal: fetch-pack: invalid index-pack output",
+];
+
+/// Takes the name and the password that `repository` may hold out of `text`.
+fn without_password(text: &str, repository: &str) -> String {
+    let rest = repository.split_once("://").map_or("", |(_, rest)| rest);
+    let host = &rest[..rest.find('/').unwrap_or(rest.len())];
+    match host.rfind('@') {
+        Some(at) => text.replace(&host[..=at], ""),
+        None => text.into(),
+    }
+}
+
+/// The line of git's that says what went wrong.
+fn complaint(stderr: &str) -> String {
+    let lines = || stderr.lines().map(str::trim).filter(|line| !line.is_empty());
+    let is_wrong = |line: &&str| {
+        ["fatal:", "error:", "ERROR:", "remote:"].iter().any(|word| line.starts_with(word))
+    };
+    let is_advice = |line: &str| ADVICE.iter().any(|advice| line.starts_with(advice));
+    let line = lines().filter(is_wrong).rfind(|line| !is_advice(line));
+    let line = line.or_else(|| lines().next_back()).unwrap_or("git failed");
+    line.chars().take(COMPLAINT_MAX_CHARS).collect()
+}
+
+/// Removes what a git that was killed locked for ever. Objects have no locks, and are many.
+fn remove_locks(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            if entry.file_name() != "objects" {
+                remove_locks(&path)?;
+            }
+        } else if path.extension().is_some_and(|extension| extension == "lock") {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
 
 /// git, in the surroundings that the worker gives it.
 pub(crate) struct Git {
     mirrors: PathBuf,
     config: PathBuf,
+    /// What marks its processes, so that a worker that starts again finds them.
+    mark: PathBuf,
     timeout: Duration,
+    /// One build at a time fetches into a mirror: two would meet each other's locks.
+    turns: Mutex<BTreeMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Git {
-    /// Prepares the directory of mirrors.
+    /// Prepares the directory of mirrors. No git of an earlier worker may still run.
     pub(crate) fn open(data_dir: &Path, timeout: Duration) -> std::io::Result<Self> {
         let mirrors = data_dir.join("mirrors");
-        std::fs::create_dir_all(&mirrors)?;
+        fs::create_dir_all(&mirrors)?;
+        remove_locks(&mirrors)?;
         // A file, not `-c`: a local repository is read by a git of its own, which sees only the environment.
         // The worker's user keeps its credentials by its own configuration.
         let config = data_dir.join("gitconfig");
         let text = "[include]\n\tpath = ~/.gitconfig\n[safe]\n\tdirectory = *\n[fetch]\n\tfsckObjects = true\n\
                     [transfer]\n\tfsckObjects = true\n[gc]\n\tautoDetach = false\n[advice]\n\tdetachedHead = false\n";
         shoal_process::write_atomic(&config, text.as_bytes())?;
-        Ok(Self { mirrors, config, timeout })
+        let mark = data_dir.join("builds");
+        Ok(Self { mirrors, config, mark, timeout, turns: Mutex::default() })
     }
 
     async fn run(&self, dir: &Path, args: &[&str]) -> Result<(), String> {
@@ -43,6 +119,7 @@ impl Git {
             .env("GIT_ASKPASS", "true")
             .env("GIT_CONFIG_GLOBAL", &self.config)
             .env("LC_ALL", "C")
+            .env(MARK, &self.mark)
             .env_remove("GIT_DIR")
             .env_remove("GIT_WORK_TREE")
             .env_remove("GIT_INDEX_FILE")
@@ -56,11 +133,7 @@ impl Git {
         if output.status.success() {
             return Ok(());
         }
-        let text = String::from_utf8_lossy(&output.stderr);
-        let line =
-            text.lines().rfind(|line| line.starts_with("fatal:") || line.starts_with("error:"));
-        let line = line.or(text.lines().last()).unwrap_or("git failed").trim();
-        Err(line.chars().take(COMPLAINT_MAX_BYTES).collect())
+        Err(complaint(&String::from_utf8_lossy(&output.stderr)))
     }
 
     fn mirror_of(&self, repository: &str) -> PathBuf {
@@ -75,43 +148,75 @@ impl Git {
     /// Brings `commit` into the mirror of `repository`, fetching only what is missing.
     ///
     /// # Errors
-    /// One line that says what is wrong with the repository or the commit.
+    /// One line that says what is wrong with the repository or the commit, and whether it may pass.
     pub(crate) async fn fetch(
         &self,
         repository: &str,
         commit: &CommitSha,
-    ) -> Result<PathBuf, String> {
+    ) -> Result<PathBuf, Failure> {
         let mirror = self.mirror_of(repository);
-        if !mirror.join("HEAD").exists() {
-            std::fs::create_dir_all(&mirror)
-                .map_err(|error| format!("cannot make a mirror: {error}"))?;
-            let format = if commit.as_str().len() == 64 { "sha256" } else { "sha1" };
-            self.run(&mirror, &["init", "-q", "--bare", &format!("--object-format={format}")])
-                .await?;
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.entry(mirror.clone()).or_default().clone()
+        };
+        let _turn = turn.lock().await;
+        let made = self.make(&mirror, commit).await;
+        made.map_err(|error| Failure {
+            reason: format!("cannot make a mirror: {error}"),
+            retry: true,
+        })?;
+        let shown = without_password(repository, repository);
+        let (mut pause, mut tries) = (FETCH_PAUSE, 1);
+        while !self.has(&mirror, commit).await {
+            match self.fetch_once(&mirror, repository, commit).await {
+                Ok(()) if self.has(&mirror, commit).await => break,
+                Ok(()) => {
+                    let reason =
+                        format!("commit {commit} is not in repository {shown}: push it first");
+                    return Err(Failure { reason, retry: false });
+                }
+                Err(error) => {
+                    let retry = !PERMANENT.iter().any(|word| error.contains(word));
+                    if !retry || tries == FETCH_TRIES {
+                        let error = without_password(&error, repository);
+                        let reason = format!("repository {shown} cannot be read: {error}");
+                        return Err(Failure { reason, retry });
+                    }
+                }
+            }
+            tokio::time::sleep(pause).await;
+            (pause, tries) = (pause * 2, tries + 1);
         }
-        if self.has(&mirror, commit).await {
-            return Ok(mirror);
+        Ok(mirror)
+    }
+
+    async fn make(&self, mirror: &Path, commit: &CommitSha) -> Result<(), String> {
+        if mirror.join("HEAD").exists() {
+            return Ok(());
         }
+        fs::create_dir_all(mirror).map_err(|error| error.to_string())?;
+        let format = if commit.as_str().len() == 64 { "sha256" } else { "sha1" };
+        self.run(mirror, &["init", "-q", "--bare", &format!("--object-format={format}")]).await
+    }
+
+    async fn fetch_once(
+        &self,
+        mirror: &Path,
+        repository: &str,
+        commit: &CommitSha,
+    ) -> Result<(), String> {
         // By its name: no more of the history than it needs, and no branch that somebody else broke. A ref keeps it,
         // so that the next fetch tells the server what is here; there are at most 256 of them.
         let keep = format!("+{commit}:refs/shoal/{}", &commit.as_str()[..2]);
         let one = ["fetch", "-q", "--no-tags", "--no-write-fetch-head", "--", repository, &keep];
-        if self.run(&mirror, &one).await.is_ok() && self.has(&mirror, commit).await {
-            return Ok(mirror);
+        if self.run(mirror, &one).await.is_ok() && self.has(mirror, commit).await {
+            return Ok(());
         }
         // An old server gives only what a branch or a tag names.
         let (heads, tags) = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*");
         let all =
             ["fetch", "-q", "--prune", "--no-write-fetch-head", "--", repository, heads, tags];
-        self.run(&mirror, &all)
-            .await
-            .map_err(|error| format!("repository {repository} cannot be read: {error}"))?;
-        if !self.has(&mirror, commit).await {
-            return Err(format!(
-                "commit {commit} is not in repository {repository}: push it first"
-            ));
-        }
-        Ok(mirror)
+        self.run(mirror, &all).await
     }
 
     /// Checks `commit` out of a mirror into `dir`, which must not exist.
@@ -150,7 +255,7 @@ mod tests {
     }
 
     fn commit(repo: &Path, text: &str) -> CommitSha {
-        std::fs::write(repo.join("file"), text).unwrap();
+        fs::write(repo.join("file"), text).unwrap();
         git(repo, &["add", "-A"]);
         git(repo, &["commit", "-q", "-m", text]);
         git(repo, &["rev-parse", "HEAD"]).parse().unwrap()
@@ -160,7 +265,7 @@ mod tests {
     async fn a_mirror_learns_new_commits_and_commits_that_no_branch_names() {
         let dir = tempfile::tempdir().unwrap();
         let repo = dir.path().join("repo");
-        std::fs::create_dir(&repo).unwrap();
+        fs::create_dir(&repo).unwrap();
         git(&repo, &["init", "-q", "-b", "main"]);
         let source = repo.to_str().unwrap();
         let worker = Git::open(dir.path(), Duration::from_secs(60)).unwrap();
@@ -172,10 +277,10 @@ mod tests {
         for (commit, text) in [(&first, "one"), (&second, "two")] {
             let out = dir.path().join(text);
             worker.checkout(&mirror, commit, &out).await.unwrap();
-            assert_eq!(std::fs::read_to_string(out.join("file")).unwrap(), text);
+            assert_eq!(fs::read_to_string(out.join("file")).unwrap(), text);
         }
         // What is there needs no repository any more.
-        std::fs::remove_dir_all(&repo).unwrap();
+        fs::remove_dir_all(&repo).unwrap();
         worker.fetch(source, &first).await.unwrap();
     }
 
@@ -183,16 +288,78 @@ mod tests {
     async fn what_is_not_there_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let repo = dir.path().join("repo");
-        std::fs::create_dir(&repo).unwrap();
+        fs::create_dir(&repo).unwrap();
         git(&repo, &["init", "-q", "-b", "main"]);
         commit(&repo, "one");
         let worker = Git::open(dir.path(), Duration::from_secs(60)).unwrap();
         let unknown: CommitSha = "0123456789abcdef0123456789abcdef01234567".parse().unwrap();
-        let error = worker.fetch(repo.to_str().unwrap(), &unknown).await.unwrap_err();
+        let failure = worker.fetch(repo.to_str().unwrap(), &unknown).await.unwrap_err();
+        assert!(!failure.retry);
+        let error = failure.reason;
         assert!(error.contains(unknown.as_str()) && error.contains("push it first"), "{error}");
         let nowhere = dir.path().join("nowhere");
-        let error = worker.fetch(nowhere.to_str().unwrap(), &unknown).await.unwrap_err();
+        let failure = worker.fetch(nowhere.to_str().unwrap(), &unknown).await.unwrap_err();
+        assert!(!failure.retry);
+        let error = failure.reason;
+        assert!(error.contains("does not appear to be a git repository"), "{error}");
         assert!(error.contains("nowhere") && error.contains("cannot be read"), "{error}");
         assert_eq!(error.lines().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn builds_of_one_repository_take_turns_and_locks_of_the_dead_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let repo = dir.path().join("repo");
+        fs::create_dir(&repo).unwrap();
+        git(&repo, &["init", "-q", "-b", "main"]);
+        let commits: Vec<CommitSha> = (0..8).map(|n| commit(&repo, &n.to_string())).collect();
+        let source = repo.to_str().unwrap();
+        let mirror = Git::open(dir.path(), Duration::from_secs(60)).unwrap().mirror_of(source);
+        fs::create_dir_all(mirror.join("refs/shoal")).unwrap();
+        let lock = format!("refs/shoal/{}.lock", &commits[0].as_str()[..2]);
+        for lock in ["HEAD.lock", "config.lock", &lock] {
+            fs::write(mirror.join(lock), "").unwrap();
+        }
+        let worker = Arc::new(Git::open(dir.path(), Duration::from_secs(60)).unwrap());
+        let mut fetches = tokio::task::JoinSet::new();
+        for commit in commits.clone() {
+            let (worker, source) = (worker.clone(), source.to_string());
+            fetches.spawn(async move { worker.fetch(&source, &commit).await });
+        }
+        while let Some(fetched) = fetches.join_next().await {
+            assert_eq!(fetched.unwrap().unwrap(), mirror);
+        }
+        for commit in &commits {
+            assert!(worker.has(&mirror, commit).await);
+        }
+    }
+
+    #[test]
+    fn a_reason_names_the_fault_and_no_password() {
+        let shown = |repository| without_password(repository, repository);
+        assert_eq!(shown("https://me:secret@host/a@b.git"), "https://host/a@b.git");
+        assert_eq!(shown("git@host:a.git"), "git@host:a.git");
+        assert_eq!(shown("/srv/a@b"), "/srv/a@b");
+        let refused = "ERROR: Repository not found.\nfatal: Could not read from remote repository.\n\n\
+                       Please make sure you have the correct access rights\nand the repository exists.\n";
+        assert_eq!(complaint(refused), "ERROR: Repository not found.");
+        assert_eq!(
+            complaint("warning: x\nfatal: Could not resolve host: h\n"),
+            "fatal: Could not resolve host: h"
+        );
+        assert_eq!(complaint(""), "git failed");
+    }
+
+    #[tokio::test]
+    async fn a_password_is_not_told_and_a_network_that_fails_may_be_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let worker = Git::open(dir.path(), Duration::from_secs(60)).unwrap();
+        let unknown: CommitSha = "0123456789abcdef0123456789abcdef01234567".parse().unwrap();
+        // Nothing listens on a port that was just given back.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let source = format!("git://me:secret@127.0.0.1:{port}/x");
+        let failure = worker.fetch(&source, &unknown).await.unwrap_err();
+        assert!(failure.retry, "{}", failure.reason);
+        assert!(!failure.reason.contains("secret"), "{}", failure.reason);
     }
 }

@@ -148,9 +148,13 @@ async fn attempt(worker: &Worker, claimed: &ClaimedJob, dir: &Path, log: &Path) 
     }
 }
 
-struct Failure {
-    reason: String,
-    retry: bool,
+/// Why there is no artifact.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// One line for people.
+    pub(crate) reason: String,
+    /// Whether another attempt may do better.
+    pub(crate) retry: bool,
 }
 
 /// A failure that another attempt would meet again.
@@ -171,7 +175,7 @@ async fn steps(
     };
     std::fs::create_dir_all(dir).map_err(local)?;
     std::fs::File::create(log).map_err(local)?;
-    let mirror = worker.git.fetch(&app.repository, &job.commit).await.map_err(for_good)?;
+    let mirror = worker.git.fetch(&app.repository, &job.commit).await?;
     let checkout = dir.join("checkout");
     worker.git.checkout(&mirror, &job.commit, &checkout).await.map_err(for_good)?;
 
