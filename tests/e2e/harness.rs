@@ -309,7 +309,8 @@ impl Cluster {
         let peers: Vec<String> = gossip.iter().map(ToString::to_string).collect();
         let config = format!(
             "identity = \"{0}/identity\"\ndata_dir = \"{0}/data\"\ncoordinators = [\"https://{1}\"]\n\
-             listen = \"{2}\"\ngossip_listen = \"127.0.0.1:0\"\nbucket = \"{3}\"\npeers = {4:?}\n",
+             listen = \"{2}\"\ngossip_listen = \"127.0.0.1:0\"\nbucket = \"{3}\"\npeers = {4:?}\n\
+             wave_settle_s = 1.0\n",
             dir.display(),
             self.api,
             listen.map_or("127.0.0.1:0".into(), |listen| listen.to_string()),

@@ -77,7 +77,7 @@ pub(crate) fn import_into(
         .transpose()?;
     let artifact = store
         .import(file, piece_size, IMPORT_LEVEL, |_| {})
-        .with_context(|| format!("cannot import {}", file.display()))?;
+        .context("cannot import")?;
     let manifest = artifact.manifest();
     retention.keep_imported(&manifest.artifact)?;
     Ok(Imported {

@@ -102,7 +102,11 @@ impl Git {
         // A file, not `-c`: a local repository is read by a git of its own, which sees only the environment.
         // The worker's user keeps its credentials by its own configuration.
         let config = data_dir.join("gitconfig");
+        // Old histories have a few harmless flaws that hosts have always let through; what can mislead a checkout
+        // (bad names, `.git` in a tree, broken links) stays an error.
         let text = "[include]\n\tpath = ~/.gitconfig\n[safe]\n\tdirectory = *\n[fetch]\n\tfsckObjects = true\n\
+                    [fetch \"fsck\"]\n\tzeroPaddedFilemode = ignore\n\tbadTimezone = ignore\n\
+                    \tmissingSpaceBeforeDate = ignore\n\tmissingSpaceBeforeEmail = ignore\n\
                     [transfer]\n\tfsckObjects = true\n[gc]\n\tautoDetach = false\n[advice]\n\tdetachedHead = false\n";
         shoal_process::write_atomic(&config, text.as_bytes())?;
         let mark = data_dir.join("builds");
