@@ -31,6 +31,10 @@ const HEALTH_INTERVAL: Duration = Duration::from_millis(250);
 /// How long one run of a health check may take.
 const HEALTH_RUN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often, and how far apart, a program is tried to be started whose file somebody still holds open for writing.
+const BUSY_TRIES: u32 = 40;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
 /// How much of a command's output goes into a reason, in bytes from its end.
 const OUTPUT_TAIL_BYTES: u64 = 200;
 
@@ -153,15 +157,29 @@ impl Place {
     }
 
     /// Starts the program of a build that is current.
-    pub(crate) fn spawn(&self, build: &Build, file: &Path) -> Result<Program, String> {
+    pub(crate) async fn spawn(&self, build: &Build, file: &Path) -> Result<Program, String> {
         let Activation::Run { args } = &build.activation else {
             return Err("the build is no program".into());
         };
-        let mut command = Command::new(file);
-        command.args(args);
-        self.environment(build, &mut command);
-        Program::start(command, &self.run_dir)
-            .map_err(|error| format!("cannot start the program: {error}"))
+        let mut busy = 0;
+        loop {
+            let mut command = Command::new(file);
+            command.args(args);
+            self.environment(build, &mut command);
+            match Program::start(command, &self.run_dir) {
+                // Another process was forked while the file was still written to: until it has executed its own
+                // program, it holds the file open.
+                Err(error)
+                    if error.kind() == io::ErrorKind::ExecutableFileBusy && busy < BUSY_TRIES =>
+                {
+                    busy += 1;
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
+                started => {
+                    return started.map_err(|error| format!("cannot start the program: {error}"));
+                }
+            }
+        }
     }
 
     /// Stops what runs, switches to `build` and starts it; when this returns well, it is healthy.
@@ -174,7 +192,7 @@ impl Place {
         self.switch(file).map_err(|error| format!("cannot switch 'current': {error}"))?;
         let program = match &build.activation {
             Activation::None => None,
-            Activation::Run { .. } => Some(self.spawn(build, file)?),
+            Activation::Run { .. } => Some(self.spawn(build, file).await?),
             Activation::Command { command } => {
                 self.shell(build, command, COMMAND_TIMEOUT).await?;
                 None

@@ -397,7 +397,7 @@ async fn supervise(
         let (store, artifact) = (machine.store.clone(), build.artifact);
         let file = blocking(move || store.get(&artifact)).await;
         let started = match file {
-            Ok(Some(file)) if file.is_complete() => place.spawn(&build, &file.path()),
+            Ok(Some(file)) if file.is_complete() => place.spawn(&build, &file.path()).await,
             _ => Err("its file is not whole".into()),
         };
         match started {

@@ -75,9 +75,7 @@ pub(crate) fn import_into(
             })
         })
         .transpose()?;
-    let artifact = store
-        .import(file, piece_size, IMPORT_LEVEL, |_| {})
-        .context("cannot import")?;
+    let artifact = store.import(file, piece_size, IMPORT_LEVEL, |_| {}).context("cannot import")?;
     let manifest = artifact.manifest();
     retention.keep_imported(&manifest.artifact)?;
     Ok(Imported {

@@ -102,7 +102,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     tasks.shutdown().await;
     gossip.shutdown().await;
     machine.endpoint.shutdown().await;
-    Ok(())
+    // What is synced now need not be hashed by the next life.
+    let last = machine.clone();
+    let synced = tokio::task::spawn_blocking(move || {
+        for held in last.store.list().iter().filter(|held| !held.complete) {
+            if let Some(Err(error)) = last.store.get(&held.artifact).map(|held| held.sync()) {
+                tracing::warn!(artifact = %held.artifact, %error, "cannot sync");
+            }
+        }
+    });
+    Ok(synced.await?)
 }
 
 type GossipParts = (Gossip, tokio::sync::mpsc::Receiver<shoal_gossip::GossipEvent>);
