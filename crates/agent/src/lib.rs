@@ -1,14 +1,14 @@
 //! The agent: the process on every target machine.
 //!
-//! It follows the goals of the apps that the machine's labels match ([`goals`]: signed files; they arrive by
-//! gossip, from neighbours and, for certain, by polling: [`link`]). For each app one task ([`app`]) brings
+//! It follows the goals of the apps that the machine's labels match (`goals`: signed files; they arrive by
+//! gossip, from neighbours and, for certain, by polling: `link`). For each app one task (`app`) brings
 //! the machine to the goal: artifact fetched and verified, its wave open, switched over, started, healthy; or
-//! back to the build before ([`activate`], [`program`]). What it does is told to the region until it is kept
-//! ([`reports`]).
+//! back to the build before (`activate`, `program`). What it does is told to the region until it is kept
+//! (`reports`).
 //!
-//! Fetching is the [`engine`]'s: one task owns the swarm policy (`shoal-swarm`), turns what comes from the sockets into its
-//! events and its actions into requests. It asks the region processes ([`regions`]) for neighbours and leases, and a
-//! piece goes from the wire to the disk through [`fetch`]. Pieces of all artifacts share one endpoint, one
+//! Fetching is the `engine`'s: one task owns the swarm policy (`shoal-swarm`), turns what comes from the sockets into its
+//! events and its actions into requests. It asks the region processes (`regions`) for neighbours and leases, and a
+//! piece goes from the wire to the disk through `fetch`. Pieces of all artifacts share one endpoint, one
 //! policy and one memory budget.
 //!
 //! Only the certificate, the goal files and the store make up the agent's state: killed at any moment, it goes

@@ -1,13 +1,13 @@
 //! A region process: what stands between the coordinator and a region's machines. Two or more run in each region.
 //!
-//! It long-polls the coordinator for goals, keeps them as signed files ([`goals`]), publishes them on the region's
-//! gossip topic, and answers its machines over the data plane ([`serve`]): their goals and open waves, other machines
-//! of a swarm ([`introductions`]), leases to read the bucket, an artifact's index ([`indexes`]). What machines
-//! report is kept ([`machines`]) until the coordinator has it.
+//! It long-polls the coordinator for goals, keeps them as signed files (`goals`), publishes them on the region's
+//! gossip topic, and answers its machines over the data plane (`serve`): their goals and open waves, other machines
+//! of a swarm (`introductions`), leases to read the bucket, an artifact's index (`indexes`). What machines
+//! report is kept (`machines`) until the coordinator has it.
 //!
 //! Nothing here decides what is true: goals carry the coordinator's signature, and a fetch under way needs no
 //! region process. Killed, it has lost only what machines tell again: how far each rollout may go is on the disk
-//! ([`waves`]) before a machine is told.
+//! (`waves`) before a machine is told.
 
 mod config;
 mod goals;
