@@ -20,7 +20,7 @@
 //! so losing the ledger costs time, and a torn write is found. The **cache** keeps pieces as they travel, so
 //! that passing one on costs no compression; a piece that is not in it is served raw.
 //!
-//! [`cut`] makes an artifact for a bucket: it reads a file once, on all cores, hashing and encoding each piece
+//! [`cut()`] makes an artifact for a bucket: it reads a file once, on all cores, hashing and encoding each piece
 //! while it is at hand, and writes part objects and an index. [`Store::import`] does the same into the store, for
 //! a machine that is to seed a file of its own.
 //!
