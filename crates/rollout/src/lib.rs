@@ -8,7 +8,7 @@
 //!   eight machines is one machine, not none, so that every wave adds at least one.
 //! - [`Waves`] is what a region process keeps for each rollout. Its [`step`](Waves::step) opens the
 //!   next wave when the newest one went well, and never lowers what is open.
-//! - [`outcome`] is the whole rollout's state from all regions' [`Counts`]. It always ends, at the
+//! - [`outcome()`] is the whole rollout's state from all regions' [`Counts`]. It always ends, at the
 //!   latest by the plan's deadline.
 //!
 //! What must never be: a wave without a success opens the next one; a region above its failure limit
