@@ -1,0 +1,127 @@
+//! Every decoder, fed what nobody should send: no panic, no large allocation, and nothing that is not the
+//! message it encodes to.
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+use serde::{Serialize, de::DeserializeOwned};
+use shoal_proto::{
+    AppName, ArtifactId, Bitmap, EncodingId, MachineName, NodeId, PieceHash, PieceIndex, Revision,
+    codec,
+    goal::SignedGoal,
+    gossip::GossipMessage,
+    manifest::{Codec, EncodingIndex, Manifest, Part, PieceSize, StoredPiece},
+    peer::{PeerAddr, PeerMessage, StreamReply, StreamRequest},
+    region::{RegionReply, RegionRequest},
+    trust::SignedTrust,
+};
+
+const LIMIT: usize = 64 << 10;
+
+/// Decodes `bytes` as a `T`: refused, or the very message that encodes to these bytes.
+fn feed<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
+    if let Ok(message) = codec::decode::<T>(bytes, LIMIT) {
+        let again = codec::encode(&message, usize::MAX).unwrap();
+        let same: T = codec::decode(&again, usize::MAX).unwrap();
+        assert_eq!(codec::encode(&same, usize::MAX).unwrap(), again);
+    }
+}
+
+fn feed_all(bytes: &[u8]) {
+    feed::<PeerMessage>(bytes);
+    feed::<StreamRequest>(bytes);
+    feed::<StreamReply>(bytes);
+    feed::<RegionRequest>(bytes);
+    feed::<RegionReply>(bytes);
+    feed::<GossipMessage>(bytes);
+    feed::<SignedGoal>(bytes);
+    feed::<SignedTrust>(bytes);
+    feed::<shoal_proto::goal::Goal>(bytes);
+    feed::<EncodingIndex>(bytes);
+    feed::<Bitmap>(bytes);
+}
+
+fn addr() -> PeerAddr {
+    PeerAddr {
+        node: NodeId([7; 32]),
+        machine: MachineName::new("m1").unwrap(),
+        zone: "a".into(),
+        data: "127.0.0.1:1".parse().unwrap(),
+        gossip: "[::1]:2".parse().unwrap(),
+    }
+}
+
+fn encoded(message: &impl Serialize) -> Vec<u8> {
+    codec::encode(message, LIMIT).unwrap()
+}
+
+/// One good message of each conversation, encoded.
+fn good() -> Vec<Vec<u8>> {
+    let artifact = ArtifactId([1; 32]);
+    let mut have = Bitmap::empty(100);
+    have.insert(42);
+    let signed = SignedGoal { goal: vec![1, 2, 3], key_id: 1, signature: vec![9; 64] };
+    let index = EncodingIndex {
+        manifest: Manifest {
+            artifact,
+            size_bytes: 300 << 10,
+            piece_size: PieceSize::MIN,
+            piece_hashes: vec![PieceHash([2; 32]); 2],
+        },
+        pieces: vec![StoredPiece { codec: Codec::Zstd, len: 10 }; 2],
+        parts: vec![Part { len: 20, hash: [3; 32] }],
+    };
+    let revisions = vec![(AppName::new("web").unwrap(), Revision { epoch: 1, number: 2 })];
+    let piece = PieceIndex(3);
+    let encoding = EncodingId([4; 32]);
+    let lease = RegionRequest::Lease { artifact, encoding, pieces_total: 9, block: 0, want: 2 };
+    vec![
+        encoded(&PeerMessage::Join { artifact, have }),
+        encoded(&PeerMessage::Hello { me: addr(), revisions }),
+        encoded(&StreamRequest::Piece { artifact, piece }),
+        encoded(&StreamRequest::Region(lease)),
+        encoded(&StreamReply::Region(RegionReply::Peers(vec![addr()]))),
+        encoded(&GossipMessage::Goal(signed)),
+        encoded(&index),
+    ]
+}
+
+#[test]
+fn good_messages_come_back_as_they_were() {
+    let mut decoded = 0;
+    for bytes in good() {
+        feed_all(&bytes);
+        decoded += usize::from(codec::decode::<PeerMessage>(&bytes, LIMIT).is_ok());
+        decoded += usize::from(codec::decode::<EncodingIndex>(&bytes, LIMIT).is_ok());
+    }
+    assert!(decoded >= 3, "the messages that were meant to be good are not");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(8_192) })]
+
+    #[test]
+    fn noise_is_refused_or_is_a_message(mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        feed_all(&bytes);
+        if let Some(first) = bytes.first_mut() {
+            *first = codec::CODEC_VERSION;
+        }
+        feed_all(&bytes);
+    }
+
+    #[test]
+    fn a_good_message_gone_wrong_is_refused_or_is_a_message(
+        which in 0..7usize,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in any::<Option<prop::sample::Index>>(),
+    ) {
+        let mut bytes = good().swap_remove(which);
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        feed_all(&bytes);
+    }
+}
