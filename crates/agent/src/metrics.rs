@@ -1,6 +1,7 @@
 //! What the agent's metrics page shows.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use shoal_process::Meters;
 
 /// The agent's metrics; the names are documented in the README.
 pub(crate) struct Metrics {
@@ -29,53 +30,44 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
-            let metric = IntCounter::new(name, help)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        };
-        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
-            let metric = IntGauge::new(name, help)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        };
-        let counters = |name: &str, help: &str, label: &str| -> prometheus::Result<IntCounterVec> {
-            let metric = IntCounterVec::new(Opts::new(name, help), &[label])?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        };
-        let apps = IntGaugeVec::new(
-            Opts::new("shoal_agent_apps", "Apps by what this machine does about their goal."),
-            &["state"],
-        )?;
-        registry.register(Box::new(apps.clone()))?;
+        let meters = Meters::default();
         Ok(Self {
-            received_bytes: counters(
+            received_bytes: meters.counters(
                 "shoal_agent_received_bytes_total",
                 "Stored piece bytes received, from neighbours (peer) or the bucket (origin).",
                 "source",
             )?,
-            sent_bytes: counter(
+            sent_bytes: meters.counter(
                 "shoal_agent_sent_bytes_total",
                 "Stored piece bytes sent to neighbours.",
             )?,
-            fetches: counters("shoal_agent_fetches_total", "Piece fetches that ended.", "outcome")?,
-            busy: counter(
+            fetches: meters.counters(
+                "shoal_agent_fetches_total",
+                "Piece fetches that ended.",
+                "outcome",
+            )?,
+            busy: meters.counter(
                 "shoal_agent_busy_total",
                 "Requests for pieces that were answered BUSY.",
             )?,
-            neighbours: gauge("shoal_agent_neighbours", "Neighbours connected on the data plane.")?,
-            banned: counter("shoal_agent_banned_total", "Neighbours cut off for wrong pieces.")?,
-            goals: counters(
+            neighbours: meters
+                .gauge("shoal_agent_neighbours", "Neighbours connected on the data plane.")?,
+            banned: meters
+                .counter("shoal_agent_banned_total", "Neighbours cut off for wrong pieces.")?,
+            goals: meters.counters(
                 "shoal_agent_goals_total",
                 "Goals that arrived, by what became of them.",
                 "result",
             )?,
-            polls: counters("shoal_agent_polls_total", "Polls of the region.", "result")?,
-            gossip_peers: gauge("shoal_agent_gossip_peers", "Verified peers on the gossip plane.")?,
-            apps,
-            registry,
+            polls: meters.counters("shoal_agent_polls_total", "Polls of the region.", "result")?,
+            gossip_peers: meters
+                .gauge("shoal_agent_gossip_peers", "Verified peers on the gossip plane.")?,
+            apps: meters.gauges(
+                "shoal_agent_apps",
+                "Apps by what this machine does about their goal.",
+                "state",
+            )?,
+            registry: meters.registry,
         })
     }
 }

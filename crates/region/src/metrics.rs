@@ -1,6 +1,7 @@
 //! What a region process's metrics page shows.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
+use shoal_process::Meters;
 
 /// The metrics; the names are documented in the README.
 pub(crate) struct Metrics {
@@ -23,41 +24,32 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
-            let metric = IntCounter::new(name, help)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        };
-        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
-            let metric = IntGauge::new(name, help)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        };
-        let counters = |name: &str, help: &str, label: &str| -> prometheus::Result<IntCounterVec> {
-            let metric = IntCounterVec::new(Opts::new(name, help), &[label])?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        };
+        let meters = Meters::default();
         Ok(Self {
-            requests: counters("shoal_region_requests_total", "Requests of machines.", "kind")?,
-            unchanged: counter("shoal_region_polls_unchanged_total", "Polls without news.")?,
-            leased: counter("shoal_region_leased_pieces_total", "Pieces leased, repeats counted.")?,
-            goals: counters(
+            requests: meters.counters(
+                "shoal_region_requests_total",
+                "Requests of machines.",
+                "kind",
+            )?,
+            unchanged: meters
+                .counter("shoal_region_polls_unchanged_total", "Polls without news.")?,
+            leased: meters
+                .counter("shoal_region_leased_pieces_total", "Pieces leased, repeats counted.")?,
+            goals: meters.counters(
                 "shoal_region_goals_total",
                 "Goals that arrived, by what became of them.",
                 "result",
             )?,
-            machines: gauge("shoal_region_machines", "Machines known.")?,
-            backlog: gauge(
+            machines: meters.gauge("shoal_region_machines", "Machines known.")?,
+            backlog: meters.gauge(
                 "shoal_region_report_backlog_machines",
                 "Machines with news that the coordinator has not been told.",
             )?,
-            failed_batches: counter(
+            failed_batches: meters.counter(
                 "shoal_region_failed_batches_total",
                 "Batches of reports that the coordinator did not take.",
             )?,
-            registry,
+            registry: meters.registry,
         })
     }
 }

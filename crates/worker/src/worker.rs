@@ -7,10 +7,11 @@ use std::{
 };
 
 use anyhow::Context as _;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 use serde::Serialize;
 use shoal_client::{Client, types::ClaimRequest};
 use shoal_pki::Role;
+use shoal_process::Meters;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -39,20 +40,20 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        let ended = IntCounterVec::new(
-            Opts::new("shoal_worker_attempts_total", "Attempts that ended, by how."),
-            &["outcome"],
-        )?;
-        registry.register(Box::new(ended.clone()))?;
-        let running = IntGauge::new("shoal_worker_running_jobs", "Jobs being worked on.")?;
-        registry.register(Box::new(running.clone()))?;
-        let uploaded_bytes = IntCounter::new(
-            "shoal_worker_uploaded_bytes_total",
-            "Bytes of part objects written to the main bucket.",
-        )?;
-        registry.register(Box::new(uploaded_bytes.clone()))?;
-        Ok(Self { registry, ended, running, uploaded_bytes })
+        let meters = Meters::default();
+        Ok(Self {
+            ended: meters.counters(
+                "shoal_worker_attempts_total",
+                "Attempts that ended, by how.",
+                "outcome",
+            )?,
+            running: meters.gauge("shoal_worker_running_jobs", "Jobs being worked on.")?,
+            uploaded_bytes: meters.counter(
+                "shoal_worker_uploaded_bytes_total",
+                "Bytes of part objects written to the main bucket.",
+            )?,
+            registry: meters.registry,
+        })
     }
 
     pub(crate) fn ended(&self, outcome: &str) {
