@@ -82,7 +82,7 @@ async fn previous(tx: &mut Write, app: &AppName) -> Result<String> {
     .await?;
     let first = || {
         QueueError::Conflict(format!(
-            "{app} has only ever run {name}: name the artifact to go back to with --artifact"
+            "{app} has only ever run {name}: say what to go back to with: shoal rollback {app} ARTIFACT"
         ))
     };
     get(&before.ok_or_else(first)?, "artifact_name")
