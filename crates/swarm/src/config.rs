@@ -62,7 +62,8 @@ pub struct Config {
 
     /// Neighbours to have in each swarm: 92-96 % of the optimum at 20-40 in an ideal model.
     pub neighbours_target: usize,
-    /// Neighbours kept track of in each swarm, at most; bounds memory. Others may still ask us.
+    /// Neighbours kept track of in each swarm, at most, and never more than 128; bounds memory. Others
+    /// may still ask us.
     pub neighbours_max: usize,
     /// Peers kept track of in all, at most.
     pub peers_max: usize,

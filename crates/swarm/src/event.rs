@@ -1,6 +1,6 @@
 //! What the driver tells the policy and what the policy tells the driver.
 
-use alloc::vec::Vec;
+use alloc::sync::Arc;
 use core::time::Duration;
 
 use shoal_proto::{Bitmap, PieceIndex};
@@ -93,7 +93,7 @@ pub enum Event {
         /// The swarm.
         swarm: SwarmKey,
         /// What the peer holds; ignored unless its length is the swarm's number of pieces.
-        have: Bitmap,
+        have: Arc<Bitmap>,
     },
     /// A peer holds more pieces.
     PeerHave {
@@ -102,7 +102,7 @@ pub enum Event {
         /// The swarm.
         swarm: SwarmKey,
         /// The pieces; those past the end are ignored.
-        pieces: Vec<PieceIndex>,
+        pieces: Arc<[PieceIndex]>,
     },
     /// A peer takes part no longer.
     PeerLeft {
@@ -187,17 +187,17 @@ pub enum Action {
         peer: PeerKey,
         /// The swarm.
         swarm: SwarmKey,
-        /// What we hold.
-        have: Bitmap,
+        /// What we hold; all that are told at once share it.
+        have: Arc<Bitmap>,
     },
-    /// Tell a peer of pieces that we hold by now and it lacks: a `Have` message.
+    /// Tell a peer of pieces that we hold by now, one of which it lacks at least: a `Have` message.
     AnnounceHave {
         /// The peer.
         peer: PeerKey,
         /// The swarm.
         swarm: SwarmKey,
-        /// The pieces, at most `HAVE_BATCH_MAX` of the protocol.
-        pieces: Vec<PieceIndex>,
+        /// The pieces, at most `HAVE_BATCH_MAX` of the protocol; all that are told share them.
+        pieces: Arc<[PieceIndex]>,
     },
     /// Tell a peer that we take part no longer: a `Leave` message.
     AnnounceLeave {

@@ -22,7 +22,7 @@
 //!   fail rest for a growing, jittered while; three corrupt pieces are a ban.
 //! - **Serving** (`uploads`). A few slots, a short queue, and BUSY at once beyond it. What nobody got from us yet
 //!   goes first, so a lone seed gives each piece about once.
-//! - **Telling** (`tell`). New pieces go out in batches, to neighbours that lack them only; everything again
+//! - **Telling** (`tell`). New pieces go out in batches, to neighbours that lack one of them; everything again
 //!   now and then. A machine that is told of a joiner for the first time answers with what it holds.
 //! - **The bucket** (`origin`). Some machines ([`may_lease`]) ask for leases on pieces that no neighbour has; the
 //!   region processes ([`lease_owners`]) give each out once by a [`LeaseBook`]. Where none answers, hashes

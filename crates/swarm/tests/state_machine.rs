@@ -104,7 +104,7 @@ impl Driver {
             3..=5 => Event::PeerUp { peer, same_zone: c % 2 == 0 },
             6 => Event::PeerDown { peer },
             7..=9 => {
-                Event::PeerJoined { peer, swarm, have: bitmap(pieces + u32::from(c % 19 == 18), c) }
+                Event::PeerJoined { peer, swarm, have: bitmap(pieces + u32::from(c % 19 == 18), c).into() }
             }
             10..=12 => Event::PeerHave {
                 peer,
@@ -281,7 +281,7 @@ proptest! {
         let purpose = Purpose::Fetch { priority: 0, may_lease: false, fleet: 1_000_000_000 };
         let have = bitmap(pieces, have);
         let mut events = vec![
-            Event::PeerJoined { peer, swarm, have: Bitmap::full(pieces) },
+            Event::PeerJoined { peer, swarm, have: Bitmap::full(pieces).into() },
             Event::PeerUp { peer, same_zone: true },
             Event::Start { swarm, pieces, have, purpose },
         ];

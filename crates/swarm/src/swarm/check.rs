@@ -2,7 +2,7 @@
 
 use alloc::{collections::BTreeSet, format, string::String};
 
-use super::{PieceState, Swarm, state::Holds};
+use super::{PieceState, Swarm, neighbours::members, state::State};
 
 macro_rules! ensure {
     ($holds:expr, $($why:tt)+) => {
@@ -31,36 +31,44 @@ impl Swarm {
         ensure!(leased <= config.leased_max, "{leased} pieces leased");
         ensure!(open <= config.lease_asks_max, "{open} lease questions open");
         ensure!(self.wake.is_none_or(|wake| wake > self.now), "the next timeout is in the past");
-        for (key, peer) in &self.peers {
-            let own = self.requests.iter().filter(|request| request.peer == *key).count();
+        for (at, (key, peer)) in self.peers.iter().enumerate() {
+            ensure!(self.peers.find(key) == Some(at), "{key:?} is there twice");
+            let own = self.requests.iter().filter(|request| request.peer == at).count();
             ensure!(own == usize::from(peer.requests), "{key:?} has {own} requests");
             ensure!(peer.requests <= config.requests_per_peer_max, "{own} requests to {key:?}");
             ensure!(own == 0 || !peer.banned, "{key:?} is banned and asked");
         }
         let mut asked = BTreeSet::new();
         for request in &self.requests {
-            ensure!(self.peers.contains_key(&request.peer), "{request:?} to nobody");
+            ensure!(self.peers.get(request.peer).is_some(), "{request:?} to nobody");
             let new = asked.insert((request.swarm, request.piece, request.peer));
             ensure!(new, "{request:?} twice to one peer");
         }
         for key in &self.fetching {
-            let fetches = self.states.get(key).is_some_and(|state| state.fetch.is_some());
+            let fetches = self.states.fetch(*key).is_some();
             ensure!(fetches, "{key:?} is listed and does not fetch");
         }
-        self.states.keys().try_for_each(|key| self.check_swarm(*key))
+        let keys: BTreeSet<_> = self.states.iter().map(|state| state.key).collect();
+        ensure!(keys.len() == self.states.len(), "a swarm is there twice");
+        for key in &keys {
+            ensure!(self.states.get(*key).is_some_and(|s| s.key == *key), "{key:?} is not found");
+        }
+        self.states.iter().try_for_each(|state| self.check_swarm(state))
     }
 
-    fn check_swarm(&self, key: crate::SwarmKey) -> Result<(), String> {
-        let (config, state) = (&self.config, &self.states[&key]);
-        ensure!(state.neighbours.len() <= config.neighbours_max, "too many neighbours in {key:?}");
+    fn check_swarm(&self, state: &State) -> Result<(), String> {
+        let (config, key, neighbours) = (&self.config, state.key, &state.neighbours);
+        ensure!(neighbours.len() <= config.neighbours_max, "too many neighbours in {key:?}");
         ensure!(state.untold.len() < self.have_batch(), "{key:?} tells too late");
         ensure!(state.untold.is_empty() || state.tell_at.is_some(), "{key:?} never tells");
-        for (peer, holds) in &state.neighbours {
-            let known = self.peers.get(peer).is_some_and(|peer| !peer.banned);
-            ensure!(known, "{peer:?} is a neighbour in {key:?} without a connection");
-            if let Holds::Some(have) = holds {
-                ensure!(!have.is_full(), "{peer:?} holds all and is not known to");
-            }
+        ensure!(neighbours.is_sound(), "the neighbours of {key:?} do not agree with their counts");
+        for slot in members(neighbours.taken()) {
+            let (peer, place) = (neighbours.key(slot), neighbours.peer(slot));
+            let known = self.peers.get(place).is_some_and(|peer| !peer.banned);
+            ensure!(
+                known && self.peers.key(place) == peer,
+                "{peer:?} is a neighbour in {key:?} without a connection"
+            );
         }
         let listed = self.fetching.iter().filter(|other| **other == key).count();
         let own = || self.requests.iter().filter(|request| request.swarm == key);
@@ -71,43 +79,35 @@ impl Swarm {
         ensure!(!state.held.is_full(), "{key:?} holds all and fetches");
         ensure!(listed == 1, "{key:?} is listed {listed} times");
         ensure!(own().count() == fetch.requests, "{key:?} miscounts its requests");
-        let seeds = state.neighbours.values().filter(|holds| holds.is_all()).count();
-        ensure!(usize::from(fetch.seeds) == seeds, "{key:?} miscounts its seeds");
+        let missing = (0..state.pieces).filter(|piece| fetch.is_missing(*piece)).count();
+        ensure!(fetch.missing() as usize == missing, "{key:?} miscounts what is missing");
         for piece in 0..state.pieces {
-            let is = fetch.state(piece);
+            let is = state.piece_state(piece);
             let requests = own().filter(|request| request.piece == piece).count();
             let reads = self.reads.iter().filter(|read| !read.late && read.is_open(key, piece));
             let reads = reads.count();
-            let wrong = |what: bool, state: PieceState| what != (is == Some(state));
+            // In exactly one state, though each state is kept by itself.
+            let all = [
+                (fetch.is_missing(piece), PieceState::Missing),
+                (fetch.is_asked(piece), PieceState::Asked),
+                (fetch.leases.contains(piece), PieceState::Leased),
+                (reads == 1, PieceState::Origin),
+                (state.held.contains(piece), PieceState::Held),
+            ];
+            for (is_so, what) in all {
+                ensure!(is_so == (is == Some(what)), "piece {piece} of {key:?} is {is:?}; {what:?}");
+            }
             ensure!(
-                !wrong(state.held.contains(piece), PieceState::Held),
-                "piece {piece} of {key:?} is {is:?}; held"
-            );
-            ensure!(
-                !wrong(fetch.missing().contains(piece), PieceState::Missing),
-                "piece {piece} of {key:?} is {is:?}; missing"
-            );
-            ensure!(
-                !wrong(requests > 0, PieceState::Asked),
+                fetch.is_asked(piece) == (requests > 0),
                 "piece {piece} of {key:?} is {is:?}; {requests} requests"
             );
             ensure!(
                 requests <= config.copies_per_piece_max.max(1),
                 "piece {piece} of {key:?} is {is:?}; {requests} requests"
             );
-            let leased = fetch.leases.contains_key(&piece);
             ensure!(
-                !wrong(leased, PieceState::Leased),
-                "piece {piece} of {key:?} is {is:?}; leased"
-            );
-            ensure!(
-                !wrong(reads == 1, PieceState::Origin),
-                "piece {piece} of {key:?} is {is:?}; {reads} reads"
-            );
-            let holders = state.neighbours.values().filter(|holds| holds.contains(piece)).count();
-            ensure!(
-                usize::from(fetch.available(piece)) == holders,
-                "piece {piece} of {key:?} is {is:?}; {holders} holders"
+                neighbours.anyone_has(piece) == (neighbours.holders(piece) != 0),
+                "piece {piece} of {key:?} has holders that nobody knows"
             );
         }
         Ok(())

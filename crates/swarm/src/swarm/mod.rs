@@ -2,7 +2,9 @@
 //! beside it: [`pick`] says which piece is asked from whom, [`origin`] what is read from the bucket,
 //! [`tell`] what neighbours hear, [`uploads`] what they get.
 
+mod actions;
 mod check;
+mod neighbours;
 mod origin;
 mod peers;
 mod pick;
@@ -11,11 +13,7 @@ mod tell;
 mod timers;
 mod uploads;
 
-use alloc::{
-    boxed::Box,
-    collections::{BTreeMap, VecDeque},
-    vec::Vec,
-};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::cmp::Reverse;
 
 use rand::SeedableRng;
@@ -23,11 +21,13 @@ use rand_pcg::Pcg32;
 use shoal_proto::{Bitmap, PieceIndex, manifest::PIECES_MAX};
 
 use self::{
+    actions::Actions,
+    neighbours::Neighbours,
     origin::Read,
-    peers::Peer,
+    peers::{Peer, Peers},
     pick::Request,
-    state::{Fetching, State},
-    uploads::Uploads,
+    state::{Fetching, State, States},
+    uploads::{Upload, Uploads},
 };
 use crate::{
     config::Config,
@@ -88,13 +88,13 @@ pub struct Load {
 /// The policy of one machine, for all its swarms.
 #[derive(Debug, Clone)]
 pub struct Swarm {
-    config: Config,
+    config: Arc<Config>,
     /// Tells this machine from others where all use one hash.
     salt: u64,
     rng: Pcg32,
     now: Time,
-    peers: BTreeMap<PeerKey, Peer>,
-    states: BTreeMap<SwarmKey, State>,
+    peers: Peers,
+    states: States,
     /// The swarms that fetch, the highest priority first.
     fetching: Vec<SwarmKey>,
     /// At most `requests_max`: looked through from end to end.
@@ -108,21 +108,21 @@ pub struct Swarm {
     /// Something changed that may let the bucket be read.
     origin_stirred: bool,
     wake: Option<Time>,
-    actions: VecDeque<Action>,
+    actions: Actions,
 }
 
 impl Swarm {
     /// A machine without peers and swarms. `seed` must differ from machine to machine: it breaks ties,
-    /// and so keeps machines that see the same from doing the same.
+    /// and so keeps machines that see the same from doing the same. Many machines may share a `config`.
     #[must_use]
-    pub fn new(config: Config, seed: u64) -> Self {
+    pub fn new(config: impl Into<Arc<Config>>, seed: u64) -> Self {
         Self {
-            config,
+            config: config.into(),
             salt: crate::hash::mix(seed ^ 0x5a17_5a17_5a17_5a17),
             rng: Pcg32::seed_from_u64(seed),
             now: Time::ZERO,
-            peers: BTreeMap::new(),
-            states: BTreeMap::new(),
+            peers: Peers::default(),
+            states: States::default(),
             fetching: Vec::new(),
             requests: Vec::new(),
             next_request: 0,
@@ -131,7 +131,7 @@ impl Swarm {
             peers_stirred: false,
             origin_stirred: false,
             wake: None,
-            actions: VecDeque::new(),
+            actions: Actions::default(),
         }
     }
 
@@ -140,6 +140,12 @@ impl Swarm {
     pub fn handle(&mut self, now: Time, event: Event) {
         let now = now.max(self.now);
         self.now = now;
+        self.actions.settle(&self.states);
+        // What is heard most often moves no timer.
+        let still = matches!(
+            event,
+            Event::PeerHave { .. } | Event::UploadAsked { .. } | Event::UploadEnded { .. }
+        );
         match event {
             Event::Start { swarm, pieces, have, purpose } => {
                 self.start(now, swarm, pieces, have, purpose);
@@ -147,7 +153,7 @@ impl Swarm {
             Event::Stop { swarm } => self.stop(swarm),
             Event::PeerUp { peer, same_zone } => self.peer_up(peer, same_zone),
             Event::PeerDown { peer } => self.peer_down(now, peer),
-            Event::PeerJoined { peer, swarm, have } => self.peer_joined(peer, swarm, have),
+            Event::PeerJoined { peer, swarm, have } => self.peer_joined(peer, swarm, &have),
             Event::PeerHave { peer, swarm, pieces } => self.peer_have(peer, swarm, &pieces),
             Event::PeerLeft { peer, swarm } => self.peer_left(now, peer, swarm),
             Event::FetchEnded { request, outcome } => self.fetch_ended(now, request, outcome),
@@ -155,7 +161,8 @@ impl Swarm {
                 self.upload_asked(upload, peer, swarm, piece);
             }
             Event::UploadEnded { upload } => {
-                self.uploads.ended(&self.config, &mut self.actions, upload);
+                let (states, actions) = (&mut self.states, &mut self.actions);
+                self.uploads.ended(&self.config, states, actions, upload);
             }
             Event::LeaseGranted { swarm, block, first, count, duration } => {
                 self.lease_granted(now, swarm, block, first, count, duration);
@@ -169,6 +176,13 @@ impl Swarm {
             }
             Event::Timeout => self.stir(),
         }
+        if self.wake.is_some_and(|wake| wake <= now) {
+            // The driver is late: this event is the timeout too.
+            self.stir();
+        }
+        if still && !self.origin_stirred && !self.peers_stirred {
+            return;
+        }
         self.fire(now);
         if core::mem::take(&mut self.origin_stirred) {
             self.use_origin(now);
@@ -181,7 +195,7 @@ impl Swarm {
 
     /// The next thing to do; drain it after each event.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        self.actions.pop(&self.states)
     }
 
     /// When to send [`Event::Timeout`]; always later than the last event. Changes with each event.
@@ -193,8 +207,7 @@ impl Swarm {
     /// How far a swarm is; none when this machine is not in it.
     #[must_use]
     pub fn progress(&self, swarm: SwarmKey) -> Option<Progress> {
-        let state = self.states.get(&swarm)?;
-        let seeds = state.neighbours.values().filter(|holds| holds.is_all()).count();
+        let state = self.states.get(swarm)?;
         let reads = self.reads.iter().filter(|read| read.swarm == swarm);
         let origin = reads.map(Read::open_count).sum::<u32>();
         let fetch = state.fetch.as_deref();
@@ -204,20 +217,20 @@ impl Swarm {
             requests: fetch.map_or(0, |fetch| fetch.requests as u32),
             origin: origin + fetch.map_or(0, |fetch| fetch.leases.len() as u32),
             neighbours: state.neighbours.len() as u32,
-            seeds: seeds as u32,
+            seeds: state.neighbours.complete().count_ones(),
         })
     }
 
     /// What a piece is to this machine; none when there is no such swarm or piece.
     #[must_use]
     pub fn piece_state(&self, swarm: SwarmKey, piece: PieceIndex) -> Option<PieceState> {
-        self.states.get(&swarm)?.piece_state(piece.0)
+        self.states.get(swarm)?.piece_state(piece.0)
     }
 
     /// The pieces held in a swarm.
     #[must_use]
     pub fn held(&self, swarm: SwarmKey) -> Option<&Bitmap> {
-        self.states.get(&swarm).map(|state| &state.held)
+        self.states.get(swarm).map(|state| &state.held)
     }
 
     /// How much is under way in all.
@@ -250,15 +263,16 @@ impl Swarm {
             return;
         }
         self.stir();
-        if let Some(state) = self.states.get_mut(&key) {
+        if let Some(state) = self.states.get_mut(key) {
             let Purpose::Fetch { priority, may_lease, fleet } = purpose else { return };
             if let Some(fetch) = &mut state.fetch {
-                (fetch.priority, fetch.may_lease, fetch.fleet) = (priority, may_lease, fleet);
+                (fetch.priority, fetch.fleet) = (priority, fleet);
+                fetch.let_lease(may_lease);
                 self.sort_fetching();
                 return;
             }
             if state.held.is_full() {
-                self.actions.push_back(Action::Completed { swarm: key });
+                self.actions.push(Action::Completed { swarm: key });
                 return;
             }
             // It served a part, and shall now get the rest: begin anew, so that neighbours tell
@@ -274,24 +288,27 @@ impl Swarm {
         };
         let fetches = fetch.is_some();
         if !fetches && matches!(purpose, Purpose::Fetch { .. }) {
-            self.actions.push_back(Action::Completed { swarm: key });
+            self.actions.push(Action::Completed { swarm: key });
         }
+        let said = Arc::new(have.clone());
         for (peer, _) in self.peers.iter().filter(|(_, peer)| !peer.banned) {
-            let have = have.clone();
-            self.actions.push_back(Action::Announce { peer: *peer, swarm: key, have });
+            let have = said.clone();
+            self.actions.push(Action::Announce { peer, swarm: key, have });
         }
         let state = State {
+            key,
             pieces,
             held: have,
             fetch,
-            neighbours: BTreeMap::new(),
+            neighbours: Neighbours::new(pieces, fetches),
             untold: Vec::new(),
             tell_at: None,
             reannounce_at: now + peers::jitter(self.config.reannounce, &mut self.rng),
             want_peers_at: now,
             want_peers_streak: 0,
+            given: Bitmap::default(),
         };
-        self.states.insert(key, state);
+        self.states.insert(state);
         if fetches {
             self.fetching.push(key);
             self.sort_fetching();
@@ -301,58 +318,76 @@ impl Swarm {
     fn sort_fetching(&mut self) {
         let states = &self.states;
         let priority = |key: &SwarmKey| {
-            states.get(key).and_then(|s| s.fetch.as_ref()).map_or(0, |fetch| fetch.priority)
+            states.fetch(*key).map_or(0, |fetch| fetch.priority)
         };
         self.fetching.sort_by_key(|key| Reverse(priority(key)));
     }
 
     fn stop(&mut self, key: SwarmKey) {
-        let Some(state) = self.states.remove(&key) else { return };
+        let Some(state) = self.states.remove(key) else { return };
         self.stir();
         self.fetching.retain(|other| *other != key);
         self.cancel(|request| request.swarm == key);
         if let Some(fetch) = state.fetch {
-            let back = fetch.leases.keys().map(|piece| (*piece, false));
+            let back = fetch.leases.pieces().map(|piece| (piece, false));
             origin::report(&mut self.actions, key, back);
         }
         self.reads.iter_mut().filter(|read| read.swarm == key).for_each(Read::orphan);
         self.uploads.swarm_stopped(&mut self.actions, key);
         for (peer, _) in self.peers.iter().filter(|(_, peer)| !peer.banned) {
-            self.actions.push_back(Action::AnnounceLeave { peer: *peer, swarm: key });
+            self.actions.push(Action::AnnounceLeave { peer, swarm: key });
         }
     }
 
     fn peer_up(&mut self, key: PeerKey, same_zone: bool) {
-        if self.peers.contains_key(&key) || self.peers.len() >= self.config.peers_max {
+        // A neighbour notes its peer's place in 16 bits.
+        let max = self.config.peers_max.min(usize::from(u16::MAX));
+        if self.peers.find(key).is_some() || self.peers.len() >= max {
             return;
         }
-        self.peers.insert(key, Peer::new(same_zone));
-        for (swarm, state) in &self.states {
-            let have = state.held.clone();
-            self.actions.push_back(Action::Announce { peer: key, swarm: *swarm, have });
+        self.peers.push(key, Peer::new(same_zone));
+        for state in self.states.iter() {
+            let have = Arc::new(state.held.clone());
+            self.actions.push(Action::Announce { peer: key, swarm: state.key, have });
         }
     }
 
     fn peer_down(&mut self, now: Time, key: PeerKey) {
-        if self.peers.contains_key(&key) {
-            self.uploads.peer_down(&self.config, &mut self.actions, key);
-            self.forget_pieces_of(now, key);
-            // Its requests ended with the connection: nothing to cancel.
-            self.take_requests(|request| request.peer == key);
-            self.peers.remove(&key);
+        let Some(place) = self.peers.find(key) else { return };
+        let (states, actions) = (&mut self.states, &mut self.actions);
+        self.uploads.peer_down(&self.config, states, actions, key);
+        self.forget_pieces_of(now, key);
+        // Its requests ended with the connection: nothing to cancel.
+        self.take_requests(|request| request.peer == place);
+        self.peers.remove(place);
+        // Another one has its place now.
+        let before = self.peers.len();
+        if place == before {
+            return;
+        }
+        let moved = self.peers.key(place);
+        for state in self.states.iter_mut() {
+            if let Some(slot) = state.neighbours.find(moved) {
+                state.neighbours.moved(slot, place);
+            }
+        }
+        for request in self.requests.iter_mut().filter(|request| request.peer == before) {
+            request.peer = place;
         }
     }
 
     fn forget_pieces_of(&mut self, now: Time, key: PeerKey) {
-        let swarms: Vec<SwarmKey> = self.states.keys().copied().collect();
-        swarms.into_iter().for_each(|swarm| self.forget_neighbour(now, key, swarm));
+        for at in 0..self.states.len() {
+            if let Some(swarm) = self.states.at(at).map(|state| state.key) {
+                self.forget_neighbour(now, key, swarm);
+            }
+        }
     }
 
     fn forget_neighbour(&mut self, now: Time, peer: PeerKey, swarm: SwarmKey) {
-        let Some(state) = self.states.get_mut(&swarm) else { return };
-        if state.left(peer).is_none() {
-            return;
-        }
+        let Some(state) = self.states.get_mut(swarm) else { return };
+        let Some(slot) = state.neighbours.find(peer) else { return };
+        state.neighbours.remove(slot);
         if state.neighbours.len() * 2 < self.config.neighbours_target && state.fetch.is_some() {
             // Many are gone at once: do not wait out the long pause of a swarm that had enough.
             let soon = now + peers::jitter(self.config.want_peers_min, &mut self.rng);
@@ -362,43 +397,59 @@ impl Swarm {
         self.stir();
     }
 
-    fn peer_joined(&mut self, peer: PeerKey, swarm: SwarmKey, have: Bitmap) {
-        let known = self.peers.get(&peer).is_some_and(|peer| !peer.banned);
-        let Some(state) = self.states.get_mut(&swarm) else { return };
-        let room = state.neighbours.len() < self.config.neighbours_max
-            || state.neighbours.contains_key(&peer);
-        if !known || !room || have.len() != state.pieces {
+    fn peer_joined(&mut self, peer: PeerKey, swarm: SwarmKey, have: &Bitmap) {
+        let Some(place) = self.peers.find(peer) else { return };
+        let banned = self.peers.get(place).is_none_or(|peer| peer.banned);
+        let Some(state) = self.states.get_mut(swarm) else { return };
+        if banned || have.len() != state.pieces {
             return;
         }
-        if state.joined(peer, have) {
+        let joined = state.joined(peer, place, have, self.config.neighbours_max);
+        let Some((answer, news)) = joined else { return };
+        if answer {
             // It may have thrown our announcement away because it was not in the swarm yet.
-            let have = state.held.clone();
-            self.actions.push_back(Action::Announce { peer, swarm, have });
+            let have = Arc::new(state.held.clone());
+            self.actions.push(Action::Announce { peer, swarm, have });
         }
-        self.stir();
+        if news {
+            self.stir();
+        }
     }
 
     fn peer_have(&mut self, peer: PeerKey, swarm: SwarmKey, pieces: &[PieceIndex]) {
-        if let Some(state) = self.states.get_mut(&swarm) {
-            for piece in pieces {
-                self.peers_stirred |= state.has(peer, piece.0);
+        let budget = self.has_budget();
+        let Some(state) = self.states.get_mut(swarm) else { return };
+        let Some(slot) = state.neighbours.find(peer) else { return };
+        for piece in pieces {
+            // Whoever frees the budget later looks at all pieces anyway.
+            if budget {
+                self.peers_stirred |= state.has(slot, piece.0);
+            } else {
+                state.neighbours.set(slot, piece.0);
             }
         }
     }
 
     fn peer_left(&mut self, now: Time, peer: PeerKey, swarm: SwarmKey) {
         self.forget_neighbour(now, peer, swarm);
-        self.cancel(|request| request.peer == peer && request.swarm == swarm);
+        if let Some(place) = self.peers.find(peer) {
+            self.cancel(|request| request.peer == place && request.swarm == swarm);
+        }
     }
 
-    fn upload_asked(&mut self, upload: UploadId, peer: PeerKey, key: SwarmKey, piece: PieceIndex) {
-        let known = self.peers.get(&peer).is_some_and(|peer| !peer.banned);
-        match self.states.get(&key) {
-            Some(state) if known && state.held.contains(piece.0) => {
-                let asked = (upload, peer, key, piece.0);
-                self.uploads.ask(&self.config, &mut self.actions, asked, state.pieces);
-            }
-            _ => self.actions.push_back(Action::RefuseNotHere { upload }),
+    fn upload_asked(&mut self, id: UploadId, peer: PeerKey, swarm: SwarmKey, piece: PieceIndex) {
+        let may_have = self.states.get(swarm).is_some_and(|state| {
+            // A neighbour is known and not banned; others may ask too.
+            let known = || self.peers.find(peer).and_then(|at| self.peers.get(at));
+            state.held.contains(piece.0)
+                && (state.neighbours.find(peer).is_some()
+                    || known().is_some_and(|peer| !peer.banned))
+        });
+        if may_have {
+            let upload = Upload { id, peer, swarm, piece: piece.0 };
+            self.uploads.ask(&self.config, &mut self.states, &mut self.actions, upload);
+        } else {
+            self.actions.push(Action::RefuseNotHere { upload: id });
         }
     }
 
@@ -406,8 +457,9 @@ impl Swarm {
         let Some(at) = self.requests.iter().position(|request| request.id == id) else { return };
         let request = self.take_request(at);
         let took = now.since(request.at);
-        let Some(peer) = self.peers.get_mut(&request.peer) else { return };
-        let Some(state) = self.states.get_mut(&request.swarm) else { return };
+        let key = self.peers.key(request.peer);
+        let Some(peer) = self.peers.get_mut(request.peer) else { return };
+        let Some(state) = self.states.get_mut(request.swarm) else { return };
         let (config, rng) = (&self.config, &mut self.rng);
         self.peers_stirred = true;
         match outcome {
@@ -422,18 +474,18 @@ impl Swarm {
             Outcome::Busy => {
                 peer.was_busy(now, config.busy_backoff_min, config.busy_backoff_max, rng);
             }
-            Outcome::NotHere => state.has_not(request.peer, request.piece),
+            Outcome::NotHere => state.has_not(key, request.piece),
             Outcome::Failed => {
                 peer.has_failed(now, config.failed_backoff_min, config.failed_backoff_max, rng);
             }
             Outcome::Corrupt => {
-                state.has_not(request.peer, request.piece);
+                state.has_not(key, request.piece);
                 peer.corrupt = peer.corrupt.saturating_add(1);
                 if peer.corrupt >= config.corrupt_max {
                     peer.banned = true;
-                    self.actions.push_back(Action::Ban { peer: request.peer });
+                    self.actions.push(Action::Ban { peer: key });
                     self.cancel(|other| other.peer == request.peer);
-                    self.forget_pieces_of(now, request.peer);
+                    self.forget_pieces_of(now, key);
                 }
             }
         }
@@ -442,12 +494,12 @@ impl Swarm {
 
     /// A piece is held from now on.
     fn hold(&mut self, now: Time, key: SwarmKey, piece: u32) {
-        let Some(state) = self.states.get_mut(&key) else { return };
+        let Some(state) = self.states.get_mut(key) else { return };
         let Some(fetch) = state.fetch.as_deref_mut() else { return };
-        if fetch.state(piece).is_none_or(|state| state == PieceState::Held) {
+        if piece >= state.pieces || state.held.contains(piece) {
             return;
         }
-        fetch.leases.remove(&piece);
+        fetch.leases.remove(piece);
         fetch.set(piece, PieceState::Held);
         fetch.progressed(now, &self.config);
         state.held.insert(piece);
@@ -469,13 +521,13 @@ impl Swarm {
     }
 
     fn complete(&mut self, now: Time, key: SwarmKey) {
-        let Some(state) = self.states.get_mut(&key) else { return };
+        let Some(state) = self.states.get_mut(key) else { return };
         state.finish();
         state.untold = Vec::new();
         state.tell_at = None;
         state.reannounce_at = now + peers::jitter(self.config.reannounce, &mut self.rng);
         self.fetching.retain(|other| *other != key);
-        self.actions.push_back(Action::Completed { swarm: key });
-        self.announce_to(key, |_| true);
+        self.actions.push(Action::Completed { swarm: key });
+        self.announce_to(key, |state| state.neighbours.taken());
     }
 }

@@ -9,7 +9,7 @@
 //! rises only while the machine makes no progress at all, so a piece that anybody reads is heard of long
 //! before many would read it, and in the end every machine may read everything: nobody is stuck.
 
-use alloc::{collections::VecDeque, vec::Vec};
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use rand::RngExt;
@@ -17,8 +17,10 @@ use shoal_proto::region::{LEASE_BLOCK_PIECES, LEASE_PIECES_MAX};
 
 use super::{
     PieceState, Swarm,
+    actions::Actions,
+    neighbours::Neighbours,
     peers::{backoff, jitter},
-    state::Fetching,
+    state::{Fetching, State},
 };
 use crate::{
     config::Config,
@@ -82,13 +84,13 @@ impl Read {
 
 /// Reports pieces in as few messages as their order allows.
 pub(super) fn report(
-    actions: &mut VecDeque<Action>,
+    actions: &mut Actions,
     swarm: SwarmKey,
     pieces: impl Iterator<Item = (u32, bool)>,
 ) {
     let mut run: Option<(u32, u32, bool)> = None;
     let mut push = |(first, count, held)| {
-        actions.push_back(Action::LeaseDone { swarm, first, count, held });
+        actions.push(Action::LeaseDone { swarm, first, count, held });
     };
     for (piece, held) in pieces {
         match &mut run {
@@ -125,38 +127,44 @@ impl Fetching {
     }
 
     /// Whether the fallback lets a machine of this `salt` read a piece by itself.
-    fn falls_to(&self, salt: u64, piece: u32) -> bool {
+    fn falls_to(&self, neighbours: &Neighbours, salt: u64, piece: u32) -> bool {
         let Some(doublings) = self.level.checked_sub(1) else { return false };
         // Only those who asked in vain know so soon, and they are this many.
-        let knows = self.may_lease && self.lease_failed > 0;
+        let knows = self.may_lease() && self.lease_failed > 0;
         let whole = if knows { self.fleet.min(LEASERS_AIM) } else { self.fleet };
         let part = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
-        let wanted = self.available(piece) == 0 || self.level >= LEVEL_STUCK;
-        wanted && below(mix(salt ^ u64::from(piece)), part, whole)
+        below(mix(salt ^ u64::from(piece)), part, whole)
+            && (self.level >= LEVEL_STUCK || !neighbours.anyone_has(piece))
     }
 
     /// How many pieces to lease at once: so many that the machines that lease come round twice.
     fn lease_want(&self) -> u32 {
         let leasers = self.fleet.clamp(1, LEASERS_AIM);
-        (self.missing().len() / (2 * leasers)).clamp(1, LEASE_PIECES_MAX)
+        (self.pieces / (2 * leasers)).clamp(1, LEASE_PIECES_MAX)
     }
 
     /// A block, any, that is worth asking about now: with a piece that nobody around has.
-    fn next_block(&self, now: Time, turn: usize, skip: impl Fn(u32) -> bool) -> Option<u32> {
+    fn next_block(
+        &self,
+        neighbours: &Neighbours,
+        now: Time,
+        turn: usize,
+        skip: impl Fn(u32) -> bool,
+    ) -> Option<u32> {
         const { assert!(LEASE_BLOCK_PIECES == u64::BITS, "a block is a word of the bitmap") };
-        if self.seeds > 0 {
+        if neighbours.complete() != 0 {
             return None;
         }
         let wanted = |at: &usize| {
             let block = &self.blocks[*at];
-            let mut word = self.missing().words()[*at];
             if block.asking.is_some() || block.rests_until > now {
                 return false;
             }
+            let mut word = self.missing_word(*at) & !neighbours.anyones(*at);
             while word != 0 {
                 let piece = *at as u32 * LEASE_BLOCK_PIECES + word.trailing_zeros();
                 word &= word - 1;
-                if self.available(piece) == 0 && !self.spoilt.contains_key(&piece) && !skip(piece) {
+                if !self.spoilt.contains(piece) && !skip(piece) {
                     return true;
                 }
             }
@@ -178,10 +186,11 @@ impl Swarm {
         }
     }
 
-    fn may_read(&self, now: Time, key: SwarmKey) -> Option<&Fetching> {
-        let fetch = self.states.get(&key)?.fetch.as_deref()?;
+    fn may_read(&self, now: Time, key: SwarmKey) -> Option<(&State, &Fetching)> {
+        let state = self.states.get(key)?;
+        let fetch = state.fetch.as_deref()?;
         let free = self.reads.len() < self.config.origin_reads_max;
-        (free && fetch.origin_rests_until <= now).then_some(fetch)
+        (free && fetch.origin_rests_until <= now).then_some((state, fetch))
     }
 
     fn read_pieces(&self) -> u32 {
@@ -189,31 +198,30 @@ impl Swarm {
     }
 
     fn read_leased(&mut self, now: Time, key: SwarmKey) {
-        let state = self.states.get_mut(&key).and_then(|state| state.fetch.as_deref_mut());
-        let Some(fetch) = state else { return };
-        let here: Vec<u32> =
-            fetch.leases.keys().copied().filter(|piece| fetch.available(*piece) > 0).collect();
+        let Some(state) = self.states.get_mut(key) else { return };
+        let Some(fetch) = state.fetch.as_deref_mut() else { return };
+        let here = fetch.leases.pieces().filter(|piece| state.neighbours.anyone_has(*piece));
+        let here: Vec<u32> = here.collect();
         for piece in &here {
-            fetch.leases.remove(piece);
+            fetch.leases.remove(*piece);
             fetch.set(*piece, PieceState::Missing);
             self.peers_stirred = true;
         }
         report(&mut self.actions, key, here.into_iter().map(|piece| (piece, true)));
-        while let Some(fetch) = self.may_read(now, key) {
-            let Some(first) = fetch.leases.keys().next().copied() else { break };
+        while let Some((_, fetch)) = self.may_read(now, key) {
+            let Some(first) = fetch.leases.pieces().next() else { break };
             let most = self.read_pieces();
             let run = (first..first.saturating_add(most))
-                .take_while(|piece| fetch.leases.contains_key(piece));
+                .take_while(|piece| fetch.leases.contains(*piece));
             let count = run.count() as u32;
             self.read(now, key, first, count, true);
         }
     }
 
     fn read(&mut self, now: Time, key: SwarmKey, first: u32, count: u32, leased: bool) {
-        let state = self.states.get_mut(&key).and_then(|state| state.fetch.as_deref_mut());
-        let Some(fetch) = state else { return };
+        let Some(fetch) = self.states.fetch_mut(key) else { return };
         for piece in first..first + count {
-            fetch.leases.remove(&piece);
+            fetch.leases.remove(piece);
             fetch.set(piece, PieceState::Origin);
         }
         let all = (1 << count) - 1;
@@ -229,13 +237,13 @@ impl Swarm {
             failed: false,
             orphan: false,
         });
-        self.actions.push_back(Action::FetchOrigin { swarm: key, first, count });
+        self.actions.push(Action::FetchOrigin { swarm: key, first, count });
     }
 
     /// Leases held, leases asked for, and questions open, over all swarms.
     pub(super) fn leases(&self) -> (u32, u32, usize) {
         let mut sum = (0, 0, 0);
-        for fetch in self.states.values().filter_map(|state| state.fetch.as_deref()) {
+        for fetch in self.states.iter().filter_map(|state| state.fetch.as_deref()) {
             sum.0 += fetch.leases.len() as u32;
             for want in fetch.blocks.iter().filter_map(|block| block.asking) {
                 sum.1 += u32::from(want);
@@ -247,10 +255,10 @@ impl Swarm {
 
     fn ask_leases(&mut self, now: Time, key: SwarmKey) {
         loop {
-            let state = self.states.get(&key);
-            let Some(fetch) = state.and_then(|state| state.fetch.as_deref()) else { return };
+            let Some(state) = self.states.get(key) else { return };
+            let Some(fetch) = state.fetch.as_deref() else { return };
             let rests = fetch.origin_rests_until.max(fetch.lease_rests_until);
-            if !fetch.may_lease || rests > now {
+            if !fetch.may_lease() || rests > now {
                 return;
             }
             let (held, wanted, open) = self.leases();
@@ -261,26 +269,25 @@ impl Swarm {
             let want = fetch.lease_want().min(room) as u16;
             let turn = self.rng.random_range(0..fetch.blocks.len().max(1));
             let being_read = |piece| self.reads.iter().any(|read| read.is_open(key, piece));
-            let Some(block) = fetch.next_block(now, turn, being_read) else { return };
-            if let Some(fetch) =
-                self.states.get_mut(&key).and_then(|state| state.fetch.as_deref_mut())
-            {
+            let block = fetch.next_block(&state.neighbours, now, turn, being_read);
+            let Some(block) = block else { return };
+            if let Some(fetch) = self.states.fetch_mut(key) {
                 fetch.blocks[block as usize].asking = Some(want);
             }
-            self.actions.push_back(Action::AskLease { swarm: key, block, want });
+            self.actions.push(Action::AskLease { swarm: key, block, want });
         }
     }
 
     fn fall_back(&mut self, now: Time, key: SwarmKey) {
-        while let Some(fetch) = self.may_read(now, key).filter(|fetch| fetch.level > 0) {
+        while let Some((state, fetch)) = self.may_read(now, key).filter(|(_, fetch)| fetch.level > 0) {
             let salt = self.salt ^ mix(key.0);
             let mine = |piece: u32| {
-                fetch.missing().contains(piece)
-                    && !fetch.spoilt.contains_key(&piece)
-                    && fetch.falls_to(salt, piece)
+                fetch.is_missing(piece)
+                    && !fetch.spoilt.contains(piece)
+                    && fetch.falls_to(&state.neighbours, salt, piece)
                     && !self.reads.iter().any(|read| read.is_open(key, piece))
             };
-            let pieces = fetch.missing().len();
+            let pieces = fetch.pieces;
             let start =
                 (mix(self.salt ^ self.next_request ^ now.0) % u64::from(pieces.max(1))) as u32;
             let Some(first) = (start..pieces).chain(0..start).find(|piece| mine(*piece)) else {
@@ -295,7 +302,7 @@ impl Swarm {
     /// The fetch whose question about `block` was open; it no longer is.
     fn lease_answer(&mut self, key: SwarmKey, block: u32) -> Option<&mut Fetching> {
         self.origin_stirred = true;
-        let fetch = self.states.get_mut(&key)?.fetch.as_deref_mut()?;
+        let fetch = self.states.fetch_mut(key)?;
         fetch.blocks.get_mut(block as usize)?.asking.take()?;
         Some(fetch)
     }
@@ -314,7 +321,7 @@ impl Swarm {
             fetch.lease_answered(now, &config);
         }
         let (mut leases, _, _) = self.leases();
-        let Some(state) = self.states.get_mut(&key) else { return };
+        let Some(state) = self.states.get_mut(key) else { return };
         let first = first.min(state.pieces);
         let end = first.saturating_add(count.min(LEASE_PIECES_MAX)).min(state.pieces);
         let mut taken = false;
@@ -326,21 +333,20 @@ impl Swarm {
                 continue;
             };
             let read = self.reads.iter_mut().find(|read| read.is_open(key, piece));
-            match fetch.state(piece) {
-                _ if held || fetch.available(piece) > 0 => ended.push((piece, true)),
-                _ if let Some(read) = read => read.leased |= 1 << (piece - read.first),
-                Some(PieceState::Leased) => {
-                    fetch.leases.insert(piece, now + duration);
-                }
-                Some(PieceState::Missing)
-                    if leases < config.leased_max && !fetch.spoilt.contains_key(&piece) =>
-                {
-                    fetch.set(piece, PieceState::Leased);
-                    fetch.leases.insert(piece, now + duration);
-                    leases += 1;
-                    taken = true;
-                }
-                _ => ended.push((piece, false)),
+            let fits = leases < config.leased_max && !fetch.spoilt.contains(piece);
+            if held || state.neighbours.anyone_has(piece) {
+                ended.push((piece, true));
+            } else if let Some(read) = read {
+                read.leased |= 1 << (piece - read.first);
+            } else if fetch.leases.contains(piece) {
+                fetch.leases.insert(piece, now + duration);
+            } else if fetch.is_missing(piece) && fits {
+                fetch.set(piece, PieceState::Leased);
+                fetch.leases.insert(piece, now + duration);
+                leases += 1;
+                taken = true;
+            } else {
+                ended.push((piece, false));
             }
         }
         if let Some(fetch) = &mut state.fetch {
@@ -391,9 +397,9 @@ impl Swarm {
         let bit = 1 << (piece - read.first);
         read.open &= !bit;
         let orphan = read.orphan;
-        let state = self.states.get_mut(&key);
-        if let Some(fetch) = state.and_then(|state| state.fetch.as_deref_mut()).filter(|_| !orphan)
-        {
+        let state = self.states.get_mut(key).filter(|_| !orphan);
+        let is = state.as_ref().and_then(|state| state.piece_state(piece));
+        if let Some(fetch) = state.and_then(|state| state.fetch.as_deref_mut()) {
             match outcome {
                 Outcome::Verified => fetch.origin_failed = 0,
                 Outcome::Corrupt | Outcome::NotHere => {
@@ -404,7 +410,7 @@ impl Swarm {
             }
             if outcome != Outcome::Verified
                 && !read.late
-                && fetch.state(piece) == Some(PieceState::Origin)
+                && is == Some(PieceState::Origin)
             {
                 fetch.set(piece, PieceState::Missing);
             }
@@ -424,7 +430,7 @@ impl Swarm {
     }
 
     fn read_ended(&mut self, now: Time, read: &Read) {
-        let Some(state) = self.states.get_mut(&read.swarm).filter(|_| !read.orphan) else { return };
+        let Some(state) = self.states.get_mut(read.swarm).filter(|_| !read.orphan) else { return };
         let mut ended: Vec<(u32, bool)> = (0..read.count)
             .filter(|at| read.leased >> at & 1 == 1)
             .map(|at| (read.first + at, read.verified >> at & 1 == 1))
@@ -438,7 +444,7 @@ impl Swarm {
             fetch.origin_rests_until = now + rest;
             fetch.origin_failed = fetch.origin_failed.saturating_add(1);
             // Others may have better luck with what we cannot read now.
-            for piece in core::mem::take(&mut fetch.leases).into_keys() {
+            for piece in core::mem::take(&mut fetch.leases).pieces() {
                 fetch.set(piece, PieceState::Missing);
                 ended.push((piece, false));
             }

@@ -1,11 +1,12 @@
 //! The machines that there is a connection to.
 
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use rand::RngExt;
 use rand_pcg::Pcg32;
 
-use crate::time::Time;
+use crate::{event::PeerKey, time::Time};
 
 /// How long a measured piece time says something about a peer's load.
 const MEASURE_KEEP: Duration = Duration::from_secs(5);
@@ -13,38 +14,90 @@ const MEASURE_KEEP: Duration = Duration::from_secs(5);
 /// The most that a back-off is doubled: past it every limit is reached.
 const DOUBLINGS_MAX: u32 = 24;
 
+/// How many peers room is made for at a time.
+const ROOM: usize = 8;
+
+/// All peers of a machine, each at a place that stays its own until a peer goes. The keys lie by
+/// themselves: to look one up is to run through a few cache lines.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Peers {
+    keys: Vec<PeerKey>,
+    peers: Vec<Peer>,
+}
+
+impl Peers {
+    pub(super) fn len(&self) -> usize {
+        self.peers.len()
+    }
+
+    pub(super) fn find(&self, key: PeerKey) -> Option<usize> {
+        self.keys.iter().position(|other| *other == key)
+    }
+
+    pub(super) fn key(&self, at: usize) -> PeerKey {
+        self.keys[at]
+    }
+
+    pub(super) fn get(&self, at: usize) -> Option<&Peer> {
+        self.peers.get(at)
+    }
+
+    pub(super) fn get_mut(&mut self, at: usize) -> Option<&mut Peer> {
+        self.peers.get_mut(at)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (PeerKey, &Peer)> {
+        self.keys.iter().copied().zip(&self.peers)
+    }
+
+    pub(super) fn push(&mut self, key: PeerKey, peer: Peer) {
+        if self.keys.len() == self.keys.capacity() {
+            self.keys.reserve_exact(ROOM);
+            self.peers.reserve_exact(ROOM);
+        }
+        self.keys.push(key);
+        self.peers.push(peer);
+    }
+
+    /// Takes a peer out; the last one moves to its place.
+    pub(super) fn remove(&mut self, at: usize) {
+        self.keys.swap_remove(at);
+        self.peers.swap_remove(at);
+    }
+}
+
 /// One connection's machine.
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
+    /// It is not asked before this.
+    pub(super) rests_until: Time,
+    measured_at: Time,
+    /// The smoothed time that it takes for a piece; 0 before the first.
+    piece_nanos: u64,
     pub(super) same_zone: bool,
     pub(super) banned: bool,
     /// Requests on their way from it, over all swarms.
     pub(super) requests: u8,
-    /// It is not asked before this.
-    pub(super) rests_until: Time,
-    /// BUSY answers since its last piece.
-    busy: u32,
-    /// Failed requests since its last piece.
-    failed: u32,
     /// Corrupt pieces it sent, ever.
     pub(super) corrupt: u8,
-    /// The smoothed time that it takes for a piece.
-    piece_time: Duration,
-    measured_at: Time,
+    /// BUSY answers since its last piece.
+    busy: u8,
+    /// Failed requests since its last piece.
+    failed: u8,
 }
 
 impl Peer {
     pub(super) fn new(same_zone: bool) -> Self {
         Self {
+            rests_until: Time::ZERO,
+            measured_at: Time::ZERO,
+            piece_nanos: 0,
             same_zone,
             banned: false,
             requests: 0,
-            rests_until: Time::ZERO,
+            corrupt: 0,
             busy: 0,
             failed: 0,
-            corrupt: 0,
-            piece_time: Duration::ZERO,
-            measured_at: Time::ZERO,
         }
     }
 
@@ -56,36 +109,37 @@ impl Peer {
     /// It delivered a piece.
     pub(super) fn delivered(&mut self, now: Time, took: Duration) {
         (self.busy, self.failed) = (0, 0);
-        self.piece_time =
-            if self.is_measured(now) { (self.piece_time * 3 + took) / 4 } else { took };
+        let took = nanos(took);
+        self.piece_nanos =
+            if self.is_measured(now) { (self.piece_nanos * 3 + took) / 4 } else { took };
         self.measured_at = now;
     }
 
     /// A request to it is late: it is at least this slow.
     pub(super) fn is_late(&mut self, now: Time, so_far: Duration) {
-        self.piece_time = self.piece_time.max(so_far);
+        self.piece_nanos = self.piece_nanos.max(nanos(so_far));
         self.measured_at = now;
     }
 
     pub(super) fn was_busy(&mut self, now: Time, min: Duration, max: Duration, rng: &mut Pcg32) {
-        self.rests_until = self.rests_until.max(now + backoff(self.busy, min, max, rng));
+        self.rests_until = self.rests_until.max(now + backoff(self.busy.into(), min, max, rng));
         self.busy = self.busy.saturating_add(1);
     }
 
     pub(super) fn has_failed(&mut self, now: Time, min: Duration, max: Duration, rng: &mut Pcg32) {
-        self.rests_until = self.rests_until.max(now + backoff(self.failed, min, max, rng));
+        self.rests_until = self.rests_until.max(now + backoff(self.failed.into(), min, max, rng));
         self.failed = self.failed.saturating_add(1);
     }
 
     fn is_measured(&self, now: Time) -> bool {
-        self.piece_time > Duration::ZERO && now.since(self.measured_at) < MEASURE_KEEP
+        self.piece_nanos > 0 && now.since(self.measured_at) < MEASURE_KEEP
     }
 
     /// How loaded it is, in octaves of the time that one more piece may take; `usual` is what a piece
     /// takes from a peer that was not measured of late.
     pub(super) fn load(&self, now: Time, usual: Duration) -> u32 {
-        let each = if self.is_measured(now) { self.piece_time } else { usual };
-        let expected = each.as_micros() as u64 * (u64::from(self.requests) + 1);
+        let each = if self.is_measured(now) { self.piece_nanos } else { nanos(usual) };
+        let expected = each / 1_000 * (u64::from(self.requests) + 1);
         u64::BITS - expected.leading_zeros()
     }
 }
@@ -103,23 +157,29 @@ pub(super) fn jitter(around: Duration, rng: &mut Pcg32) -> Duration {
     Duration::from_nanos(nanos / 2 + rng.random_range(0..=nanos))
 }
 
+/// Far more than any time that matters, and small enough to calculate with.
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).min(u64::MAX / 16)
+}
+
 /// What a piece takes, smoothed as TCP smooths round trips (RFC 6298): mean and mean deviation.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct PieceTime {
-    mean: Duration,
-    deviation: Duration,
+    mean_nanos: u64,
+    deviation_nanos: u64,
     /// Requests given up since the last one that ended well: the measure is too hopeful.
     given_up: u32,
 }
 
 impl PieceTime {
     pub(super) fn measured(&mut self, took: Duration) {
-        if self.mean == Duration::ZERO {
-            self.deviation = took / 2;
-            self.mean = took;
+        let took = nanos(took);
+        if self.mean_nanos == 0 {
+            self.deviation_nanos = took / 2;
+            self.mean_nanos = took;
         } else {
-            self.deviation = (self.deviation * 3 + self.mean.abs_diff(took)) / 4;
-            self.mean = (self.mean * 7 + took) / 8;
+            self.deviation_nanos = (self.deviation_nanos * 3 + self.mean_nanos.abs_diff(took)) / 4;
+            self.mean_nanos = (self.mean_nanos * 7 + took) / 8;
         }
         self.given_up = 0;
     }
@@ -130,12 +190,12 @@ impl PieceTime {
 
     /// The mean, once there is one.
     pub(super) fn mean(&self) -> Option<Duration> {
-        (self.mean > Duration::ZERO).then_some(self.mean)
+        (self.mean_nanos > 0).then_some(Duration::from_nanos(self.mean_nanos))
     }
 
     /// When a request counts as late: four deviations past the mean.
     pub(super) fn late(&self) -> Option<Duration> {
-        self.mean().map(|mean| mean + self.deviation * 4)
+        self.mean().map(|mean| mean + Duration::from_nanos(self.deviation_nanos * 4))
     }
 
     /// How often the time to give up is doubled.

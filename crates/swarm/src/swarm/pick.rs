@@ -17,10 +17,11 @@ use rand::RngExt;
 
 use super::{
     PieceState, Swarm,
-    state::{Fetching, Holds},
+    neighbours::{Line, Neighbours, SLOTS_MAX, Slots, members, rarest},
+    state::{Fetching, State},
 };
 use crate::{
-    event::{Action, PeerKey, RequestId, SwarmKey},
+    event::{Action, RequestId, SwarmKey},
     hash::mix,
     time::Time,
 };
@@ -35,7 +36,8 @@ const RESTS_SHORTLY: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     pub(super) id: RequestId,
-    pub(super) peer: PeerKey,
+    /// The peer's place.
+    pub(super) peer: usize,
     pub(super) swarm: SwarmKey,
     pub(super) piece: u32,
     pub(super) at: Time,
@@ -45,19 +47,15 @@ pub(super) struct Request {
     pub(super) late: bool,
 }
 
-/// A neighbour that may be asked now.
-struct Free<'a> {
-    key: PeerKey,
-    holds: &'a Holds,
-    same_zone: bool,
-    load: u32,
-}
-
-impl Free<'_> {
-    /// Lower is better.
-    fn rank(&self, salt: u64) -> (bool, u32, bool, u64) {
-        (!self.same_zone, self.load, self.holds.is_all(), mix(self.key.0 ^ salt))
-    }
+/// Neighbours, by their slots.
+#[derive(Debug, Clone, Copy, Default)]
+struct Free {
+    /// May be asked now and are in our zone.
+    near: Slots,
+    /// May be asked now and are in another zone.
+    far: Slots,
+    /// Are in our zone and worth waiting for.
+    zone: Slots,
 }
 
 impl Swarm {
@@ -70,103 +68,121 @@ impl Swarm {
         while self.has_budget() {
             let Some(key) = self.next_swarm(&stuck) else { break };
             match self.pick(now, key) {
-                Some((piece, peer)) => self.ask(now, key, piece, peer),
+                Some((piece, slot)) => self.ask(now, key, piece, slot),
+                None if self.fetching.len() == 1 => break,
                 None => stuck.push(key),
             }
         }
         if self.has_budget() {
             self.join_requests(now, |request, fetch| {
                 let usual = fetch.times.mean();
-                fetch.missing().is_empty() && usual.is_some_and(|mean| request.at + mean <= now)
+                fetch.missing() == 0 && usual.is_some_and(|mean| request.at + mean <= now)
             });
         }
     }
 
-    fn has_budget(&self) -> bool {
+    pub(super) fn has_budget(&self) -> bool {
         self.requests.len() < self.config.requests_max && !self.fetching.is_empty()
     }
 
     /// The swarm whose turn it is: the highest priority, among equal ones the one with the fewest
     /// requests under way, among those any.
     fn next_swarm(&mut self, stuck: &[SwarmKey]) -> Option<SwarmKey> {
+        let wanting = |key: &SwarmKey| {
+            let fetch = self.states.fetch(*key).filter(|fetch| fetch.missing() > 0)?;
+            Some((*key, fetch))
+        };
+        if let [only] = self.fetching.as_slice() {
+            return wanting(only).map(|(key, _)| key);
+        }
         let turn = self.rng.random_range(0..self.fetching.len().max(1));
         let (later, sooner) = self.fetching.split_at_checked(turn)?;
-        let fetch = |key: &SwarmKey| self.states.get(key).and_then(|state| state.fetch.as_deref());
         sooner
             .iter()
             .chain(later)
             .filter(|key| !stuck.contains(key))
-            .filter_map(|key| fetch(key).map(|fetch| (key, fetch)))
-            .filter(|(_, fetch)| !fetch.missing().is_empty())
+            .filter_map(wanting)
             .min_by_key(|(_, fetch)| (u8::MAX - fetch.priority, fetch.requests))
-            .map(|(key, _)| *key)
+            .map(|(key, _)| key)
     }
 
-    /// Neighbours that may be asked now, and the pieces of all in our zone that are worth waiting for.
-    fn free(&self, now: Time, key: SwarmKey) -> (Vec<Free<'_>>, Vec<&Holds>) {
-        let (mut free, mut zone) = (Vec::new(), Vec::new());
-        let Some(state) = self.states.get(&key) else { return (free, zone) };
-        let usual = state.fetch.as_ref().and_then(|fetch| fetch.times.mean());
-        for (key, holds) in &state.neighbours {
-            let Some(peer) = self.peers.get(key) else { continue };
-            if peer.same_zone && peer.rests_until <= now + RESTS_SHORTLY {
-                zone.push(holds);
-            }
-            if peer.is_free(now, self.config.requests_per_peer_max) {
-                let load = peer.load(now, usual.unwrap_or(USUAL_GUESS));
-                free.push(Free { key: *key, holds, same_zone: peer.same_zone, load });
-            }
+    fn free(&self, now: Time, state: &State) -> Free {
+        let mut free = Free::default();
+        let neighbours = &state.neighbours;
+        let requests_max = self.config.requests_per_peer_max;
+        for slot in members(neighbours.taken()) {
+            let Some(peer) = self.peers.get(neighbours.peer(slot)) else { continue };
+            let may_ask = Slots::from(peer.is_free(now, requests_max));
+            let near = Slots::from(peer.same_zone);
+            let shortly = Slots::from(peer.rests_until <= now + RESTS_SHORTLY);
+            free.near |= (may_ask & near) << slot;
+            free.far |= (may_ask & !near & 1) << slot;
+            free.zone |= (near & shortly) << slot;
         }
-        (free, zone)
+        free
     }
 
-    fn pick(&mut self, now: Time, key: SwarmKey) -> Option<(u32, PeerKey)> {
+    /// A piece, and the slot of the neighbour to ask for it.
+    fn pick(&mut self, now: Time, key: SwarmKey) -> Option<(u32, usize)> {
         let salt: u64 = self.rng.random();
-        let (free, zone) = self.free(now, key);
-        let fetch = self.states.get(&key)?.fetch.as_deref()?;
-        let idle = fetch.requests == 0;
-        let piece = rarest(fetch, &free, &zone, idle, self.config.pick_scan, salt)?;
-        let holders = free.iter().filter(|free| free.holds.contains(piece));
-        let peer = holders.min_by_key(|free| free.rank(salt))?.key;
-        Some((piece, peer))
+        let state = self.states.get(key)?;
+        let fetch = state.fetch.as_deref()?;
+        let free = self.free(now, state);
+        let scan = self.config.pick_scan;
+        let piece = choose(fetch, &state.neighbours, free, scan, salt)?;
+        let slot = self.best(now, state, free, piece, salt)?;
+        Some((piece, slot))
+    }
+
+    /// Of the free neighbours that hold a piece the one that will have it here soonest.
+    fn best(&self, now: Time, state: &State, free: Free, piece: u32, salt: u64) -> Option<usize> {
+        let neighbours = &state.neighbours;
+        let usual = state.fetch.as_ref().and_then(|fetch| fetch.times.mean());
+        let usual = usual.unwrap_or(USUAL_GUESS);
+        let holders = neighbours.holders(piece);
+        let near = holders & free.near;
+        let from = if near != 0 { near } else { holders & free.far };
+        members(from).min_by_key(|slot| {
+            let load = self.peers.get(neighbours.peer(*slot)).map(|peer| peer.load(now, usual));
+            let any = mix(neighbours.key(*slot).0 ^ salt);
+            (load, neighbours.is_complete(*slot), any)
+        })
     }
 
     /// Asks further peers for pieces that are under way, where `which` says so, oldest first.
     fn join_requests(&mut self, now: Time, which: impl Fn(&Request, &Fetching) -> bool) {
-        let mut slow: Vec<(Time, SwarmKey, u32)> = self
-            .requests
-            .iter()
-            .filter(|request| {
-                let state = self.states.get(&request.swarm);
-                let fetch = state.and_then(|state| state.fetch.as_deref());
-                fetch.is_some_and(|fetch| which(request, fetch))
-            })
-            .map(|request| (request.at, request.swarm, request.piece))
-            .collect();
+        let slow = |request: &&Request| {
+            self.states.fetch(request.swarm).is_some_and(|fetch| which(request, fetch))
+        };
+        let slow = self.requests.iter().filter(slow);
+        let mut slow: Vec<(Time, SwarmKey, u32)> =
+            slow.map(|request| (request.at, request.swarm, request.piece)).collect();
         slow.sort_unstable();
         for (_, key, piece) in slow {
-            let of_piece = |r: &&Request| r.swarm == key && r.piece == piece;
-            let asked: Vec<PeerKey> =
-                self.requests.iter().filter(of_piece).map(|request| request.peer).collect();
-            if asked.len() >= self.config.copies_per_piece_max || !self.has_budget() {
+            let Some(state) = self.states.get(key) else { continue };
+            let asked =
+                self.requests.iter().filter(|r| r.swarm == key && r.piece == piece).map(|r| r.peer);
+            if asked.clone().count() >= self.config.copies_per_piece_max || !self.has_budget() {
                 continue;
             }
+            let mut free = self.free(now, state);
+            for slot in asked.filter_map(|peer| state.neighbours.find(self.peers.key(peer))) {
+                free.near &= !(1 << slot);
+                free.far &= !(1 << slot);
+            }
             let salt: u64 = self.rng.random();
-            let (free, _) = self.free(now, key);
-            let other = free
-                .iter()
-                .filter(|free| free.holds.contains(piece) && !asked.contains(&free.key))
-                .min_by_key(|free| free.rank(salt))
-                .map(|free| free.key);
-            if let Some(peer) = other {
-                self.ask(now, key, piece, peer);
+            if let Some(slot) = self.best(now, state, free, piece, salt) {
+                self.ask(now, key, piece, slot);
             }
         }
     }
 
-    fn ask(&mut self, now: Time, key: SwarmKey, piece: u32, peer: PeerKey) {
-        let state = self.states.get_mut(&key).and_then(|state| state.fetch.as_deref_mut());
-        let (Some(fetch), Some(asked)) = (state, self.peers.get_mut(&peer)) else { return };
+    /// Asks the neighbour in a slot for a piece.
+    fn ask(&mut self, now: Time, key: SwarmKey, piece: u32, slot: usize) {
+        let Some(state) = self.states.get_mut(key) else { return };
+        let Some(fetch) = state.fetch.as_deref_mut() else { return };
+        let (peer, place) = (state.neighbours.key(slot), state.neighbours.peer(slot));
+        let Some(asked) = self.peers.get_mut(place) else { return };
         let config = &self.config;
         let late = fetch.times.late().unwrap_or(config.late_first);
         let late = late.clamp(config.late_min, config.late_max.max(config.late_min));
@@ -180,7 +196,7 @@ impl Swarm {
         self.next_request += 1;
         self.requests.push(Request {
             id,
-            peer,
+            peer: place,
             swarm: key,
             piece,
             at: now,
@@ -189,23 +205,22 @@ impl Swarm {
             late: false,
         });
         let piece = shoal_proto::PieceIndex(piece);
-        self.actions.push_back(Action::Fetch { request: id, peer, swarm: key, piece });
+        self.actions.push(Action::Fetch { request: id, peer, swarm: key, piece });
     }
 
     /// Takes a request out; its piece is missing again unless another request or fate has it.
     pub(super) fn take_request(&mut self, at: usize) -> Request {
         let request = self.requests.swap_remove(at);
-        if let Some(peer) = self.peers.get_mut(&request.peer) {
+        if let Some(peer) = self.peers.get_mut(request.peer) {
             peer.requests -= 1;
         }
         let still = self
             .requests
             .iter()
             .any(|other| other.swarm == request.swarm && other.piece == request.piece);
-        let state = self.states.get_mut(&request.swarm);
-        if let Some(fetch) = state.and_then(|state| state.fetch.as_deref_mut()) {
+        if let Some(fetch) = self.states.fetch_mut(request.swarm) {
             fetch.requests -= 1;
-            if !still && fetch.state(request.piece) == Some(PieceState::Asked) {
+            if !still && fetch.is_asked(request.piece) {
                 fetch.set(request.piece, PieceState::Missing);
             }
         }
@@ -227,53 +242,111 @@ impl Swarm {
     /// Cancels the requests that `which` says.
     pub(super) fn cancel(&mut self, which: impl Fn(&Request) -> bool) {
         for request in self.take_requests(which) {
-            self.actions.push_back(Action::CancelFetch { request });
+            self.actions.push(Action::CancelFetch { request });
         }
     }
 }
 
+/// A word of ones for each slot of a set, laid out as the slots' words are.
+fn masks<const LINES: usize>(slots: Slots) -> [Line; LINES] {
+    core::array::from_fn(|line| {
+        let bits = (slots >> (line * 8)) as u64;
+        Line(core::array::from_fn(|at| 0_u64.wrapping_sub(bits >> at & 1)))
+    })
+}
+
+/// What the slots of a set hold of 64 pieces together.
+fn together(lines: &[Line], masks: &[Line]) -> u64 {
+    let mut all = [0; 8];
+    for (line, mask) in lines.iter().zip(masks) {
+        for ((all, word), mask) in all.iter_mut().zip(line.0).zip(mask.0) {
+            *all |= word & mask;
+        }
+    }
+    all.into_iter().fold(0, |all, word| all | word)
+}
+
+/// One of `among` bits, an even choice by the upper half of `salt`.
+fn any_bit(mut among: u64, salt: u64) -> u32 {
+    for _ in 0..(salt >> 32) * u64::from(among.count_ones()) >> 32 {
+        among &= among - 1;
+    }
+    among.trailing_zeros()
+}
+
 /// The rarest missing piece that a free neighbour has, among about `scan` candidates from a random place
 /// on; of equally rare ones any.
-fn rarest(
+fn choose(
     fetch: &Fetching,
-    free: &[Free<'_>],
-    zone: &[&Holds],
-    idle: bool,
+    neighbours: &Neighbours,
+    free: Free,
     scan: u32,
     salt: u64,
 ) -> Option<u32> {
-    let missing = fetch.missing().words();
-    let (words, mut seen) = (missing.len(), 0);
-    let mut best: Option<(u16, u64, u32)> = None;
-    if free.is_empty() || words == 0 {
-        return None;
+    /// Lines that are enough for most machines: less to set up.
+    const LINES_FEW: usize = 6;
+    if free.near | free.far == 0 {
+        None
+    } else if neighbours.taken() >> (LINES_FEW * 8) == 0 {
+        choose_in::<LINES_FEW>(fetch, neighbours, free, scan, salt)
+    } else {
+        choose_in::<{ SLOTS_MAX / 8 }>(fetch, neighbours, free, scan, salt)
     }
-    let start = (salt % words as u64) as usize;
+}
+
+fn choose_in<const LINES: usize>(
+    fetch: &Fetching,
+    neighbours: &Neighbours,
+    free: Free,
+    scan: u32,
+    salt: u64,
+) -> Option<u32> {
+    let (near_masks, far_masks) = (masks::<LINES>(free.near), masks::<LINES>(free.far));
+    let zone_masks = masks::<LINES>(free.zone);
+    let idle = fetch.requests == 0;
+    let words = fetch.words();
+    let start = (salt & u64::from(u32::MAX)) * words as u64 >> 32;
+    let start = start as usize;
+    let mut seen = 0;
+    // How many hold the rarest, how many of those were met, and some of them.
+    let mut best: Option<(u32, u32, usize, u64)> = None;
     for at in (start..words).chain(0..start) {
-        if missing[at] == 0 {
+        let missing = fetch.missing_word(at);
+        if missing == 0 {
             continue;
         }
-        let (mut near, mut far) = (0, 0);
-        for neighbour in free {
-            let word = neighbour.holds.word(at);
-            if neighbour.same_zone { near |= word } else { far |= word }
-        }
-        if !idle && far & missing[at] != 0 {
-            far &= !zone.iter().fold(0, |all, holds| all | holds.word(at));
-        }
-        let mut word = missing[at] & (near | far);
-        seen += word.count_ones();
-        while word != 0 {
-            let piece = at as u32 * 64 + word.trailing_zeros();
-            word &= word - 1;
-            let next = (fetch.available(piece), mix(u64::from(piece) ^ salt), piece);
-            if best.is_none_or(|best| next < best) {
-                best = Some(next);
+        let lines = neighbours.word(at);
+        let mut from = together(lines, &near_masks);
+        if free.far != 0 && missing & !from != 0 {
+            let mut far = together(lines, &far_masks);
+            if !idle && far & missing & !from != 0 {
+                far &= !together(lines, &zone_masks);
             }
+            from |= far;
         }
+        let candidates = missing & from;
+        if candidates == 0 {
+            continue;
+        }
+        seen += candidates.count_ones();
+        let (count, equal) = rarest(lines, candidates);
+        let ones = equal.count_ones();
+        best = match best {
+            Some(best) if best.0 < count => Some(best),
+            Some((_, met, word, some)) if best.is_some_and(|best| best.0 == count) => {
+                let met = met + ones;
+                let roll = mix(salt ^ at as u64) >> 32;
+                let (word, some) = match roll * u64::from(met) >> 32 < u64::from(ones) {
+                    true => (at, equal),
+                    false => (word, some),
+                };
+                Some((count, met, word, some))
+            }
+            _ => Some((count, ones, at, equal)),
+        };
         if seen >= scan {
             break;
         }
     }
-    best.map(|(_, _, piece)| piece)
+    best.map(|(_, _, word, some)| word as u32 * u64::BITS + any_bit(some, salt))
 }

@@ -1,83 +1,138 @@
 //! What the policy knows of one swarm.
 
-use alloc::{boxed::Box, collections::BTreeMap, vec, vec::Vec};
+use alloc::{boxed::Box, vec, vec::Vec};
 
 use shoal_proto::{Bitmap, PieceIndex, region::LEASE_BLOCK_PIECES};
 
-use super::{PieceState, peers::PieceTime};
-use crate::{event::PeerKey, time::Time};
+use super::{
+    PieceState,
+    neighbours::{Neighbours, Slots},
+    peers::PieceTime,
+};
+use crate::{
+    event::{PeerKey, SwarmKey},
+    time::Time,
+};
 
-/// What a neighbour holds.
-#[derive(Debug, Clone)]
-pub(super) enum Holds {
-    /// Every piece.
-    All,
-    /// These; kept only while we fetch.
-    Some(Bitmap),
-    /// Not all; which ones does not matter to a machine that fetches nothing.
-    Partly,
+/// All swarms of a machine. Most machines have one: it lies in the machine itself, with no pointer
+/// between.
+#[derive(Debug, Clone, Default)]
+pub(super) struct States {
+    /// Any of them; there unless there is none at all.
+    one: Option<State>,
+    /// The others, by key.
+    more: Vec<State>,
 }
 
-impl Holds {
-    pub(super) fn contains(&self, piece: u32) -> bool {
-        match self {
-            Self::All => true,
-            Self::Some(have) => have.contains(piece),
-            Self::Partly => false,
+impl States {
+    pub(super) fn get(&self, key: SwarmKey) -> Option<&State> {
+        match &self.one {
+            Some(state) if state.key == key => Some(state),
+            _ => self.place(key).ok().map(|at| &self.more[at]),
         }
     }
 
-    pub(super) fn word(&self, at: usize) -> u64 {
-        match self {
-            Self::All => u64::MAX,
-            Self::Some(have) => have.words().get(at).copied().unwrap_or(0),
-            Self::Partly => 0,
+    pub(super) fn get_mut(&mut self, key: SwarmKey) -> Option<&mut State> {
+        match &mut self.one {
+            Some(state) if state.key == key => Some(state),
+            _ => {
+                let at = self.more.binary_search_by_key(&key, |state| state.key).ok()?;
+                self.more.get_mut(at)
+            }
         }
     }
 
-    pub(super) fn is_all(&self) -> bool {
-        matches!(self, Self::All)
+    fn place(&self, key: SwarmKey) -> Result<usize, usize> {
+        self.more.binary_search_by_key(&key, |state| state.key)
+    }
+
+    /// Adds a swarm that is not there.
+    pub(super) fn insert(&mut self, state: State) {
+        if self.one.is_none() {
+            self.one = Some(state);
+        } else if let Err(at) = self.place(state.key) {
+            self.more.insert(at, state);
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: SwarmKey) -> Option<State> {
+        match self.one.take_if(|state| state.key == key) {
+            Some(state) => {
+                self.one = self.more.pop();
+                Some(state)
+            }
+            None => self.place(key).ok().map(|at| self.more.remove(at)),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.more.len() + usize::from(self.one.is_some())
+    }
+
+    /// The swarm at this place, to go over all of them while they are worked on.
+    pub(super) fn at(&self, at: usize) -> Option<&State> {
+        match at.checked_sub(1) {
+            None => self.one.as_ref(),
+            Some(at) => self.more.get(at),
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &State> {
+        self.one.iter().chain(&self.more)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut State> {
+        self.one.iter_mut().chain(&mut self.more)
+    }
+
+    pub(super) fn fetch(&self, key: SwarmKey) -> Option<&Fetching> {
+        self.get(key)?.fetch.as_deref()
+    }
+
+    pub(super) fn fetch_mut(&mut self, key: SwarmKey) -> Option<&mut Fetching> {
+        self.get_mut(key)?.fetch.as_deref_mut()
     }
 }
 
 /// One artifact's swarm.
 #[derive(Debug, Clone)]
 pub(super) struct State {
+    pub(super) key: SwarmKey,
     pub(super) pieces: u32,
     pub(super) held: Bitmap,
     /// There until every piece is held; never for a seed.
     pub(super) fetch: Option<Box<Fetching>>,
-    pub(super) neighbours: BTreeMap<PeerKey, Holds>,
+    pub(super) neighbours: Neighbours,
     /// Held pieces that neighbours were not told of.
     pub(super) untold: Vec<PieceIndex>,
     pub(super) tell_at: Option<Time>,
     pub(super) reannounce_at: Time,
     pub(super) want_peers_at: Time,
     pub(super) want_peers_streak: u32,
+    /// Pieces that went out since all had; without length until one did.
+    pub(super) given: Bitmap,
 }
 
 /// What there is to know while pieces are missing.
 #[derive(Debug, Clone)]
 pub(super) struct Fetching {
     pub(super) priority: u8,
-    pub(super) may_lease: bool,
+    may_lease: bool,
     pub(super) fleet: u32,
-    /// The truth about each piece.
-    states: Box<[PieceState]>,
-    /// Those in state [`PieceState::Missing`], to scan 64 at a time.
-    missing: Bitmap,
-    /// Neighbours without all pieces that hold each.
-    partial: Box<[u16]>,
-    /// Neighbours with all pieces.
-    pub(super) seeds: u16,
+    pub(super) pieces: u32,
+    /// Those in state [`PieceState::Missing`].
+    missing: u32,
+    /// 64 pieces each.
+    words: Box<[Word]>,
     pub(super) times: PieceTime,
     /// Requests to peers under way.
     pub(super) requests: usize,
+    /// Only for a machine that may lease.
     pub(super) blocks: Box<[Block]>,
     /// Pieces in state [`PieceState::Leased`], and until when.
-    pub(super) leases: BTreeMap<u32, Time>,
+    pub(super) leases: Deadlines,
     /// Pieces that the bucket gave wrong or not at all: not read again before this.
-    pub(super) spoilt: BTreeMap<u32, Time>,
+    pub(super) spoilt: Deadlines,
     pub(super) origin_rests_until: Time,
     pub(super) origin_failed: u32,
     /// Unanswered lease questions since the last answer.
@@ -86,6 +141,13 @@ pub(super) struct Fetching {
     /// How far the fallback has gone: 0 not at all, then the part doubles with each level.
     pub(super) level: u32,
     pub(super) level_at: Time,
+}
+
+/// The states of 64 pieces, as far as no list tells them.
+#[derive(Debug, Clone, Copy, Default)]
+struct Word {
+    missing: u64,
+    asked: u64,
 }
 
 /// What a region process said of a lease block.
@@ -97,93 +159,124 @@ pub(super) struct Block {
     pub(super) rests_until: Time,
 }
 
-impl State {
-    /// Notes a neighbour's pieces anew; true when it was no neighbour, or was complete and no longer is.
-    pub(super) fn joined(&mut self, peer: PeerKey, have: Bitmap) -> bool {
-        let before = self.left(peer);
-        let holds = match &mut self.fetch {
-            _ if have.is_full() => Holds::All,
-            None => Holds::Partly,
-            Some(fetch) => {
-                have.iter().for_each(|piece| fetch.partial[piece as usize] += 1);
-                Holds::Some(have)
-            }
-        };
-        if let (Holds::All, Some(fetch)) = (&holds, &mut self.fetch) {
-            fetch.seeds += 1;
-        }
-        let all = holds.is_all();
-        self.neighbours.insert(peer, holds);
-        before.is_none_or(|before| before.is_all() && !all)
+/// A few pieces, ascending, each with an instant.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Deadlines(Vec<(u32, Time)>);
+
+impl Deadlines {
+    fn place(&self, piece: u32) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&piece, |(piece, _)| *piece)
     }
 
-    /// Forgets a neighbour; what it held.
-    pub(super) fn left(&mut self, peer: PeerKey) -> Option<Holds> {
-        let holds = self.neighbours.remove(&peer)?;
-        if let Some(fetch) = &mut self.fetch {
-            match &holds {
-                Holds::All => fetch.seeds -= 1,
-                Holds::Some(have) => {
-                    have.iter().for_each(|piece| fetch.partial[piece as usize] -= 1);
-                }
-                Holds::Partly => {}
-            }
+    pub(super) fn contains(&self, piece: u32) -> bool {
+        self.place(piece).is_ok()
+    }
+
+    pub(super) fn insert(&mut self, piece: u32, at: Time) {
+        match self.place(piece) {
+            Ok(place) => self.0[place].1 = at,
+            Err(place) => self.0.insert(place, (piece, at)),
         }
-        Some(holds)
+    }
+
+    pub(super) fn remove(&mut self, piece: u32) {
+        if let Ok(place) = self.place(piece) {
+            self.0.remove(place);
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn pieces(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().map(|(piece, _)| *piece)
+    }
+
+    pub(super) fn times(&self) -> impl Iterator<Item = Time> {
+        self.0.iter().map(|(_, at)| *at)
+    }
+
+    /// Takes out one whose time has come.
+    pub(super) fn take_due(&mut self, now: Time) -> Option<u32> {
+        let due = self.0.iter().position(|(_, at)| *at <= now)?;
+        Some(self.0.remove(due).0)
+    }
+}
+
+impl State {
+    /// Notes a neighbour's pieces anew, if there is room for it. Whether it shall be answered (it was no
+    /// neighbour, or was complete and no longer is), and whether it is news at all.
+    pub(super) fn joined(
+        &mut self,
+        key: PeerKey,
+        peer: usize,
+        have: &Bitmap,
+        max: usize,
+    ) -> Option<(bool, bool)> {
+        let known = self.neighbours.find(key);
+        let slot = match known {
+            Some(slot) => slot,
+            None => self.neighbours.insert(key, peer, max)?,
+        };
+        let lost = self.neighbours.is_complete(slot) && !have.is_full();
+        let changed = self.neighbours.set_all(slot, have);
+        Some((known.is_none() || lost, known.is_none() || changed))
     }
 
     /// A neighbour holds one more piece; true when it is news about a piece that we lack.
-    pub(super) fn has(&mut self, peer: PeerKey, piece: u32) -> bool {
-        let (Some(fetch), Some(holds)) = (&mut self.fetch, self.neighbours.get_mut(&peer)) else {
-            return false;
-        };
-        let Holds::Some(have) = holds else { return false };
-        if !have.insert(piece) {
-            return false;
-        }
-        fetch.partial[piece as usize] += 1;
-        if have.is_full() {
-            fetch.partial.iter_mut().for_each(|count| *count -= 1);
-            fetch.seeds += 1;
-            *holds = Holds::All;
-        }
-        fetch.state(piece) == Some(PieceState::Missing)
+    pub(super) fn has(&mut self, slot: usize, piece: u32) -> bool {
+        self.neighbours.set(slot, piece) && self.is_missing(piece)
     }
 
     /// A neighbour turned out not to hold a piece, or to hold it wrong.
     pub(super) fn has_not(&mut self, peer: PeerKey, piece: u32) {
-        let (Some(fetch), Some(holds)) = (&mut self.fetch, self.neighbours.get_mut(&peer)) else {
-            return;
-        };
-        if holds.is_all() {
-            fetch.seeds -= 1;
-            fetch.partial.iter_mut().for_each(|count| *count += 1);
-            *holds = Holds::Some(Bitmap::full(self.pieces));
+        if let Some(slot) = self.neighbours.find(peer) {
+            self.neighbours.clear(slot, piece);
         }
-        if let Holds::Some(have) = holds
-            && have.remove(piece)
-        {
-            fetch.partial[piece as usize] -= 1;
-        }
+    }
+
+    fn is_missing(&self, piece: u32) -> bool {
+        self.fetch.as_ref().is_some_and(|fetch| fetch.is_missing(piece))
     }
 
     /// What a piece is.
     pub(super) fn piece_state(&self, piece: u32) -> Option<PieceState> {
-        match &self.fetch {
-            Some(fetch) => fetch.state(piece),
-            None if piece >= self.pieces => None,
-            None if self.held.contains(piece) => Some(PieceState::Held),
-            None => Some(PieceState::Missing),
+        if piece >= self.pieces {
+            return None;
         }
+        Some(match &self.fetch {
+            _ if self.held.contains(piece) => PieceState::Held,
+            None => PieceState::Missing,
+            Some(fetch) if fetch.is_missing(piece) => PieceState::Missing,
+            Some(fetch) if fetch.is_asked(piece) => PieceState::Asked,
+            Some(fetch) if fetch.leases.contains(piece) => PieceState::Leased,
+            Some(_) => PieceState::Origin,
+        })
     }
 
     /// Every piece is held: what only a fetch needs is dropped.
     pub(super) fn finish(&mut self) {
         self.fetch = None;
-        for holds in self.neighbours.values_mut() {
-            if let Holds::Some(_) = holds {
-                *holds = Holds::Partly;
-            }
+        self.neighbours.forget_pieces();
+    }
+
+    /// Takes one out of a set of slots: who has it.
+    pub(super) fn take_slot(&self, of: &mut Slots) -> Option<PeerKey> {
+        *of &= self.neighbours.taken();
+        let slot = super::neighbours::members(*of).next()?;
+        *of &= !(1 << slot);
+        Some(self.neighbours.key(slot))
+    }
+
+    /// A piece goes out.
+    pub(super) fn gives(&mut self, piece: u32) {
+        if self.given.len() != self.pieces {
+            self.given = Bitmap::empty(self.pieces);
+        }
+        self.given.insert(piece);
+        if self.given.is_full() {
+            self.given = Bitmap::empty(self.pieces);
         }
     }
 }
@@ -197,55 +290,87 @@ impl Fetching {
         first_level_at: Time,
     ) -> Self {
         let pieces = held.len();
-        let mut missing = Bitmap::full(pieces);
-        let mut states = vec![PieceState::Missing; pieces as usize];
-        for piece in held.iter() {
-            missing.remove(piece);
-            states[piece as usize] = PieceState::Held;
-        }
-        let blocks = pieces.div_ceil(LEASE_BLOCK_PIECES) as usize;
-        Self {
+        let all = Bitmap::full(pieces);
+        let words = all.words().iter().zip(held.words());
+        let mut fetch = Self {
             priority,
-            may_lease,
+            may_lease: false,
             fleet,
-            states: states.into_boxed_slice(),
-            missing,
-            partial: vec![0; pieces as usize].into_boxed_slice(),
-            seeds: 0,
+            pieces,
+            missing: pieces - held.count(),
+            words: words.map(|(all, held)| Word { missing: all & !held, asked: 0 }).collect(),
             times: PieceTime::default(),
             requests: 0,
-            blocks: vec![Block::default(); blocks].into_boxed_slice(),
-            leases: BTreeMap::new(),
-            spoilt: BTreeMap::new(),
+            blocks: Box::default(),
+            leases: Deadlines::default(),
+            spoilt: Deadlines::default(),
             origin_rests_until: Time::ZERO,
             origin_failed: 0,
             lease_failed: 0,
             lease_rests_until: Time::ZERO,
             level: 0,
             level_at: first_level_at,
+        };
+        fetch.let_lease(may_lease);
+        fetch
+    }
+
+    pub(super) fn may_lease(&self) -> bool {
+        self.may_lease
+    }
+
+    /// Whether this machine may lease, from now on.
+    pub(super) fn let_lease(&mut self, may_lease: bool) {
+        self.may_lease = may_lease;
+        if may_lease && self.blocks.is_empty() {
+            let blocks = self.pieces.div_ceil(LEASE_BLOCK_PIECES) as usize;
+            self.blocks = vec![Block::default(); blocks].into_boxed_slice();
         }
     }
 
-    pub(super) fn state(&self, piece: u32) -> Option<PieceState> {
-        self.states.get(piece as usize).copied()
+    fn bit(&self, piece: u32, of: impl Fn(&Word) -> u64) -> bool {
+        let word = self.words.get((piece / u64::BITS) as usize);
+        word.is_some_and(|word| of(word) >> (piece % u64::BITS) & 1 == 1)
     }
 
-    /// The one place where a piece changes its state.
+    pub(super) fn is_missing(&self, piece: u32) -> bool {
+        self.bit(piece, |word| word.missing)
+    }
+
+    pub(super) fn is_asked(&self, piece: u32) -> bool {
+        self.bit(piece, |word| word.asked)
+    }
+
+    /// The one place where a piece changes its state. What is leased, read from the bucket or held stands in
+    /// lists of its own.
     pub(super) fn set(&mut self, piece: u32, state: PieceState) {
-        self.states[piece as usize] = state;
-        if state == PieceState::Missing {
-            self.missing.insert(piece);
-        } else {
-            self.missing.remove(piece);
+        let word = &mut self.words[(piece / u64::BITS) as usize];
+        let bit = 1 << (piece % u64::BITS);
+        self.missing -= u32::from(word.missing & bit != 0);
+        word.missing &= !bit;
+        word.asked &= !bit;
+        match state {
+            PieceState::Missing => {
+                word.missing |= bit;
+                self.missing += 1;
+            }
+            PieceState::Asked => word.asked |= bit,
+            PieceState::Leased | PieceState::Origin | PieceState::Held => {}
         }
     }
 
-    pub(super) fn missing(&self) -> &Bitmap {
-        &self.missing
+    /// How many pieces are in state [`PieceState::Missing`].
+    pub(super) fn missing(&self) -> u32 {
+        self.missing
     }
 
-    /// How many neighbours hold a piece.
-    pub(super) fn available(&self, piece: u32) -> u16 {
-        self.partial[piece as usize] + self.seeds
+    /// How many words of 64 pieces there are.
+    pub(super) fn words(&self) -> usize {
+        self.words.len()
+    }
+
+    /// Those of 64 pieces that are in state [`PieceState::Missing`].
+    pub(super) fn missing_word(&self, word: usize) -> u64 {
+        self.words[word].missing
     }
 }

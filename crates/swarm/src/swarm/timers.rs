@@ -1,7 +1,5 @@
 //! What happens because time passed, and when that is.
 
-use alloc::vec::Vec;
-
 use super::{PieceState, Swarm, state::State};
 use crate::{
     event::{Action, SwarmKey},
@@ -19,13 +17,15 @@ impl Swarm {
                 || state.want_peers_at <= now
                 || state.fetch.as_ref().is_some_and(|fetch| {
                     fetch.level_at <= now
-                        || fetch.leases.values().any(|until| *until <= now)
-                        || fetch.spoilt.values().any(|until| *until <= now)
+                        || fetch.leases.times().any(|until| until <= now)
+                        || fetch.spoilt.times().any(|until| until <= now)
                 })
         };
-        let due: Vec<SwarmKey> =
-            self.states.iter().filter(|(_, state)| due(state)).map(|(key, _)| *key).collect();
-        due.into_iter().for_each(|key| self.fire_swarm(now, key));
+        for at in 0..self.states.len() {
+            if let Some(state) = self.states.at(at).filter(|state| due(state)) {
+                self.fire_swarm(now, state.key);
+            }
+        }
     }
 
     fn fire_requests(&mut self, now: Time) {
@@ -33,15 +33,13 @@ impl Swarm {
         while let Some(request) = self.requests.get_mut(at) {
             if request.give_up_at <= now {
                 let request = self.take_request(at);
-                self.actions.push_back(Action::CancelFetch { request: request.id });
-                if let Some(peer) = self.peers.get_mut(&request.peer) {
+                self.actions.push(Action::CancelFetch { request: request.id });
+                if let Some(peer) = self.peers.get_mut(request.peer) {
                     let (min, max) =
                         (self.config.failed_backoff_min, self.config.failed_backoff_max);
                     peer.has_failed(now, min, max, &mut self.rng);
                 }
-                if let Some(fetch) =
-                    self.states.get_mut(&request.swarm).and_then(|state| state.fetch.as_mut())
-                {
+                if let Some(fetch) = self.states.fetch_mut(request.swarm) {
                     fetch.times.gave_up();
                 }
                 self.stir();
@@ -50,7 +48,7 @@ impl Swarm {
             if !request.late && request.late_at <= now {
                 request.late = true;
                 let so_far = now.since(request.at);
-                if let Some(peer) = self.peers.get_mut(&request.peer) {
+                if let Some(peer) = self.peers.get_mut(request.peer) {
                     peer.is_late(now, so_far);
                 }
                 self.peers_stirred = true;
@@ -63,10 +61,11 @@ impl Swarm {
         let late = self.config.origin_late;
         for read in self.reads.iter_mut().filter(|read| !read.late && read.at + late <= now) {
             read.late = true;
-            let state = self.states.get_mut(&read.swarm);
-            if let Some(fetch) = state.and_then(|state| state.fetch.as_mut()) {
+            if let Some(state) = self.states.get_mut(read.swarm) {
                 for piece in read.open() {
-                    if fetch.state(piece) == Some(PieceState::Origin) {
+                    if state.piece_state(piece) == Some(PieceState::Origin)
+                        && let Some(fetch) = &mut state.fetch
+                    {
                         fetch.set(piece, PieceState::Missing);
                     }
                 }
@@ -76,17 +75,15 @@ impl Swarm {
     }
 
     fn fire_swarm(&mut self, now: Time, key: SwarmKey) {
-        let Some(state) = self.states.get_mut(&key) else { return };
+        let Some(state) = self.states.get_mut(key) else { return };
         let tell = state.tell_at.is_some_and(|at| at <= now);
         let reannounce = state.reannounce_at <= now;
         if let Some(fetch) = &mut state.fetch {
-            while let Some((piece, _)) = fetch.leases.iter().find(|(_, until)| **until <= now) {
-                let piece = *piece;
-                fetch.leases.remove(&piece);
+            while let Some(piece) = fetch.leases.take_due(now) {
                 fetch.set(piece, PieceState::Missing);
                 (self.peers_stirred, self.origin_stirred) = (true, true);
             }
-            fetch.spoilt.retain(|_, until| *until > now);
+            while fetch.spoilt.take_due(now).is_some() {}
             if fetch.level_at <= now {
                 fetch.raise_level(now, &self.config);
                 (self.peers_stirred, self.origin_stirred) = (true, true);
@@ -122,25 +119,25 @@ impl Swarm {
         }
         let may_ask = self.requests.len() < self.config.requests_max;
         if may_ask && !self.fetching.is_empty() {
-            self.peers.values().for_each(|peer| at(peer.rests_until));
+            self.peers.iter().for_each(|(_, peer)| at(peer.rests_until));
         }
-        for (key, state) in &self.states {
+        for state in self.states.iter() {
             state.tell_at.into_iter().for_each(&mut at);
             at(state.reannounce_at);
             at(state.want_peers_at);
             let Some(fetch) = &state.fetch else { continue };
             at(fetch.level_at);
-            fetch.leases.values().chain(fetch.spoilt.values()).copied().for_each(&mut at);
+            fetch.leases.times().chain(fetch.spoilt.times()).for_each(&mut at);
             at(fetch.origin_rests_until);
-            if fetch.may_lease {
+            if fetch.may_lease() {
                 at(fetch.lease_rests_until);
                 fetch.blocks.iter().filter(|b| b.asking.is_none()).for_each(|b| at(b.rests_until));
             }
             if may_ask
-                && fetch.missing().is_empty()
+                && fetch.missing() == 0
                 && let Some(mean) = fetch.times.mean()
             {
-                let own = self.requests.iter().filter(|request| request.swarm == *key);
+                let own = self.requests.iter().filter(|request| request.swarm == state.key);
                 own.for_each(|request| at(request.at + mean));
             }
         }

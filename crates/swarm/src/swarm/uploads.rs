@@ -4,122 +4,115 @@
 //! get it from the first. So two leechers that picked the same piece of their one seed cost the seed one
 //! copy more often than two.
 
-use alloc::{
-    collections::{BTreeMap, VecDeque},
-    vec::Vec,
-};
+use alloc::vec::Vec;
 
-use shoal_proto::Bitmap;
-
+use super::{actions::Actions, state::States};
 use crate::{
     config::Config,
     event::{Action, PeerKey, SwarmKey, UploadId},
 };
 
 #[derive(Debug, Clone, Copy)]
-struct Upload {
-    id: UploadId,
-    peer: PeerKey,
-    swarm: SwarmKey,
-    piece: u32,
+pub(super) struct Upload {
+    pub(super) id: UploadId,
+    pub(super) peer: PeerKey,
+    pub(super) swarm: SwarmKey,
+    pub(super) piece: u32,
 }
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Uploads {
-    served: BTreeMap<UploadId, Upload>,
-    /// In order of arrival.
-    waiting: Vec<Upload>,
-    /// Pieces that went out since all had; only of swarms that serve.
-    fresh: BTreeMap<SwarmKey, Bitmap>,
+    /// Those that are served, in any order, then those that wait, in order of arrival.
+    all: Vec<Upload>,
+    served: usize,
 }
 
 impl Uploads {
-    /// A peer asks for a piece that we hold. `pieces` is the swarm's number of pieces.
+    /// A peer asks for a piece that we hold.
     pub(super) fn ask(
         &mut self,
         config: &Config,
-        actions: &mut VecDeque<Action>,
-        (id, peer, swarm, piece): (UploadId, PeerKey, SwarmKey, u32),
-        pieces: u32,
+        states: &mut States,
+        actions: &mut Actions,
+        upload: Upload,
     ) {
-        if self.served.contains_key(&id) || self.waiting.iter().any(|upload| upload.id == id) {
+        if self.all.iter().any(|other| other.id == upload.id) {
             return;
         }
-        let upload = Upload { id, peer, swarm, piece };
-        let of_peer = self.served.values().chain(&self.waiting).filter(|u| u.peer == peer).count();
-        if of_peer >= config.uploads_per_peer_max {
-            actions.push_back(Action::RefuseBusy { upload: id });
-        } else if self.served.len() < config.upload_slots {
-            self.fresh.entry(swarm).or_insert_with(|| Bitmap::empty(pieces));
-            self.serve(actions, upload);
-        } else if self.waiting.len() < config.upload_queue_max {
-            self.fresh.entry(swarm).or_insert_with(|| Bitmap::empty(pieces));
-            self.waiting.push(upload);
-        } else {
-            actions.push_back(Action::RefuseBusy { upload: id });
+        let of_peer = self.all.iter().filter(|other| other.peer == upload.peer).count();
+        let (served, waiting) = self.counts();
+        let room = served < config.upload_slots || waiting < config.upload_queue_max;
+        if of_peer >= config.uploads_per_peer_max || !room {
+            actions.push(Action::RefuseBusy { upload: upload.id });
+            return;
         }
-    }
-
-    fn serve(&mut self, actions: &mut VecDeque<Action>, upload: Upload) {
-        if let Some(out) = self.fresh.get_mut(&upload.swarm) {
-            out.insert(upload.piece);
-            if out.is_full() {
-                *out = Bitmap::empty(out.len());
-            }
-        }
-        self.served.insert(upload.id, upload);
-        actions.push_back(Action::Serve { upload: upload.id });
+        self.all.push(upload);
+        self.promote(config, states, actions);
     }
 
     /// An upload ended, or a waiting one was taken back.
     pub(super) fn ended(
         &mut self,
         config: &Config,
-        actions: &mut VecDeque<Action>,
+        states: &mut States,
+        actions: &mut Actions,
         upload: UploadId,
     ) {
-        self.served.remove(&upload);
-        self.waiting.retain(|waiting| waiting.id != upload);
-        self.promote(config, actions);
+        if let Some(at) = self.all.iter().position(|other| other.id == upload) {
+            self.all.remove(at);
+            self.served -= usize::from(at < self.served);
+            self.promote(config, states, actions);
+        }
     }
 
     /// A connection ended, and all its uploads with it.
     pub(super) fn peer_down(
         &mut self,
         config: &Config,
-        actions: &mut VecDeque<Action>,
+        states: &mut States,
+        actions: &mut Actions,
         peer: PeerKey,
     ) {
-        self.served.retain(|_, upload| upload.peer != peer);
-        self.waiting.retain(|upload| upload.peer != peer);
-        self.promote(config, actions);
+        self.served -= self.all[..self.served].iter().filter(|u| u.peer == peer).count();
+        self.all.retain(|upload| upload.peer != peer);
+        self.promote(config, states, actions);
     }
 
     /// A swarm was stopped: what waits for it is refused; what is being sent goes on.
-    pub(super) fn swarm_stopped(&mut self, actions: &mut VecDeque<Action>, swarm: SwarmKey) {
-        self.fresh.remove(&swarm);
-        self.waiting.retain(|upload| {
-            let stays = upload.swarm != swarm;
-            if !stays {
-                actions.push_back(Action::RefuseNotHere { upload: upload.id });
+    pub(super) fn swarm_stopped(&mut self, actions: &mut Actions, swarm: SwarmKey) {
+        let mut at = self.served;
+        while let Some(upload) = self.all.get(at) {
+            if upload.swarm == swarm {
+                actions.push(Action::RefuseNotHere { upload: upload.id });
+                self.all.remove(at);
+            } else {
+                at += 1;
             }
-            stays
-        });
+        }
     }
 
-    fn promote(&mut self, config: &Config, actions: &mut VecDeque<Action>) {
-        while self.served.len() < config.upload_slots && !self.waiting.is_empty() {
+    fn promote(&mut self, config: &Config, states: &mut States, actions: &mut Actions) {
+        while self.served < config.upload_slots && self.served < self.all.len() {
             let is_fresh = |upload: &Upload| {
-                self.fresh.get(&upload.swarm).is_some_and(|out| !out.contains(upload.piece))
+                states.get(upload.swarm).is_some_and(|state| !state.given.contains(upload.piece))
             };
-            let next = self.waiting.iter().position(is_fresh).unwrap_or(0);
-            let upload = self.waiting.remove(next);
-            self.serve(actions, upload);
+            let waiting = &mut self.all[self.served..];
+            let next = match waiting.len() {
+                1 => 0,
+                _ => waiting.iter().position(is_fresh).unwrap_or(0),
+            };
+            waiting[..=next].rotate_right(1);
+            let upload = waiting[0];
+            self.served += 1;
+            if let Some(state) = states.get_mut(upload.swarm) {
+                state.gives(upload.piece);
+            }
+            actions.push(Action::Serve { upload: upload.id });
         }
     }
 
     /// Uploads being served, and waiting.
     pub(super) fn counts(&self) -> (usize, usize) {
-        (self.served.len(), self.waiting.len())
+        (self.served, self.all.len() - self.served)
     }
 }

@@ -484,7 +484,7 @@ impl Net {
     fn act(&mut self, from: usize, action: Action) {
         match action {
             Action::Announce { peer, swarm, have } => {
-                assert_eq!(have, self.machines[from].disk[&swarm], "announced what is not held");
+                assert_eq!(*have, self.machines[from].disk[&swarm], "announced what is not held");
                 self.send(from, peer, Event::PeerJoined { peer, swarm, have });
             }
             Action::AnnounceHave { peer, swarm, pieces } => {
