@@ -325,7 +325,7 @@ impl Driver {
             .filter_map(|(peer, state)| Some((*peer, state.early.remove(&id)?)))
             .collect();
         for (peer, have) in early {
-            self.tell(Event::PeerJoined { peer, swarm, have });
+            self.tell(Event::PeerJoined { peer, swarm, have: have.into() });
         }
         // The region may know others, and shall know this machine, also when it only seeds.
         self.introduce(swarm, shoal_proto::peer::PEERS_BATCH_MAX as u16);

@@ -103,9 +103,11 @@ impl Driver {
             }
             3..=5 => Event::PeerUp { peer, same_zone: c % 2 == 0 },
             6 => Event::PeerDown { peer },
-            7..=9 => {
-                Event::PeerJoined { peer, swarm, have: bitmap(pieces + u32::from(c % 19 == 18), c).into() }
-            }
+            7..=9 => Event::PeerJoined {
+                peer,
+                swarm,
+                have: bitmap(pieces + u32::from(c % 19 == 18), c).into(),
+            },
             10..=12 => Event::PeerHave {
                 peer,
                 swarm,

@@ -1,5 +1,7 @@
 //! What the policy wants done.
 
+use std::sync::Arc;
+
 use shoal_proto::{
     PieceIndex,
     peer::{PeerMessage, StreamReply},
@@ -20,10 +22,12 @@ impl Driver {
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Announce { peer, swarm, have } => {
+                let have = Arc::unwrap_or_clone(have);
                 let message = |artifact| PeerMessage::Join { artifact, have };
                 self.send_about(peer, swarm, message);
             }
             Action::AnnounceHave { peer, swarm, pieces } => {
+                let pieces = pieces.to_vec();
                 self.send_about(peer, swarm, |artifact| PeerMessage::Have { artifact, pieces });
             }
             Action::AnnounceLeave { peer, swarm } => {

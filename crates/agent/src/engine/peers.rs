@@ -100,7 +100,7 @@ impl Driver {
             PeerMessage::Join { artifact, have } => {
                 match self.by_artifact.get(&artifact).copied() {
                     Some(swarm) => {
-                        self.tell(Event::PeerJoined { peer, swarm, have });
+                        self.tell(Event::PeerJoined { peer, swarm, have: have.into() });
                         self.exchange(peer, swarm);
                     }
                     None => {
@@ -115,7 +115,9 @@ impl Driver {
             }
             PeerMessage::Have { artifact, pieces } => {
                 match self.by_artifact.get(&artifact).copied() {
-                    Some(swarm) => self.tell(Event::PeerHave { peer, swarm, pieces }),
+                    Some(swarm) => {
+                        self.tell(Event::PeerHave { peer, swarm, pieces: pieces.into() });
+                    }
                     None => {
                         let early = self
                             .peers

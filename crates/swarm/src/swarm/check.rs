@@ -95,7 +95,10 @@ impl Swarm {
                 (state.held.contains(piece), PieceState::Held),
             ];
             for (is_so, what) in all {
-                ensure!(is_so == (is == Some(what)), "piece {piece} of {key:?} is {is:?}; {what:?}");
+                ensure!(
+                    is_so == (is == Some(what)),
+                    "piece {piece} of {key:?} is {is:?}; {what:?}"
+                );
             }
             ensure!(
                 fetch.is_asked(piece) == (requests > 0),

@@ -317,9 +317,7 @@ impl Swarm {
 
     fn sort_fetching(&mut self) {
         let states = &self.states;
-        let priority = |key: &SwarmKey| {
-            states.fetch(*key).map_or(0, |fetch| fetch.priority)
-        };
+        let priority = |key: &SwarmKey| states.fetch(*key).map_or(0, |fetch| fetch.priority);
         self.fetching.sort_by_key(|key| Reverse(priority(key)));
     }
 

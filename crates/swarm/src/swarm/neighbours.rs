@@ -336,7 +336,7 @@ impl Neighbours {
             tag_of(slot) == tagged
                 && (!free(slot) || held == 0 && !self.is_complete(slot))
                 && (free(slot) || self.find(self.slots[slot].key) == Some(slot))
-                && row(slot).last().is_none_or(|word| word & !tail == 0)
+                && row(slot).next_back().is_none_or(|word| word & !tail == 0)
                 && (!self.tracked
                     || free(slot)
                     || held + lacks == self.pieces && self.is_complete(slot) == (lacks == 0))

@@ -279,7 +279,9 @@ impl Swarm {
     }
 
     fn fall_back(&mut self, now: Time, key: SwarmKey) {
-        while let Some((state, fetch)) = self.may_read(now, key).filter(|(_, fetch)| fetch.level > 0) {
+        while let Some((state, fetch)) =
+            self.may_read(now, key).filter(|(_, fetch)| fetch.level > 0)
+        {
             let salt = self.salt ^ mix(key.0);
             let mine = |piece: u32| {
                 fetch.is_missing(piece)
@@ -408,10 +410,7 @@ impl Swarm {
                 }
                 Outcome::Busy | Outcome::Failed => read.failed = true,
             }
-            if outcome != Outcome::Verified
-                && !read.late
-                && is == Some(PieceState::Origin)
-            {
+            if outcome != Outcome::Verified && !read.late && is == Some(PieceState::Origin) {
                 fetch.set(piece, PieceState::Missing);
             }
         }

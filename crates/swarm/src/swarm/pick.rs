@@ -266,9 +266,14 @@ fn together(lines: &[Line], masks: &[Line]) -> u64 {
     all.into_iter().fold(0, |all, word| all | word)
 }
 
+/// An even choice below `count` by the upper half of `roll`.
+fn any_below(count: u32, roll: u64) -> u32 {
+    (((roll >> 32) * u64::from(count)) >> 32) as u32
+}
+
 /// One of `among` bits, an even choice by the upper half of `salt`.
 fn any_bit(mut among: u64, salt: u64) -> u32 {
-    for _ in 0..(salt >> 32) * u64::from(among.count_ones()) >> 32 {
+    for _ in 0..any_below(among.count_ones(), salt) {
         among &= among - 1;
     }
     among.trailing_zeros()
@@ -305,8 +310,7 @@ fn choose_in<const LINES: usize>(
     let zone_masks = masks::<LINES>(free.zone);
     let idle = fetch.requests == 0;
     let words = fetch.words();
-    let start = (salt & u64::from(u32::MAX)) * words as u64 >> 32;
-    let start = start as usize;
+    let start = any_below(words as u32, salt << 32) as usize;
     let mut seen = 0;
     // How many hold the rarest, how many of those were met, and some of them.
     let mut best: Option<(u32, u32, usize, u64)> = None;
@@ -335,11 +339,8 @@ fn choose_in<const LINES: usize>(
             Some(best) if best.0 < count => Some(best),
             Some((_, met, word, some)) if best.is_some_and(|best| best.0 == count) => {
                 let met = met + ones;
-                let roll = mix(salt ^ at as u64) >> 32;
-                let (word, some) = match roll * u64::from(met) >> 32 < u64::from(ones) {
-                    true => (at, equal),
-                    false => (word, some),
-                };
+                let takes = any_below(met, mix(salt ^ at as u64)) < ones;
+                let (word, some) = if takes { (at, equal) } else { (word, some) };
                 Some((count, met, word, some))
             }
             _ => Some((count, ones, at, equal)),
