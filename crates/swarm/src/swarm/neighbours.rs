@@ -69,6 +69,15 @@ pub(super) fn members(mut slots: Slots) -> impl Iterator<Item = usize> {
     })
 }
 
+/// The set of those slots of one line whose bit is 1.
+fn set_of_line(line: usize, bits: [u64; LINE]) -> Slots {
+    let mut set = 0;
+    for (at, bit) in bits.into_iter().enumerate() {
+        set |= bit << at;
+    }
+    Slots::from(set) << (line * LINE)
+}
+
 fn tag(key: PeerKey) -> u64 {
     (key.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56).max(1)
 }
@@ -285,12 +294,33 @@ impl Neighbours {
     /// Those that hold a piece, as far as it is known.
     pub(super) fn holders(&self, piece: u32) -> Slots {
         let mut holders = 0;
-        for line in self.word((piece / u64::BITS) as usize).iter().rev() {
-            for word in line.0.iter().rev() {
-                holders = holders << 1 | Slots::from(word >> (piece % u64::BITS) & 1);
-            }
+        for (at, line) in self.word((piece / u64::BITS) as usize).iter().enumerate() {
+            let bits = line.0.map(|word| word >> (piece % u64::BITS) & 1);
+            holders |= set_of_line(at, bits);
         }
         holders
+    }
+
+    /// The slots whose peer passes, by its place among the machine's peers; each of them may pass
+    /// several tests, a bit for each.
+    pub(super) fn filter<const TESTS: usize>(
+        &self,
+        passes: impl Fn(usize) -> [bool; TESTS],
+    ) -> [Slots; TESTS] {
+        let mut passed = [0; TESTS];
+        for (at, line) in self.slots.chunks_exact(LINE).enumerate() {
+            let mut bits = [[0; LINE]; TESTS];
+            for (slot, neighbour) in line.iter().enumerate() {
+                let passes = passes(usize::from(neighbour.peer));
+                for (bits, passes) in bits.iter_mut().zip(passes) {
+                    bits[slot] = u64::from(passes);
+                }
+            }
+            for (passed, bits) in passed.iter_mut().zip(bits) {
+                *passed |= set_of_line(at, bits);
+            }
+        }
+        passed.map(|passed| passed & self.taken)
     }
 
     /// What anybody holds of 64 pieces.

@@ -103,7 +103,7 @@ impl Peer {
 
     /// Whether it may be asked for one more piece.
     pub(super) fn is_free(&self, now: Time, requests_max: u8) -> bool {
-        !self.banned && self.requests < requests_max && self.rests_until <= now
+        !self.banned & (self.requests < requests_max) & (self.rests_until <= now)
     }
 
     /// It delivered a piece.

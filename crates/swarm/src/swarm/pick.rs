@@ -107,19 +107,14 @@ impl Swarm {
     }
 
     fn free(&self, now: Time, state: &State) -> Free {
-        let mut free = Free::default();
-        let neighbours = &state.neighbours;
         let requests_max = self.config.requests_per_peer_max;
-        for slot in members(neighbours.taken()) {
-            let Some(peer) = self.peers.get(neighbours.peer(slot)) else { continue };
-            let may_ask = Slots::from(peer.is_free(now, requests_max));
-            let near = Slots::from(peer.same_zone);
-            let shortly = Slots::from(peer.rests_until <= now + RESTS_SHORTLY);
-            free.near |= (may_ask & near) << slot;
-            free.far |= (may_ask & !near & 1) << slot;
-            free.zone |= (near & shortly) << slot;
-        }
-        free
+        let shortly = now + RESTS_SHORTLY;
+        let [near, far, zone] = state.neighbours.filter(|place| {
+            let Some(peer) = self.peers.get(place) else { return [false; 3] };
+            let (may_ask, near) = (peer.is_free(now, requests_max), peer.same_zone);
+            [may_ask & near, may_ask & !near, near & (peer.rests_until <= shortly)]
+        });
+        Free { near, far, zone }
     }
 
     /// A piece, and the slot of the neighbour to ask for it.
