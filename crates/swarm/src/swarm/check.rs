@@ -2,7 +2,7 @@
 
 use alloc::{collections::BTreeSet, format, string::String};
 
-use super::{PieceState, Swarm, neighbours::members, state::State};
+use super::{PieceState, Swarm, neighbours::members, peers::Peer, state::State};
 
 macro_rules! ensure {
     ($holds:expr, $($why:tt)+) => {
@@ -63,10 +63,17 @@ impl Swarm {
         ensure!(state.untold.is_empty() || state.tell_at.is_some(), "{key:?} never tells");
         ensure!(neighbours.is_sound(), "the neighbours of {key:?} do not agree with their counts");
         for slot in members(neighbours.taken()) {
-            let (peer, place) = (neighbours.key(slot), neighbours.peer(slot));
-            let known = self.peers.get(place).is_some_and(|peer| !peer.banned);
+            let (peer, place) = (neighbours.key(slot), neighbours.place(slot));
+            let known = self.peers.get(place).filter(|peer| !peer.banned);
+            let near = neighbours.near() >> slot & 1 == 1;
+            let watched = neighbours.watched() >> slot & 1 == 1;
+            let free = |peer: &Peer| peer.is_free(self.now, config.requests_per_peer_max);
             ensure!(
-                known && self.peers.key(place) == peer,
+                state.fetch.is_none() || watched || known.is_some_and(free),
+                "{peer:?} in {key:?} may not be asked and is not watched"
+            );
+            ensure!(
+                known.is_some_and(|peer| peer.same_zone == near) && self.peers.key(place) == peer,
                 "{peer:?} is a neighbour in {key:?} without a connection"
             );
         }

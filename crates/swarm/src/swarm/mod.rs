@@ -397,12 +397,13 @@ impl Swarm {
 
     fn peer_joined(&mut self, peer: PeerKey, swarm: SwarmKey, have: &Bitmap) {
         let Some(place) = self.peers.find(peer) else { return };
-        let banned = self.peers.get(place).is_none_or(|peer| peer.banned);
+        let Some(known) = self.peers.get(place).filter(|peer| !peer.banned) else { return };
         let Some(state) = self.states.get_mut(swarm) else { return };
-        if banned || have.len() != state.pieces {
+        if have.len() != state.pieces {
             return;
         }
-        let joined = state.joined(peer, place, have, self.config.neighbours_max);
+        let who = (peer, place, known.same_zone);
+        let joined = state.joined(who, have, self.config.neighbours_max);
         let Some((answer, news)) = joined else { return };
         if answer {
             // It may have thrown our announcement away because it was not in the swarm yet.
@@ -471,10 +472,12 @@ impl Swarm {
             }
             Outcome::Busy => {
                 peer.was_busy(now, config.busy_backoff_min, config.busy_backoff_max, rng);
+                self.watch(request.peer);
             }
             Outcome::NotHere => state.has_not(key, request.piece),
             Outcome::Failed => {
                 peer.has_failed(now, config.failed_backoff_min, config.failed_backoff_max, rng);
+                self.watch(request.peer);
             }
             Outcome::Corrupt => {
                 state.has_not(key, request.piece);

@@ -32,16 +32,9 @@ pub(super) type Slots = u128;
 #[repr(align(64))]
 pub(super) struct Line(pub(super) [u64; LINE]);
 
-#[derive(Debug, Clone, Copy)]
-struct Neighbour {
-    key: PeerKey,
-    /// Its place among the machine's peers.
-    peer: u16,
-    /// Pieces that it lacks; kept while we fetch.
-    lacks: u32,
-}
-
-const NOBODY: Neighbour = Neighbour { key: PeerKey(0), peer: 0, lacks: 0 };
+/// Words that say who a neighbour is: its key; its place among the machine's peers in the upper half of
+/// the second, how many pieces it lacks (kept while we fetch) in the lower.
+const WHO: usize = 2;
 
 /// Who takes part in a swarm, and what each holds.
 #[derive(Debug, Clone)]
@@ -51,10 +44,15 @@ pub(super) struct Neighbours {
     taken: Slots,
     /// Those that hold every piece.
     complete: Slots,
-    /// By slot; as long as there are slots, a multiple of [`LINE`].
-    slots: Vec<Neighbour>,
-    /// For each 64 pieces the words of all slots; nothing while we do not fetch. A free slot's words are 0.
-    matrix: Box<[Line]>,
+    /// Those in our zone.
+    near: Slots,
+    /// Those that may have to rest or have enough requests, and some that need not.
+    watched: Slots,
+    /// First who is in each slot, [`WHO`] words a slot, then for each 64 pieces the words of all slots: none
+    /// while we do not fetch. The words of a free slot are 0. One piece of memory: a HAVE stays on a page.
+    table: Box<[Line]>,
+    /// Slots that there are, in lines.
+    lines: usize,
     pieces: u32,
     /// Whether what each holds is kept.
     tracked: bool,
@@ -126,8 +124,10 @@ impl Neighbours {
             tags: [0; SLOTS_MAX / LINE],
             taken: 0,
             complete: 0,
-            slots: Vec::new(),
-            matrix: Box::default(),
+            near: 0,
+            watched: 0,
+            table: Box::default(),
+            lines: 0,
             pieces,
             tracked,
         }
@@ -149,23 +149,52 @@ impl Neighbours {
         self.complete >> slot & 1 == 1
     }
 
+    pub(super) fn near(&self) -> Slots {
+        self.near
+    }
+
+    pub(super) fn watched(&self) -> Slots {
+        self.watched
+    }
+
+    /// From now on it is looked at whether these may be asked...
+    pub(super) fn watch(&mut self, slots: Slots) {
+        self.watched |= slots & self.taken;
+    }
+
+    /// ...and of these it is known.
+    pub(super) fn unwatch(&mut self, slots: Slots) {
+        self.watched &= !slots;
+    }
+
+    fn who(&self, slot: usize) -> [u64; WHO] {
+        let at = slot * WHO;
+        let line = &self.table[at / LINE].0;
+        [line[at % LINE], line[at % LINE + 1]]
+    }
+
+    fn who_mut(&mut self, slot: usize) -> &mut [u64] {
+        let at = slot * WHO;
+        &mut self.table[at / LINE].0[at % LINE..at % LINE + WHO]
+    }
+
     pub(super) fn key(&self, slot: usize) -> PeerKey {
-        self.slots[slot].key
+        PeerKey(self.who(slot)[0])
     }
 
     /// The place among the machine's peers of the one in this slot.
-    pub(super) fn peer(&self, slot: usize) -> usize {
-        usize::from(self.slots[slot].peer)
+    pub(super) fn place(&self, slot: usize) -> usize {
+        (self.who(slot)[1] >> 32) as usize
+    }
+
+    fn lacks(&self, slot: usize) -> u32 {
+        self.who(slot)[1] as u32
     }
 
     /// The words of all slots for the 64 pieces from `word * 64` on.
     pub(super) fn word(&self, word: usize) -> &[Line] {
-        let lines = self.lines();
-        self.matrix.get(word * lines..(word + 1) * lines).unwrap_or_default()
-    }
-
-    fn lines(&self) -> usize {
-        self.slots.len() / LINE
+        let from = (WHO + word) * self.lines;
+        self.table.get(from..from + self.lines).unwrap_or_default()
     }
 
     fn words(&self) -> usize {
@@ -175,13 +204,13 @@ impl Neighbours {
     /// The slot of a neighbour.
     pub(super) fn find(&self, key: PeerKey) -> Option<usize> {
         let tag = tag(key) * EACH_BYTE;
-        for (at, tags) in self.tags.iter().take(self.lines()).enumerate() {
+        for (at, tags) in self.tags.iter().take(self.lines).enumerate() {
             // A bit for each byte that is 0, and now and then for one above it.
             let same = tags ^ tag;
             let mut hits = same.wrapping_sub(EACH_BYTE) & !same & EACH_BYTE << 7;
             while hits != 0 {
                 let slot = at * LINE + hits.trailing_zeros() as usize / LINE;
-                if self.slots[slot].key == key && self.taken >> slot & 1 == 1 {
+                if self.key(slot) == key && self.taken >> slot & 1 == 1 {
                     return Some(slot);
                 }
                 hits &= hits - 1;
@@ -190,65 +219,82 @@ impl Neighbours {
         None
     }
 
-    /// Gives a peer a slot, if there are fewer than `max` neighbours.
-    pub(super) fn insert(&mut self, key: PeerKey, peer: usize, max: usize) -> Option<usize> {
+    /// Gives the peer at a place a slot, if there are fewer than `max` neighbours.
+    pub(super) fn insert(
+        &mut self,
+        key: PeerKey,
+        place: usize,
+        near: bool,
+        max: usize,
+    ) -> Option<usize> {
         if self.len() >= max.min(SLOTS_MAX) {
             return None;
         }
         let slot = self.taken.trailing_ones() as usize;
-        if slot >= self.slots.len() {
+        if slot >= self.lines * LINE {
             self.grow();
         }
-        let lacks = self.pieces;
-        self.slots[slot] = Neighbour { key, peer: u16::try_from(peer).ok()?, lacks };
+        let lacks = u64::from(self.pieces);
+        self.who_mut(slot).copy_from_slice(&[key.0, (place as u64) << 32 | lacks]);
         self.tags[slot / LINE] |= tag(key) << (slot % LINE * 8);
         self.taken |= 1 << slot;
+        self.near |= Slots::from(near) << slot;
+        self.watched |= 1 << slot;
         Some(slot)
     }
 
     /// Frees a slot.
     pub(super) fn remove(&mut self, slot: usize) {
         self.tags[slot / LINE] &= !(0xff << (slot % LINE * 8));
-        self.taken &= !(1 << slot);
-        self.complete &= !(1 << slot);
-        self.slots[slot] = NOBODY;
+        for set in [&mut self.taken, &mut self.complete, &mut self.near, &mut self.watched] {
+            *set &= !(1 << slot);
+        }
+        self.who_mut(slot).fill(0);
         for word in 0..self.words() {
             *self.bits(slot, word) = 0;
         }
     }
 
     /// The peer of a slot has another place among the machine's peers.
-    pub(super) fn moved(&mut self, slot: usize, peer: usize) {
-        self.slots[slot].peer = u16::try_from(peer).unwrap_or(u16::MAX);
+    pub(super) fn moved(&mut self, slot: usize, place: usize) {
+        let lacks = u64::from(self.lacks(slot));
+        self.who_mut(slot)[1] = (place as u64) << 32 | lacks;
+    }
+
+    fn set_lacks(&mut self, slot: usize, lacks: u32) {
+        let place = self.who(slot)[1] >> 32;
+        self.who_mut(slot)[1] = place << 32 | u64::from(lacks);
+        if lacks == 0 {
+            self.complete |= 1 << slot;
+        } else {
+            self.complete &= !(1 << slot);
+        }
     }
 
     fn grow(&mut self) {
-        let old = self.lines();
-        self.slots.reserve_exact(LINE);
-        self.slots.resize(self.slots.len() + LINE, NOBODY);
-        let mut matrix = Vec::with_capacity(self.words() * (old + 1));
-        for word in 0..self.words() {
-            matrix.extend_from_slice(&self.matrix[word * old..(word + 1) * old]);
-            matrix.push(Line::default());
+        let (old, rows) = (self.lines, self.words() + WHO);
+        let mut table = Vec::with_capacity(rows * (old + 1));
+        // Who is in a slot lies apart from what it holds: the new lines follow those of all.
+        table.extend_from_slice(&self.table[..WHO * old]);
+        table.extend_from_slice(&[Line::default(); WHO]);
+        for row in WHO..rows {
+            table.extend_from_slice(&self.table[row * old..(row + 1) * old]);
+            table.push(Line::default());
         }
-        self.matrix = matrix.into_boxed_slice();
+        self.table = table.into_boxed_slice();
+        self.lines += 1;
     }
 
     fn bits(&mut self, slot: usize, word: usize) -> &mut u64 {
-        let line = word * self.lines() + slot / LINE;
-        &mut self.matrix[line].0[slot % LINE]
+        let line = (WHO + word) * self.lines + slot / LINE;
+        &mut self.table[line].0[slot % LINE]
     }
 
     /// Notes all that a neighbour holds; whether that changes anything.
     pub(super) fn set_all(&mut self, slot: usize, have: &Bitmap) -> bool {
         let mut changed = have.is_full() != self.is_complete(slot);
-        if have.is_full() {
-            self.complete |= 1 << slot;
-        } else {
-            self.complete &= !(1 << slot);
-        }
+        self.set_lacks(slot, have.len() - have.count());
         if self.tracked {
-            self.slots[slot].lacks = have.len() - have.count();
             for (word, new) in have.words().iter().enumerate() {
                 let bits = self.bits(slot, word);
                 changed |= *bits != *new;
@@ -269,11 +315,7 @@ impl Neighbours {
             return false;
         }
         *bits |= bit;
-        let lacks = &mut self.slots[slot].lacks;
-        *lacks -= 1;
-        if *lacks == 0 {
-            self.complete |= 1 << slot;
-        }
+        self.set_lacks(slot, self.lacks(slot) - 1);
         true
     }
 
@@ -286,8 +328,7 @@ impl Neighbours {
         let bits = self.bits(slot, (piece / u64::BITS) as usize);
         if *bits & bit != 0 {
             *bits &= !bit;
-            self.slots[slot].lacks += 1;
-            self.complete &= !(1 << slot);
+            self.set_lacks(slot, self.lacks(slot) + 1);
         }
     }
 
@@ -299,28 +340,6 @@ impl Neighbours {
             holders |= set_of_line(at, bits);
         }
         holders
-    }
-
-    /// The slots whose peer passes, by its place among the machine's peers; each of them may pass
-    /// several tests, a bit for each.
-    pub(super) fn filter<const TESTS: usize>(
-        &self,
-        passes: impl Fn(usize) -> [bool; TESTS],
-    ) -> [Slots; TESTS] {
-        let mut passed = [0; TESTS];
-        for (at, line) in self.slots.chunks_exact(LINE).enumerate() {
-            let mut bits = [[0; LINE]; TESTS];
-            for (slot, neighbour) in line.iter().enumerate() {
-                let passes = passes(usize::from(neighbour.peer));
-                for (bits, passes) in bits.iter_mut().zip(passes) {
-                    bits[slot] = u64::from(passes);
-                }
-            }
-            for (passed, bits) in passed.iter_mut().zip(bits) {
-                *passed |= set_of_line(at, bits);
-            }
-        }
-        passed.map(|passed| passed & self.taken)
     }
 
     /// What anybody holds of 64 pieces.
@@ -344,7 +363,7 @@ impl Neighbours {
 
     /// What each holds matters no longer.
     pub(super) fn forget_pieces(&mut self) {
-        self.matrix = Box::default();
+        self.table = self.table[..WHO * self.lines].into();
         self.tracked = false;
     }
 
@@ -361,19 +380,20 @@ impl Neighbours {
         };
         let sound = |slot: usize| {
             let held = row(slot).map(u64::count_ones).sum::<u32>();
-            let lacks = self.slots[slot].lacks;
-            let tagged = if free(slot) { 0 } else { tag(self.slots[slot].key) };
+            let lacks = self.lacks(slot);
+            let tagged = if free(slot) { 0 } else { tag(self.key(slot)) };
             tag_of(slot) == tagged
-                && (!free(slot) || held == 0 && !self.is_complete(slot))
-                && (free(slot) || self.find(self.slots[slot].key) == Some(slot))
+                && (!free(slot) || held == 0 && self.who(slot) == [0; WHO])
+                && (free(slot) || self.find(self.key(slot)) == Some(slot))
                 && row(slot).next_back().is_none_or(|word| word & !tail == 0)
                 && (!self.tracked
                     || free(slot)
                     || held + lacks == self.pieces && self.is_complete(slot) == (lacks == 0))
         };
-        self.matrix.len() == self.words() * self.lines()
-            && members(self.taken).all(|slot| slot < self.slots.len())
-            && (0..self.slots.len()).all(sound)
+        self.table.len() == (WHO + self.words()) * self.lines
+            && members(self.taken).all(|slot| slot < self.lines * LINE)
+            && (self.complete | self.near | self.watched) & !self.taken == 0
+            && (0..self.lines * LINE).all(sound)
     }
 }
 
@@ -386,6 +406,8 @@ mod tests {
     use super::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
         #[test]
         fn the_rarest_are_found(words in prop::collection::vec(any::<[u64; 8]>(), 0..16), among in 1..u64::MAX) {
             let lines: Vec<Line> = words.iter().copied().map(Line).collect();
@@ -414,7 +436,7 @@ mod tests {
                         model.remove(&key);
                     }
                     (_, None) => {
-                        let fits = slots.insert(key, 0, SLOTS_MAX).is_some();
+                        let fits = slots.insert(key, 0, true, SLOTS_MAX).is_some();
                         prop_assert_eq!(fits, model.len() < SLOTS_MAX);
                         if fits {
                             model.insert(key, Bitmap::empty(pieces));

@@ -106,23 +106,40 @@ impl Swarm {
             .map(|(key, _)| key)
     }
 
-    fn free(&self, now: Time, state: &State) -> Free {
-        let requests_max = self.config.requests_per_peer_max;
-        let shortly = now + RESTS_SHORTLY;
-        let [near, far, zone] = state.neighbours.filter(|place| {
-            let Some(peer) = self.peers.get(place) else { return [false; 3] };
-            let (may_ask, near) = (peer.is_free(now, requests_max), peer.same_zone);
-            [may_ask & near, may_ask & !near, near & (peer.rests_until <= shortly)]
-        });
-        Free { near, far, zone }
+    /// Who may be asked. Only the few that are watched are looked at.
+    fn free(&mut self, now: Time, key: SwarmKey) -> Free {
+        let Some(state) = self.states.get_mut(key) else { return Free::default() };
+        let neighbours = &mut state.neighbours;
+        let (mut free, mut shortly) = (0, 0);
+        for slot in members(neighbours.watched()) {
+            let Some(peer) = self.peers.get(neighbours.place(slot)) else { continue };
+            let may_ask = peer.is_free(now, self.config.requests_per_peer_max);
+            free |= Slots::from(may_ask) << slot;
+            shortly |= Slots::from(peer.rests_until <= now + RESTS_SHORTLY) << slot;
+        }
+        neighbours.unwatch(free);
+        let (near, free) = (neighbours.near(), neighbours.taken() & !neighbours.watched());
+        Free { near: free & near, far: free & !near, zone: (free | shortly) & near }
+    }
+
+    /// A peer may have to rest or have enough requests now.
+    pub(super) fn watch(&mut self, place: usize) {
+        let peer = self.peers.key(place);
+        for key in &self.fetching {
+            if let Some(state) = self.states.get_mut(*key)
+                && let Some(slot) = state.neighbours.find(peer)
+            {
+                state.neighbours.watch(1 << slot);
+            }
+        }
     }
 
     /// A piece, and the slot of the neighbour to ask for it.
     fn pick(&mut self, now: Time, key: SwarmKey) -> Option<(u32, usize)> {
         let salt: u64 = self.rng.random();
+        let free = self.free(now, key);
         let state = self.states.get(key)?;
         let fetch = state.fetch.as_deref()?;
-        let free = self.free(now, state);
         let scan = self.config.pick_scan;
         let piece = choose(fetch, &state.neighbours, free, scan, salt)?;
         let slot = self.best(now, state, free, piece, salt)?;
@@ -138,7 +155,7 @@ impl Swarm {
         let near = holders & free.near;
         let from = if near != 0 { near } else { holders & free.far };
         members(from).min_by_key(|slot| {
-            let load = self.peers.get(neighbours.peer(*slot)).map(|peer| peer.load(now, usual));
+            let load = self.peers.get(neighbours.place(*slot)).map(|peer| peer.load(now, usual));
             let any = mix(neighbours.key(*slot).0 ^ salt);
             (load, neighbours.is_complete(*slot), any)
         })
@@ -154,13 +171,15 @@ impl Swarm {
             slow.map(|request| (request.at, request.swarm, request.piece)).collect();
         slow.sort_unstable();
         for (_, key, piece) in slow {
+            let copies =
+                self.requests.iter().filter(|r| r.swarm == key && r.piece == piece).count();
+            if copies >= self.config.copies_per_piece_max || !self.has_budget() {
+                continue;
+            }
+            let mut free = self.free(now, key);
             let Some(state) = self.states.get(key) else { continue };
             let asked =
                 self.requests.iter().filter(|r| r.swarm == key && r.piece == piece).map(|r| r.peer);
-            if asked.clone().count() >= self.config.copies_per_piece_max || !self.has_budget() {
-                continue;
-            }
-            let mut free = self.free(now, state);
             for slot in asked.filter_map(|peer| state.neighbours.find(self.peers.key(peer))) {
                 free.near &= !(1 << slot);
                 free.far &= !(1 << slot);
@@ -176,7 +195,7 @@ impl Swarm {
     fn ask(&mut self, now: Time, key: SwarmKey, piece: u32, slot: usize) {
         let Some(state) = self.states.get_mut(key) else { return };
         let Some(fetch) = state.fetch.as_deref_mut() else { return };
-        let (peer, place) = (state.neighbours.key(slot), state.neighbours.peer(slot));
+        let (peer, place) = (state.neighbours.key(slot), state.neighbours.place(slot));
         let Some(asked) = self.peers.get_mut(place) else { return };
         let config = &self.config;
         let late = fetch.times.late().unwrap_or(config.late_first);
@@ -199,6 +218,7 @@ impl Swarm {
             give_up_at: now + give_up,
             late: false,
         });
+        self.watch(place);
         let piece = shoal_proto::PieceIndex(piece);
         self.actions.push(Action::Fetch { request: id, peer, swarm: key, piece });
     }

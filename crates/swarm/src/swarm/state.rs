@@ -209,15 +209,14 @@ impl State {
     /// neighbour, or was complete and no longer is), and whether it is news at all.
     pub(super) fn joined(
         &mut self,
-        key: PeerKey,
-        peer: usize,
+        (key, place, near): (PeerKey, usize, bool),
         have: &Bitmap,
         max: usize,
     ) -> Option<(bool, bool)> {
         let known = self.neighbours.find(key);
         let slot = match known {
             Some(slot) => slot,
-            None => self.neighbours.insert(key, peer, max)?,
+            None => self.neighbours.insert(key, place, near, max)?,
         };
         let lost = self.neighbours.is_complete(slot) && !have.is_full();
         let changed = self.neighbours.set_all(slot, have);

@@ -1,6 +1,6 @@
 //! What happens because time passed, and when that is.
 
-use super::{PieceState, Swarm, state::State};
+use super::{PieceState, Swarm, neighbours::members, state::State};
 use crate::{
     event::{Action, SwarmKey},
     time::Time,
@@ -39,6 +39,7 @@ impl Swarm {
                         (self.config.failed_backoff_min, self.config.failed_backoff_max);
                     peer.has_failed(now, min, max, &mut self.rng);
                 }
+                self.watch(request.peer);
                 if let Some(fetch) = self.states.fetch_mut(request.swarm) {
                     fetch.times.gave_up();
                 }
@@ -118,14 +119,17 @@ impl Swarm {
             at(read.at + self.config.origin_late);
         }
         let may_ask = self.requests.len() < self.config.requests_max;
-        if may_ask && !self.fetching.is_empty() {
-            self.peers.iter().for_each(|(_, peer)| at(peer.rests_until));
-        }
         for state in self.states.iter() {
             state.tell_at.into_iter().for_each(&mut at);
             at(state.reannounce_at);
             at(state.want_peers_at);
             let Some(fetch) = &state.fetch else { continue };
+            if may_ask {
+                // Who rests is watched.
+                let watched = members(state.neighbours.watched());
+                let peers = watched.filter_map(|slot| self.peers.get(state.neighbours.place(slot)));
+                peers.for_each(|peer| at(peer.rests_until));
+            }
             at(fetch.level_at);
             fetch.leases.times().chain(fetch.spoilt.times()).for_each(&mut at);
             at(fetch.origin_rests_until);
