@@ -41,12 +41,29 @@ impl fmt::Display for CodecError {
 
 impl core::error::Error for CodecError {}
 
-/// The greatest memory that reading one message may claim, in bytes. Each call is held to its own,
-/// smaller limit before; this one bounds what a lying length prefix inside the message can allocate.
-const CLAIM_MAX_BYTES: usize = 64 << 20;
+/// What reading may claim of memory for each byte of a message: the densest honest ones, numbers and the lengths of
+/// empty lists, claim 8.
+const CLAIM_FACTOR: usize = 8;
 
-fn config() -> impl bincode::config::Config {
-    bincode::config::standard().with_limit::<CLAIM_MAX_BYTES>()
+/// The lengths of messages, in bytes, up to which claims go: for what neighbours say, for what machines ask and the
+/// trust bundle, for an index, and for what lies on this machine's own disk. bincode makes room for a string before
+/// it looks whether the message has so much left, and takes its limit as a constant: with one step, ten bytes from
+/// anybody could claim what the longest index needs.
+const STEPS_BYTES: [usize; 4] = [16 << 10, 256 << 10, 8 << 20, 16 << 20];
+
+/// Reads a message that may claim `CLAIM` bytes; also says how many bytes of `body` it took.
+fn read<T: DeserializeOwned, const CLAIM: usize>(body: &[u8]) -> Result<(T, usize), CodecError> {
+    let config = bincode::config::standard().with_limit::<CLAIM>();
+    bincode::serde::decode_from_slice(body, config).map_err(|_| CodecError::Malformed)
+}
+
+fn read_within_step<T: DeserializeOwned>(body: &[u8]) -> Result<(T, usize), CodecError> {
+    match STEPS_BYTES.iter().position(|step| body.len() <= *step) {
+        Some(0) => read::<T, { CLAIM_FACTOR * STEPS_BYTES[0] }>(body),
+        Some(1) => read::<T, { CLAIM_FACTOR * STEPS_BYTES[1] }>(body),
+        Some(2) => read::<T, { CLAIM_FACTOR * STEPS_BYTES[2] }>(body),
+        _ => read::<T, { CLAIM_FACTOR * STEPS_BYTES[3] }>(body),
+    }
 }
 
 /// Encodes `message`, version byte first.
@@ -54,8 +71,8 @@ fn config() -> impl bincode::config::Config {
 /// # Errors
 /// [`CodecError::TooLong`] when the result is longer than `limit` bytes.
 pub fn encode<T: Serialize>(message: &T, limit: usize) -> Result<Vec<u8>, CodecError> {
-    let body =
-        bincode::serde::encode_to_vec(message, config()).map_err(|_| CodecError::Malformed)?;
+    let body = bincode::serde::encode_to_vec(message, bincode::config::standard())
+        .map_err(|_| CodecError::Malformed)?;
     let len = body.len() + 1;
     if len > limit {
         return Err(CodecError::TooLong { len, limit });
@@ -66,7 +83,9 @@ pub fn encode<T: Serialize>(message: &T, limit: usize) -> Result<Vec<u8>, CodecE
     Ok(out)
 }
 
-/// Decodes a whole message; never panics and never allocates more than a small multiple of `limit`.
+/// Decodes a whole message. It never panics, and whatever lengths the message claims inside, what it allocates
+/// before it has met the bytes is bounded: 1 MiB for each list in a list, and for a string what the longest message
+/// of its kind could hold.
 ///
 /// # Errors
 /// [`CodecError`] when it is too long, of another version, malformed, or has bytes left over.
@@ -76,8 +95,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, Code
     }
     match bytes.split_first() {
         Some((&CODEC_VERSION, body)) => {
-            let (message, read) = bincode::serde::decode_from_slice(body, config())
-                .map_err(|_| CodecError::Malformed)?;
+            let (message, read) = read_within_step(body)?;
             if read == body.len() { Ok(message) } else { Err(CodecError::Malformed) }
         }
         Some((&version, _)) => Err(CodecError::Version(version)),
