@@ -1,0 +1,194 @@
+//! A real swarm beside the simulated one: real agents, each in a network namespace behind a line held to a rate, and
+//! `shoal-sim` with the same numbers.
+//!
+//! The benchmark starts itself again in namespaces of its own (mounts, network, process ids): nothing of what it makes
+//! is seen outside, and however it ends, the kernel takes all of it away. Files lie in memory, because the simulated
+//! machines have no disks.
+
+mod bucket;
+mod cluster;
+mod net;
+mod report;
+mod rounds;
+
+use std::{
+    env, fs,
+    io::{self, Read as _},
+    net::SocketAddr,
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    thread,
+};
+
+use anyhow::{Context as _, ensure};
+use clap::Parser;
+
+/// Where the benchmark's files lie, in its own mounts.
+const ROOT: &str = "/run/real-swarm";
+
+/// The most agents: their addresses are numbered in one byte.
+const AGENTS_MAX: usize = 200;
+
+/// Measures a swarm of real agents on lines of a rate, and simulates the same. Needs root, iproute2 and util-linux.
+#[derive(Parser)]
+#[command(max_term_width = 100)]
+struct Args {
+    /// How many agents.
+    #[arg(long, default_value_t = 16)]
+    agents: usize,
+    /// Each line's rate, each way, in Mbit/s.
+    #[arg(long, default_value_t = 30.0)]
+    rate_mbit: f64,
+    /// The length of the artifact, in MiB; random, so that it is stored as it is.
+    #[arg(long, default_value_t = 72)]
+    size_mib: u64,
+    /// How many deployments are measured, each of another artifact. One more goes before them, to make the
+    /// connections that stand between agents at rest; it is reported apart.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// How long the queue before a line may be, in milliseconds of its rate.
+    #[arg(long, default_value_t = 20.0)]
+    queue_ms: f64,
+    /// How many seeds are simulated; medians are compared.
+    #[arg(long, default_value_t = 5)]
+    seeds: u64,
+    /// The program `shoal`; by default the one beside this one.
+    #[arg(long, value_name = "PATH")]
+    shoal: Option<PathBuf>,
+    /// The program `shoal-sim`; by default the one beside this one.
+    #[arg(long, value_name = "PATH")]
+    sim: Option<PathBuf>,
+    /// Copy the processes' logs to this directory at the end.
+    #[arg(long, value_name = "DIR")]
+    keep_logs: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Set by the benchmark when it starts itself in its namespaces.
+    #[arg(long, hide = true)]
+    inside: bool,
+    /// Serve this directory as a bucket: what runs on the bucket's machine.
+    #[arg(long, hide = true, requires = "listen")]
+    serve_bucket: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    listen: Option<SocketAddr>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = match (&args.serve_bucket, args.listen) {
+        (Some(dir), Some(listen)) => bucket::serve(dir, listen).map(|()| ExitCode::SUCCESS),
+        _ if args.inside => inside(&args),
+        _ => match check(&args) {
+            Ok(()) => outside(),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                return ExitCode::from(2);
+            }
+        },
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// What must be so before anything is begun.
+fn check(args: &Args) -> anyhow::Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "it makes network namespaces: run it as root");
+    for tool in ["ip", "tc", "unshare"] {
+        let mut version = Command::new(tool);
+        version.arg("-V").stdout(Stdio::null()).stderr(Stdio::null());
+        let missing =
+            matches!(version.status(), Err(error) if error.kind() == io::ErrorKind::NotFound);
+        ensure!(!missing, "`{tool}` is missing: install iproute2 and util-linux");
+    }
+    ensure!((2..=AGENTS_MAX).contains(&args.agents), "--agents is 2 to {AGENTS_MAX}");
+    ensure!((1.0..=10_000.0).contains(&args.rate_mbit), "--rate-mbit is 1 to 10000");
+    ensure!((1.0..=1_000.0).contains(&args.queue_ms), "--queue-ms is 1 to 1000");
+    ensure!((1..=65_536).contains(&args.size_mib), "--size-mib is 1 to 65536");
+    ensure!((1..=100).contains(&args.rounds), "--rounds is 1 to 100");
+    ensure!((1..=100).contains(&args.seeds), "--seeds is 1 to 100");
+    for program in [args.shoal(), args.sim()] {
+        let program = program?;
+        let path = program.display();
+        ensure!(
+            program.is_file(),
+            "{path} is missing: cargo build --release -p shoal -p shoal-sim"
+        );
+    }
+    // While one artifact is fetched, the one before is still there; buckets and the cut hold all of them.
+    let copies = 2 * args.agents + 2 * (args.rounds + 1) + 3;
+    let needed_mib = args.size_mib * copies as u64;
+    let free_mib = memory_free_mib()?;
+    ensure!(
+        needed_mib < free_mib,
+        "it needs {needed_mib} MiB of memory for files, and {free_mib} MiB are free: \
+         give a smaller --size-mib or fewer --agents"
+    );
+    Ok(())
+}
+
+fn memory_free_mib() -> anyhow::Result<u64> {
+    let info = fs::read_to_string("/proc/meminfo")?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()).context("no MemAvailable")?;
+    Ok(kib.parse::<u64>()? >> 10)
+}
+
+impl Args {
+    fn beside(given: Option<&PathBuf>, name: &str) -> anyhow::Result<PathBuf> {
+        match given {
+            Some(path) => fs::canonicalize(path).with_context(|| format!("no {}", path.display())),
+            None => Ok(env::current_exe()?.with_file_name(name)),
+        }
+    }
+
+    fn shoal(&self) -> anyhow::Result<PathBuf> {
+        Self::beside(self.shoal.as_ref(), "shoal")
+    }
+
+    fn sim(&self) -> anyhow::Result<PathBuf> {
+        Self::beside(self.sim.as_ref(), "shoal-sim")
+    }
+}
+
+/// Starts the benchmark again in namespaces of its own.
+fn outside() -> anyhow::Result<ExitCode> {
+    let mut child = Command::new("unshare")
+        .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(env::current_exe()?)
+        .arg("--inside")
+        .args(env::args_os().skip(1))
+        // Closed by the kernel when this process ends, however it does.
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("cannot start unshare")?;
+    let _held = child.stdin.take();
+    let status = child.wait()?;
+    let code = status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+fn inside(args: &Args) -> anyhow::Result<ExitCode> {
+    thread::spawn(|| {
+        let _ = io::stdin().read_to_end(&mut Vec::new());
+        // The first process of its namespace: all the others end with it.
+        std::process::exit(130);
+    });
+    // Named namespaces and all files lie in /run: in a mount that nobody else sees.
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=100%,mode=755", "tmpfs", "/run"]);
+    let mounted = mount.status().context("cannot run mount")?;
+    ensure!(mounted.success(), "cannot mount a tmpfs");
+    let measured = rounds::measure(args, Path::new(ROOT))?;
+    let simulated = report::simulate(args, &measured)?;
+    let report = report::Report::new(args, measured, simulated)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        report.print();
+    }
+    Ok(if report.void { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

@@ -1,0 +1,108 @@
+//! The machines' network: a namespace for each, joined by a bridge, each line held to its rate both ways.
+//!
+//! All of it lies in a network namespace of the benchmark's own, and goes with it.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context as _, ensure};
+use serde::Deserialize;
+
+/// The bridge's own address, where coordinator and region processes listen: their lines are not held back.
+pub(crate) const CONTROL: &str = "10.77.0.1";
+
+/// What a line lets through at once, in seconds of its rate: the kernel's timers are finer.
+const BURST_S: f64 = 0.004;
+
+/// And at least, in bytes: what one send hands over for segmentation, with the headers of its packets. What is longer
+/// would be cut up before it is let through, at the cost of CPU that a real card does not take.
+const BURST_MIN_BYTES: u64 = 72 << 10;
+
+/// A machine's line.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rate {
+    /// In bits a second, each way, headers of Ethernet and above counted.
+    pub(crate) bits_per_s: f64,
+    /// How long the longest queue before it is, in seconds; what comes then is lost.
+    pub(crate) queue_s: f64,
+}
+
+/// What went over a machine's line.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Carried {
+    pub(crate) up_bytes: u64,
+    pub(crate) down_bytes: u64,
+    /// Packets lost before it, both ways.
+    pub(crate) dropped: u64,
+}
+
+impl Carried {
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self {
+            up_bytes: self.up_bytes - before.up_bytes,
+            down_bytes: self.down_bytes - before.down_bytes,
+            dropped: self.dropped - before.dropped,
+        }
+    }
+}
+
+fn run(line: &str) -> anyhow::Result<String> {
+    let mut words = line.split(' ');
+    let mut command = Command::new(words.next().unwrap_or_default());
+    let output = command.args(words).output().with_context(|| format!("cannot run: {line}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "failed: {line}: {}", said.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Makes the bridge, in the present namespace; `/run` there must be the benchmark's own.
+pub(crate) fn bridge() -> anyhow::Result<()> {
+    run("ip link set lo up")?;
+    run("ip link add fabric type bridge")?;
+    run(&format!("ip addr add {CONTROL}/16 dev fabric"))?;
+    run("ip link set fabric up")?;
+    // Where the kernel has bridges pass the packet filter, this one need not.
+    let filter = Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
+    if filter.exists() {
+        fs::write(filter, "0")?;
+    }
+    Ok(())
+}
+
+/// Makes a machine's namespace and its line.
+pub(crate) fn machine(name: &str, address: &str, rate: Rate) -> anyhow::Result<()> {
+    let burst = ((rate.bits_per_s / 8.0 * BURST_S) as u64).max(BURST_MIN_BYTES);
+    let limit = burst + (rate.bits_per_s / 8.0 * rate.queue_s) as u64;
+    let held = format!("root tbf rate {:.0}bit burst {burst} limit {limit}", rate.bits_per_s);
+    run(&format!("ip netns add {name}"))?;
+    run(&format!("ip link add {name} type veth peer name line netns {name}"))?;
+    run(&format!("ip link set {name} master fabric up"))?;
+    run(&format!("ip -n {name} addr add {address}/16 dev line"))?;
+    run(&format!("ip -n {name} link set lo up"))?;
+    run(&format!("ip -n {name} link set line up"))?;
+    run(&format!("tc qdisc add dev {name} {held}"))?;
+    run(&format!("tc -n {name} qdisc add dev line {held}"))?;
+    Ok(())
+}
+
+/// A command that runs on a machine.
+pub(crate) fn on_machine(name: &str, program: &Path) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", name]).arg(program);
+    command
+}
+
+/// What went over a machine's line so far.
+pub(crate) fn carried(name: &str) -> anyhow::Result<Carried> {
+    #[derive(Deserialize)]
+    struct Queue {
+        bytes: u64,
+        drops: u64,
+    }
+    let read = |line: &str| -> anyhow::Result<Queue> {
+        let queues: Vec<Queue> = serde_json::from_str(&run(line)?)?;
+        queues.into_iter().next().context("the line has no queue")
+    };
+    let down = read(&format!("tc -s -j qdisc show dev {name} root"))?;
+    let up = read(&format!("tc -n {name} -s -j qdisc show dev line root"))?;
+    Ok(Carried { up_bytes: up.bytes, down_bytes: down.bytes, dropped: up.drops + down.drops })
+}
