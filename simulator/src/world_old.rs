@@ -6,6 +6,9 @@ use std::{
     time::Duration,
 };
 
+use crate::setup::{
+    Artifact, BUCKET_NICS, Completion, Fetched, REGION_PROCESSES, Run, Sample, Setup, Violation,
+};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use shoal_proto::{ArtifactId, Bitmap, NodeId, PieceIndex};
@@ -13,9 +16,6 @@ use shoal_swarm::{
     Action, Config, Event, LeaseAnswer, LeaseBook, Outcome, PeerKey, Purpose, RequestId, Swarm,
     SwarmKey, Time, UploadId, lease_owners, machine_hash, may_lease,
 };
-
-/// The bucket's bandwidth, in machines' lines.
-pub(crate) const BUCKET_NICS: u32 = 10;
 
 /// Round trip between two machines of a zone, before jitter.
 const RTT_ZONE: Duration = Duration::from_micros(500);
@@ -32,9 +32,6 @@ const LOSS_ONE_IN: u32 = 1_000;
 /// When a lost message is sent again: quinn's probe timeout is about three round trips.
 const RESEND_RTTS: u32 = 3;
 
-/// Region processes.
-const REGIONS: usize = 2;
-
 /// The machines that the region's gossip reaches first.
 const PUBLISHED_TO: u32 = 8;
 
@@ -46,34 +43,35 @@ const LIMIT: Time = Time(36_000_000_000_000);
 
 const SWARM: SwarmKey = SwarmKey(0);
 
-/// What is simulated.
-#[derive(Debug, Clone)]
-pub(crate) struct Setup {
-    pub(crate) nodes: u32,
-    pub(crate) size_bytes: u64,
-    pub(crate) piece_bytes: u64,
-    pub(crate) pieces: u32,
-    /// Each machine's line, each way, in bits a second.
-    pub(crate) nic_bps: u64,
-    pub(crate) zones: u32,
-    pub(crate) seed: u64,
+/// Samples that are kept of a run near the bound.
+const SAMPLES: f64 = 300.0;
+
+/// How often progress is told, in events.
+const PROGRESS_EVERY: u64 = 1 << 14;
+
+/// What holds in every run: names and values.
+pub(crate) const DEFAULTS: &[(&str, &str)] = &[
+    ("round trip", "0.5 ms in a zone, 1.5 ms across zones and to the bucket, +-50 %"),
+    ("gossip", "5 ms a hop"),
+    ("lost control messages", "0.1 %"),
+    ("bucket", "10 x a machine's line"),
+    ("connections", "stand beforehand"),
+];
+
+/// How far a run is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Progress {
+    /// Simulated time in seconds.
+    pub(crate) at_s: f64,
+    /// Part of all pieces that machines hold, 0 to 1.
+    pub(crate) held_part: f64,
+    /// Machines that are complete.
+    pub(crate) done: u32,
 }
 
-/// What came of it.
-#[derive(Debug, Default)]
-pub(crate) struct Run {
-    /// When each machine that completed did so.
-    pub(crate) completed: Vec<Time>,
-    pub(crate) origin_bytes: u64,
-    pub(crate) cross_zone_bytes: u64,
-    /// Control messages between machines and to region processes.
-    pub(crate) messages: u64,
-    pub(crate) control_bytes: u64,
-    pub(crate) events: u64,
-    /// FNV-1a over time, machine and kind of each event.
-    pub(crate) digest: u64,
-    /// What should never be, if it was.
-    pub(crate) violation: Option<String>,
+/// Simulates one region.
+pub(crate) fn run(setup: &Setup, progress: &mut dyn FnMut(Progress)) -> Run {
+    World::new(setup.clone()).run(progress)
 }
 
 /// A machine, and what its driver keeps for it.
@@ -155,8 +153,12 @@ impl PartialEq for Planned {
 impl Eq for Planned {}
 
 /// One region with its machines.
-pub(crate) struct World {
+struct World {
     setup: Setup,
+    artifact: Artifact,
+    held_bytes: u64,
+    sampled_at_s: f64,
+    completions: Vec<Completion>,
     now: Time,
     queue: BinaryHeap<Planned>,
     order: u64,
@@ -184,7 +186,8 @@ fn mix(mut x: u64) -> u64 {
 }
 
 impl World {
-    pub(crate) fn new(setup: Setup) -> Self {
+    fn new(setup: Setup) -> Self {
+        let artifact = setup.artifacts[0].clone();
         let mut rng = Pcg64::seed_from_u64(setup.seed);
         let nodes = (0..setup.nodes)
             .map(|at| Node {
@@ -206,13 +209,17 @@ impl World {
             order: 0,
             nodes,
             neighbours: vec![Vec::new(); setup.nodes as usize],
-            books: vec![LeaseBook::new(setup.pieces); REGIONS],
-            regions: (0..REGIONS).map(|at| node_id(u32::MAX - at as u32)).collect(),
+            books: vec![LeaseBook::new(artifact.pieces); REGION_PROCESSES as usize],
+            regions: (0..REGION_PROCESSES).map(|at| node_id(u32::MAX - at)).collect(),
             bucket_free: Time::ZERO,
             next_upload: 0,
             rng,
             left: setup.nodes,
             run: Run { digest: 0xcbf2_9ce4_8422_2325, ..Run::default() },
+            artifact,
+            held_bytes: 0,
+            sampled_at_s: 0.0,
+            completions: Vec::new(),
             setup,
         };
         world.connect_all();
@@ -287,40 +294,73 @@ impl World {
     }
 
     fn piece_bytes(&self, piece: u32) -> u64 {
-        let start = u64::from(piece) * self.setup.piece_bytes;
-        self.setup.piece_bytes.min(self.setup.size_bytes - start)
+        self.artifact.piece_len(piece)
     }
 
     /// Runs until every machine is complete.
-    pub(crate) fn run(mut self) -> Run {
+    fn run(mut self, progress: &mut dyn FnMut(Progress)) -> Run {
         for _ in 0..PUBLISHED_TO {
             let node = self.rng.random_range(0..self.setup.nodes);
             self.plan(Time::ZERO + GOSSIP_HOP, node, What::Goal);
         }
+        let whole = self.artifact.size_bytes as f64 * f64::from(self.setup.nodes);
+        let alone_s = self.artifact.size_bytes as f64 * 8.0 / self.setup.nic_bps as f64;
+        self.sample();
         while self.left > 0 && self.run.violation.is_none() {
             let Some(Planned { at, node, what, .. }) = self.queue.pop() else {
-                self.run.violation = Some(format!("nothing happens any more at {}", self.now));
+                self.violated(None, "nothing happens any more".into());
                 break;
             };
             if at > LIMIT {
-                self.run.violation = Some(format!("{} machines are stuck at {at}", self.left));
+                self.violated(None, format!("{} machines are stuck", self.left));
+                break;
+            }
+            if self.setup.stop_at_s.is_some_and(|stop_s| seconds(at) > stop_s) {
                 break;
             }
             self.now = at;
+            if seconds(at) - self.sampled_at_s > alone_s / SAMPLES {
+                self.sample();
+            }
             self.happens(node, what);
-        }
-        if self.run.violation.is_none() {
-            let bound = crate::report::lower_bound_s(&self.setup);
-            let last = self.run.completed.last().map_or(0.0, |at| at.0 as f64 / 1e9);
-            // Whole nanoseconds a piece are rounded down.
-            if last < bound * 0.999_999 {
-                self.run.violation = Some(format!("{last} s beats the bound of {bound} s"));
+            if self.run.events.is_multiple_of(PROGRESS_EVERY) {
+                progress(Progress {
+                    at_s: seconds(self.now),
+                    held_part: self.held_bytes as f64 / whole,
+                    done: self.setup.nodes - self.left,
+                });
             }
         }
+        self.sample();
+        self.run.ended_s = seconds(self.now);
+        let done: Vec<u32> = self.completions.iter().map(|done| done.machine).collect();
+        let left = (0..self.setup.nodes).filter(|machine| !done.contains(machine));
+        let left = left.map(|machine| Completion { machine, at_s: None, healthy: true });
+        let mut machines: Vec<_> = left.collect();
+        machines.extend(self.completions);
+        machines.sort_by_key(|done| done.machine);
+        self.run.artifacts = vec![Fetched { started_s: 0.0, machines }];
         self.run
     }
 
+    fn sample(&mut self) {
+        self.sampled_at_s = seconds(self.now);
+        self.run.samples.push(Sample {
+            at_s: self.sampled_at_s,
+            held_bytes: self.held_bytes,
+            origin_bytes: self.run.origin_bytes,
+            cross_zone_bytes: self.run.cross_zone_bytes,
+        });
+    }
+
+    fn violated(&mut self, machine: Option<u32>, what: String) {
+        self.run.violation = Some(Violation { at_s: seconds(self.now), machine, what });
+    }
+
     fn trace(&mut self, node: u32, kind: u64) {
+        if self.setup.watch == Some(node) {
+            eprintln!("{:.9} s, machine {node}: event {kind}", seconds(self.now));
+        }
         self.run.events += 1;
         for word in [self.now.0, u64::from(node) << 32 | kind] {
             self.run.digest = (self.run.digest ^ word).wrapping_mul(0x0100_0000_01b3);
@@ -361,7 +401,10 @@ impl World {
                 if let Some(place) = live.iter().position(|other| *other == request) {
                     live.swap_remove(place);
                     self.trace(node, 5 | u64::from(piece) << 8);
-                    self.nodes[at].verified += u32::from(outcome == Outcome::Verified);
+                    if outcome == Outcome::Verified {
+                        self.nodes[at].verified += 1;
+                        self.held_bytes += self.piece_bytes(piece);
+                    }
                     self.tell(node, Event::FetchEnded { request, outcome });
                 }
             }
@@ -393,7 +436,7 @@ impl World {
                 self.plan(self.now + GOSSIP_HOP, other, What::Goal);
             }
         }
-        let (pieces, fleet) = (self.setup.pieces, self.setup.nodes);
+        let (pieces, fleet) = (self.artifact.pieces, self.setup.nodes);
         let may_lease = may_lease(machine_hash(&node_id(node), &ArtifactId::EMPTY), fleet);
         let purpose = Purpose::Fetch { priority: 0, may_lease, fleet };
         let have = Bitmap::empty(pieces);
@@ -499,7 +542,7 @@ impl World {
                 self.plan(at, from, What::Introduce { want });
             }
             Action::Ban { peer } => {
-                self.run.violation = Some(format!("machine {from} banned {}", peer.0));
+                self.violated(Some(from), format!("banned {}", peer.0));
             }
             Action::Completed { .. } => self.completed(from),
         }
@@ -507,12 +550,13 @@ impl World {
 
     fn completed(&mut self, node: u32) {
         let machine = &mut self.nodes[node as usize];
-        if machine.verified < self.setup.pieces || std::mem::replace(&mut machine.done, true) {
-            let text = format!("machine {node} completed with {} pieces", machine.verified);
-            self.run.violation = Some(format!("{text} at {}", self.now));
+        if machine.verified < self.artifact.pieces || std::mem::replace(&mut machine.done, true) {
+            let what = format!("completed with {} pieces", machine.verified);
+            self.violated(Some(node), what);
         }
         self.left -= 1;
-        self.run.completed.push(self.now);
+        let at_s = Some(seconds(self.now));
+        self.completions.push(Completion { machine: node, at_s, healthy: true });
     }
 
     fn serve(&mut self, from: u32, upload: UploadId) {
@@ -551,12 +595,17 @@ impl World {
             let receiver = &mut self.nodes[node as usize];
             receiver.down_free = receiver.down_free.max(asked) + took;
             receiver.verified += 1;
+            self.held_bytes += bytes;
             let arrived = self.bucket_free.max(receiver.down_free) + self.region_delay();
             let (piece, outcome) = (PieceIndex(piece), Outcome::Verified);
             let ended = Event::OriginEnded { swarm: SWARM, piece, outcome };
             self.plan(arrived, node, What::Event(ended));
         }
     }
+}
+
+fn seconds(time: Time) -> f64 {
+    time.0 as f64 / 1e9
 }
 
 /// Between half and one and a half of `around`, by `roll`.
