@@ -339,7 +339,8 @@ impl World {
         let mut machines: Vec<_> = left.collect();
         machines.extend(self.completions);
         machines.sort_by_key(|done| done.machine);
-        self.run.artifacts = vec![Fetched { started_s: 0.0, machines }];
+        self.run.artifacts = vec![Fetched::default(); self.setup.artifacts.len()];
+        self.run.artifacts[0].machines = machines;
         self.run
     }
 

@@ -93,7 +93,7 @@ impl Chart {
         let middle = (area.left + area.right) / 2.0;
         let below = (middle, area.bottom + 38.0);
         picture.text(self.x.title, below, Alignment::Center, &FONT_9X15, INK);
-        let beside = (16.0, (area.top + area.bottom) / 2.0);
+        let beside = (24.0, (area.top + area.bottom) / 2.0);
         picture.upright(self.y.title, beside, &FONT_9X15, INK);
     }
 }

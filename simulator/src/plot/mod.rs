@@ -119,7 +119,7 @@ fn titles(setup: &Setup, about: Option<&str>) -> [String; 2] {
 /// The time axis of a whole run.
 fn time(run: &Run, fluid: &Fluid) -> Axis {
     let to = run.ended_s.max(fluid.ends_s) * 1.02;
-    Axis { title: "time since the first goal was published (s)", from: 0.0, to: to.max(1e-9) }
+    Axis { title: "simulated time (s)", from: 0.0, to: to.max(1e-9) }
 }
 
 /// Part of all pieces held, and what the fluid limit would hold.
@@ -168,15 +168,16 @@ fn machines(setup: &Setup, run: &Run, fluid: &Fluid) -> Chart {
             true,
             vec![(bound_s, 0.0), (bound_s, 100.0)],
         ),
-        line("all machines", COLORS[0], false, steps(&complete, count, last)),
+        line(&named("all", &complete), COLORS[0], false, steps(&complete, count, last)),
     ];
     if !setup.faults.is_empty() {
         let (count, healthy) = times(true);
-        lines.push(line("healthy machines", COLORS[2], false, steps(&healthy, count, last)));
+        let name = named("healthy", &healthy);
+        lines.push(line(&name, COLORS[2], false, steps(&healthy, count, last)));
     }
     Chart {
         title: "Machines by the time they were complete".into(),
-        x: Axis { title: "time since the goal was published (s)", ..near(first, last) },
+        x: Axis { title: "simulated time (s)", ..near(first, last) },
         y: Axis { title: "machines complete (%)", from: 0.0, to: 100.0 },
         lines,
     }
@@ -226,6 +227,11 @@ fn copies(setup: &Setup, run: &Run, fluid: &Fluid) -> Chart {
             line("into each zone (mean)", COLORS[2], false, cross),
         ],
     }
+}
+
+/// `WHICH, last T s`.
+fn named(which: &str, times: &[f64]) -> String {
+    times.last().map_or(which.into(), |last_s| format!("{which}, last {last_s:.2} s"))
 }
 
 fn line(name: &str, color: Rgb888, dashed: bool, points: Vec<(f64, f64)>) -> Line {

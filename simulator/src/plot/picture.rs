@@ -1,6 +1,7 @@
 //! Pixels: smooth lines, text in built-in fonts, and PNG.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     io::{self, Write},
 };
@@ -40,30 +41,23 @@ impl Picture {
 
     /// Draws a smooth line through these places.
     pub(super) fn line(&mut self, places: &[Place], stroke: Stroke) {
+        let parts = match stroke.dash {
+            None => places.windows(2).map(|pair| (pair[0], pair[1])).collect(),
+            Some(dash) => dashes(places, dash),
+        };
         // How much of each pixel the line covers: the most that any of its parts does, so that the places where
         // two parts meet are no darker than the rest.
-        let mut covered = vec![0.0_f64; self.pixels.len()];
-        match stroke.dash {
-            None => {
-                for pair in places.windows(2) {
-                    self.cover(&mut covered, pair[0], pair[1], stroke.width);
-                }
-            }
-            Some(dash) => {
-                for (from, to) in dashes(places, dash) {
-                    self.cover(&mut covered, from, to, stroke.width);
-                }
-            }
+        let mut covered = BTreeMap::new();
+        for (from, to) in parts {
+            self.cover(&mut covered, from, to, stroke.width);
         }
-        for (pixel, part) in self.pixels.iter_mut().zip(covered) {
-            if part > 0.0 {
-                *pixel = mixed(*pixel, stroke.color, part);
-            }
+        for (pixel, part) in covered {
+            self.pixels[pixel] = mixed(self.pixels[pixel], stroke.color, part);
         }
     }
 
     /// Adds one straight part of a line.
-    fn cover(&self, covered: &mut [f64], from: Place, to: Place, width: f64) {
+    fn cover(&self, covered: &mut BTreeMap<usize, f64>, from: Place, to: Place, width: f64) {
         let reach = width / 2.0 + 1.0;
         let range = |a: f64, b: f64, end: u32| {
             let first = (a.min(b) - reach).floor().clamp(0.0, f64::from(end)) as u32;
@@ -73,9 +67,11 @@ impl Picture {
         for y in range(from.1, to.1, self.height) {
             for x in range(from.0, to.0, self.width) {
                 let center = (f64::from(x) + 0.5, f64::from(y) + 0.5);
-                let part = (width / 2.0 + 0.5 - distance(center, from, to)).clamp(0.0, 1.0);
-                let pixel = &mut covered[(y * self.width + x) as usize];
-                *pixel = pixel.max(part);
+                let part = (width / 2.0 + 0.5 - distance(center, from, to)).min(1.0);
+                if part > 0.0 {
+                    let most = covered.entry((y * self.width + x) as usize).or_insert(0.0);
+                    *most = part.max(*most);
+                }
             }
         }
     }
