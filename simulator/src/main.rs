@@ -28,7 +28,7 @@ mod testing;
 mod units;
 mod world;
 
-use std::{env, ffi::OsString, process::ExitCode, time::Instant};
+use std::{env, ffi::OsString, io::ErrorKind, process::ExitCode, time::Instant};
 
 use args::{Args, NoArgs};
 use plan::Plan;
@@ -99,7 +99,13 @@ fn simulate(args: &Args, given: &[OsString]) -> Result<Ended, String> {
     let report = Report::new(setup, figures, plan.pipeline(), begun.elapsed());
     let printed =
         if args.json { report.print_json() } else { report.print_table(setup, plan.about()) };
-    printed.map_err(|error| format!("cannot write the result: {error}"))?;
+    match printed {
+        // A reader that has gone away (`| head`) is no error of ours.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            return Err(format!("cannot write the result: {error}"));
+        }
+        _ => {}
+    }
     if let Some(plot) = plot {
         plot.draw(setup, &run, plan.about())?;
     }
