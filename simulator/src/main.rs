@@ -73,7 +73,7 @@ fn simulate(args: &Args, given: &[OsString]) -> Result<Ended, String> {
     let plan = Plan::new(args)?;
     let plot = args.plot.as_deref().map(Plot::open).transpose()?;
     let begun = Instant::now();
-    let mut progress = Progress::new(plan.regions.len() as u32, plan.regions[0].nodes);
+    let mut progress = Progress::new(plan.regions.len() as u32, plan.regions[0].fetches());
     let mut figures = Vec::new();
     let mut ended = Ended::Well;
     // The setup and the run of the worst region.

@@ -21,7 +21,8 @@ const STEPS: f64 = 1_000.0;
 /// Shows how far all regions of a run are.
 pub(crate) struct Progress {
     regions: u32,
-    nodes: u32,
+    /// What is to be complete in each region: machines, counted once for each artifact.
+    fetches: u64,
     begun: Instant,
     bar: Option<ProgressBar>,
     /// When the newest line was written.
@@ -29,7 +30,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(regions: u32, nodes: u32) -> Self {
+    pub(crate) fn new(regions: u32, fetches: u64) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = terminal.then(|| {
             let bar =
@@ -40,7 +41,7 @@ impl Progress {
             }
             bar
         });
-        Self { regions, nodes, begun: Instant::now(), bar, line_at: Instant::now() }
+        Self { regions, fetches, begun: Instant::now(), bar, line_at: Instant::now() }
     }
 
     /// Takes in how far the region with this number is.
@@ -74,11 +75,11 @@ impl Progress {
             1 => String::new(),
             regions => format!("region {} of {regions}: ", region + 1),
         };
-        let done = grouped(u64::from(at.done));
-        let nodes = grouped(u64::from(self.nodes));
+        let done = grouped(at.done);
+        let fetches = grouped(self.fetches);
         let left = left(elapsed, part)
             .map_or(String::new(), |left| format!(", {} left", humantime::format_duration(left)));
-        format!("{which}{:.1} s simulated, {done} of {nodes} machines complete{left}", at.at_s)
+        format!("{which}{:.1} s simulated, {done} of {fetches} complete{left}", at.at_s)
     }
 
     /// Takes the bar away.
@@ -112,8 +113,7 @@ mod tests {
         let progress = Progress::new(10, 20_000);
         let at = world::Progress { at_s: 3.25, held_part: 0.5, done: 1_234 };
         let text = progress.text(2, at, 0.25, Duration::from_secs(60));
-        let expected =
-            "region 3 of 10: 3.2 s simulated, 1,234 of 20,000 machines complete, 3m left";
+        let expected = "region 3 of 10: 3.2 s simulated, 1,234 of 20,000 complete, 3m left";
         assert_eq!(text, expected);
     }
 }

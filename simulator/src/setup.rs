@@ -53,6 +53,13 @@ impl Setup {
         chosen.collect()
     }
 
+    /// How many machines fetch each artifact, all together.
+    pub(crate) fn fetches(&self) -> u64 {
+        let machines =
+            self.artifacts.iter().map(|artifact| artifact.machines.unwrap_or(self.nodes));
+        machines.map(u64::from).sum()
+    }
+
     /// The number of the artifact that replaces this one, if any.
     pub(crate) fn replaced_by(&self, artifact: usize) -> Option<usize> {
         self.artifacts.iter().position(|newer| newer.replaces == u32::try_from(artifact).ok())

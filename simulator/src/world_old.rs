@@ -43,6 +43,9 @@ const LIMIT: Time = Time(36_000_000_000_000);
 
 const SWARM: SwarmKey = SwarmKey(0);
 
+/// Artifacts of one run.
+pub(crate) const ARTIFACTS_MAX: usize = 64;
+
 /// Samples that are kept of a run near the bound.
 const SAMPLES: f64 = 300.0;
 
@@ -65,8 +68,8 @@ pub(crate) struct Progress {
     pub(crate) at_s: f64,
     /// Part of all pieces that machines hold, 0 to 1.
     pub(crate) held_part: f64,
-    /// Machines that are complete.
-    pub(crate) done: u32,
+    /// Machines that are complete, counted once for each artifact.
+    pub(crate) done: u64,
 }
 
 /// Simulates one region.
@@ -327,7 +330,7 @@ impl World {
                 progress(Progress {
                     at_s: seconds(self.now),
                     held_part: self.held_bytes as f64 / whole,
-                    done: self.setup.nodes - self.left,
+                    done: u64::from(self.setup.nodes - self.left),
                 });
             }
         }

@@ -10,10 +10,8 @@ use crate::{
     options::Options,
     setup::{Artifact, Setup, When, derived_seed},
     units::{Part, Seconds, Size},
+    world::ARTIFACTS_MAX,
 };
-
-/// The most artifacts of one run: the fair-share bound keeps a machine's set of them in a word.
-pub(crate) const ARTIFACTS_MAX: usize = 64;
 
 /// Sets the seeds of sizes and starts apart from those that choose machines.
 const SIZES_SEED: u64 = 0x7369_7a65;
