@@ -124,13 +124,11 @@ fn time(run: &Run, fluid: &Fluid) -> Axis {
 
 /// Part of all pieces held, and what the fluid limit would hold.
 fn completion(setup: &Setup, run: &Run, fluid: &Fluid) -> Chart {
-    let kept = (0..setup.artifacts.len()).filter(|artifact| setup.replaced_by(*artifact).is_none());
-    let whole: f64 = kept
-        .map(|at| {
-            let artifact = &setup.artifacts[at];
-            artifact.size_bytes as f64 * f64::from(artifact.machines.unwrap_or(setup.nodes))
-        })
-        .sum();
+    // Pieces of an artifact that was replaced stay in the sum: what was dropped is missing at the end.
+    let wholes = setup.artifacts.iter().map(|artifact| {
+        artifact.size_bytes as f64 * f64::from(artifact.machines.unwrap_or(setup.nodes))
+    });
+    let whole: f64 = wholes.sum();
     let percent = |bytes: f64| bytes / whole * 100.0;
     let x = time(run, fluid);
     let held = run.samples.iter().map(|at| (at.at_s, percent(at.held_bytes as f64)));

@@ -149,9 +149,13 @@ fn rendered(titles: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Option<
     (!table.is_empty()).then(|| lines.collect())
 }
 
-/// A time as people read it; one that was not reached is no number.
+/// A time as people read it: infinite when it was not reached, and no number when there was nobody to reach it.
 fn seconds(seconds: f64) -> String {
-    if seconds.is_finite() { format!("{seconds:.3} s") } else { "never".into() }
+    match seconds {
+        _ if seconds.is_nan() => "-".into(),
+        _ if seconds.is_infinite() => "never".into(),
+        _ => format!("{seconds:.3} s"),
+    }
 }
 
 fn minutes(seconds: f64) -> String {
