@@ -3,7 +3,7 @@
 use std::{fs, io::Write as _, os::unix::fs::FileExt as _, path::PathBuf};
 
 use shoal_client::types::{App, Artifact};
-use shoal_proto::state::MachineState;
+use shoal_proto::{codec, peer::PeerAddr, state::MachineState};
 
 use crate::harness::{Cluster, Shape, plain_app, wait_for, walk};
 
@@ -84,6 +84,36 @@ async fn every_fetch_finishes_with_the_coordinator_and_all_region_processes_dead
     for agent in &cluster.agents {
         cluster.machine_is(&agent.name, "data", MachineState::Active).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_restarted_with_all_region_processes_dead_finds_its_neighbours_again() {
+    let mut cluster = Cluster::start(Shape::default()).await;
+    let (_, part, hidden, bytes) = stuck_in_the_middle(&cluster).await;
+    let remembered = cluster.agents[0].data_dir().join("neighbours.bin");
+    wait_for("m1 to remember its neighbours", async || {
+        let bytes = fs::read(&remembered).map_err(|error| error.to_string())?;
+        let all: Vec<PeerAddr> = codec::decode(&bytes, 1 << 20).unwrap();
+        if all.len() == 2 { Ok(()) } else { Err(format!("{all:?}")) }
+    })
+    .await;
+    cluster.coordinator.kill();
+    for region in &mut cluster.regions {
+        region.kill();
+    }
+    // From now on the first agent's bucket is an empty directory: it can have the rest from neighbours only.
+    cluster.agents[0].kill();
+    let config = cluster.agents[0].dir.join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let elsewhere = cluster.root().join("empty");
+    fs::create_dir(&elsewhere).unwrap();
+    let bucket = cluster.bucket(0);
+    let changed = text.replace(bucket.to_str().unwrap(), elsewhere.to_str().unwrap());
+    assert_ne!(changed, text);
+    fs::write(&config, changed).unwrap();
+    cluster.restart_agent(0).await;
+    fs::rename(&hidden, &part).unwrap();
+    whole_on_disk(&cluster, &bytes).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

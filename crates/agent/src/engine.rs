@@ -37,6 +37,7 @@ use crate::{
     fetch::{Fetched, Kitchen},
     goals::Goals,
     metrics::Metrics,
+    neighbours::Neighbours,
     regions::Regions,
 };
 
@@ -119,6 +120,7 @@ pub(crate) struct Parts {
     pub(crate) regions: Regions,
     pub(crate) bucket: Bucket,
     pub(crate) goals: Arc<Goals>,
+    pub(crate) neighbours: Arc<Neighbours>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -220,6 +222,8 @@ impl Driver {
     }
 
     async fn run(mut self, mut queue: mpsc::Receiver<Input>, token: CancellationToken) {
+        // The neighbours of the life before may know goals and have indexes: before any swarm is joined.
+        self.dial_remembered(shoal_swarm::Config::default().neighbours_target);
         loop {
             let timeout = self.policy.next_timeout().map(|at| {
                 let delay = at.0.saturating_sub(self.now().0);

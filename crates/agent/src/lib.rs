@@ -12,7 +12,8 @@
 //! policy and one memory budget.
 //!
 //! Only the certificate, the goal files and the store make up the agent's state: killed at any moment, it goes
-//! on from there. The programs that it started are not its children in that sense: they run on.
+//! on from there. Where its neighbours were (`neighbours`) helps it when no region process is there to ask. The
+//! programs that it started are not its children in that sense: they run on.
 
 mod activate;
 mod app;
@@ -24,6 +25,7 @@ mod goals;
 mod link;
 mod machine;
 mod metrics;
+mod neighbours;
 mod program;
 mod regions;
 mod reports;
@@ -53,6 +55,7 @@ use activate::{AppState, Place};
 use app::{AppTask, Waves};
 use engine::{Engine, Parts};
 use machine::{Machine, Retention};
+use neighbours::Neighbours;
 use regions::{REGION_PROCESSES_MAX, Regions};
 
 /// How often the region processes are told again that this machine holds its apps' artifacts.
@@ -88,6 +91,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     tasks.spawn(link::report(machine.clone()));
     tasks.spawn(link::gossip(machine.clone(), heard));
     tasks.spawn(announce_held(machine.clone()));
+    tasks.spawn(machine.neighbours.clone().keep());
     tasks.spawn(count_gossip(machine.clone(), gossip.clone()));
     tasks.spawn({
         let machine = machine.clone();
@@ -105,6 +109,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     // What is synced now need not be hashed by the next life.
     let last = machine.clone();
     let synced = tokio::task::spawn_blocking(move || {
+        last.neighbours.save();
         for held in last.store.list().iter().filter(|held| !held.complete) {
             if let Some(Err(error)) = last.store.get(&held.artifact).map(|held| held.sync()) {
                 tracing::warn!(artifact = %held.artifact, %error, "cannot sync");
@@ -150,6 +155,7 @@ async fn start(
     let retention = Retention::open(config.data_dir.join("imported"))?;
     keep_what_ran(&config, &retention)?;
     let bucket = Bucket::open(&config.bucket)?;
+    let neighbours = Arc::new(Neighbours::open(config.data_dir.join("neighbours.bin")));
 
     let mut endpoint = EndpointConfig::new(config.listen, identity.clone(), trust.clone());
     endpoint.max_connections = config.max_connections;
@@ -181,6 +187,7 @@ async fn start(
         regions: regions.clone(),
         bucket: bucket.clone(),
         goals: goals.clone(),
+        neighbours: neighbours.clone(),
         metrics: metrics.clone(),
     };
     let engine = Engine::start(parts, token.clone());
@@ -209,6 +216,7 @@ async fn start(
         regions,
         bucket,
         goals,
+        neighbours,
         reports: reports::Reports::default(),
         metrics,
         waves: watch::channel(Waves::default()).0,

@@ -24,8 +24,8 @@ use shoal_transport::{Connection, Endpoint};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use crate::{
-    app::Waves, config::Config, engine::Engine, goals::Goals, metrics::Metrics, regions::Regions,
-    reports::Reports,
+    app::Waves, config::Config, engine::Engine, goals::Goals, metrics::Metrics,
+    neighbours::Neighbours, regions::Regions, reports::Reports,
 };
 
 /// How many neighbours are asked for an index before the region is.
@@ -45,6 +45,7 @@ pub(crate) struct Machine {
     pub(crate) regions: Regions,
     pub(crate) bucket: Bucket,
     pub(crate) goals: Arc<Goals>,
+    pub(crate) neighbours: Arc<Neighbours>,
     pub(crate) reports: Reports,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) waves: watch::Sender<Waves>,

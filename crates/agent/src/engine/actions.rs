@@ -58,7 +58,10 @@ impl Driver {
                 }
             }
             Action::FetchOrigin { swarm, first, count } => self.fetch_origin(swarm, first, count),
-            Action::WantPeers { swarm, want } => self.introduce(swarm, want),
+            Action::WantPeers { swarm, want } => {
+                self.introduce(swarm, want);
+                self.dial_remembered(usize::from(want));
+            }
             Action::Ban { peer } => self.ban(peer),
             Action::Completed { swarm } => {
                 if let Some(part) = self.swarms.get(&swarm) {

@@ -62,7 +62,8 @@ impl Driver {
     }
 
     fn forget(&mut self, peer: PeerKey) {
-        if self.peers.remove(&peer).is_some_and(|state| state.addr.is_some()) {
+        if let Some(addr) = self.peers.remove(&peer).and_then(|state| state.addr) {
+            self.parts.neighbours.note(addr);
             self.tell(Event::PeerDown { peer });
         }
         self.uploads.retain(|_, asked| asked.peer != peer);
@@ -164,6 +165,7 @@ impl Driver {
             }
         }
         let gossip = (me.node, me.gossip);
+        self.parts.neighbours.note(me.clone());
         state.addr = Some(me);
         if first {
             self.tell(Event::PeerUp { peer, same_zone });
@@ -271,22 +273,38 @@ impl Driver {
         let chosen: Vec<PeerAddr> = part
             .known
             .values()
-            .filter(|addr| !self.by_node.contains_key(&addr.node))
-            .filter(|addr| !self.dialling.contains(&addr.node) && !self.banned.contains(&addr.node))
+            .filter(|addr| self.may_dial(&addr.node))
             .cloned()
             .sample(&mut rand::rng(), room);
         for addr in chosen {
-            self.dial(swarm, addr);
+            self.dial(addr);
         }
     }
 
-    fn dial(&mut self, swarm: SwarmKey, addr: PeerAddr) {
+    /// Connects to some of the machines that were neighbours lately, also in an earlier life: no region process may
+    /// be there to name any. Which swarms they take part in, they say themselves.
+    pub(super) fn dial_remembered(&mut self, want: usize) {
+        let room = DIALS_MAX.saturating_sub(self.dialling.len()).min(want);
+        let mut remembered = self.parts.neighbours.all();
+        remembered.retain(|addr| self.may_dial(&addr.node));
+        for addr in remembered.into_iter().sample(&mut rand::rng(), room) {
+            self.dial(addr);
+        }
+    }
+
+    fn may_dial(&self, node: &NodeId) -> bool {
+        !self.by_node.contains_key(node)
+            && !self.dialling.contains(node)
+            && !self.banned.contains(node)
+    }
+
+    fn dial(&mut self, addr: PeerAddr) {
         let node: NodeId = addr.node;
         self.dialling.insert(node);
         let (endpoint, inputs) = (self.parts.endpoint.clone(), self.inputs.clone());
         tokio::spawn(async move {
             if let Err(error) = endpoint.connect(addr.data, node).await {
-                tracing::debug!(machine = %addr.machine, ?swarm, %error, "cannot reach a neighbour");
+                tracing::debug!(machine = %addr.machine, %error, "cannot reach a neighbour");
             }
             let _ = inputs.send(Input::Dialled(node)).await;
         });
@@ -301,5 +319,6 @@ impl Driver {
         state.connection.close(CloseReason::Banned);
         self.by_node.remove(&member.node);
         self.forget(peer);
+        self.parts.neighbours.forget(&member.node);
     }
 }
