@@ -119,6 +119,9 @@ pub enum RegionRequest {
         pieces_total: u32,
         /// The lease block that is asked about: pieces from `block * LEASE_BLOCK_PIECES` on.
         block: u32,
+        /// The pieces of the block that neither the asker nor any neighbour of it has, lowest bit first: only these are leased,
+        /// and one that should long have come round is leased again.
+        lacking: u64,
         /// How many pieces at most.
         want: u16,
     },
@@ -184,6 +187,8 @@ pub enum RegionReply {
     NoLease {
         /// When to ask again, in milliseconds; none: every piece of the block is in the swarm.
         retry_ms: Option<u32>,
+        /// Whether that goes for every block: the bucket is busy enough.
+        all_blocks: bool,
     },
     /// To an index: the object as stored.
     Index(Vec<u8>),

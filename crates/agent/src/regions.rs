@@ -247,11 +247,12 @@ impl Regions {
         artifact: ArtifactId,
         encoding: EncodingId,
         pieces_total: u32,
-        block: u32,
+        (block, lacking): (u32, u64),
         want: u16,
     ) -> Result<RegionReply, NoAnswer> {
         for (at, connection) in self.owners(&artifact, block) {
-            let request = RegionRequest::Lease { artifact, encoding, pieces_total, block, want };
+            let request =
+                RegionRequest::Lease { artifact, encoding, pieces_total, block, lacking, want };
             if let Ok(reply) = self.ask_one(at, &connection, request).await {
                 return Ok(reply);
             }

@@ -176,9 +176,9 @@ impl Server {
                 let now = Instant::now();
                 RegionReply::Peers(self.introductions.introduce(me, artifact, complete, want, now))
             }
-            RegionRequest::Lease { artifact, encoding: _, pieces_total, block, want } => {
+            RegionRequest::Lease { artifact, encoding: _, pieces_total, block, lacking, want } => {
                 count("lease");
-                self.lease(member, artifact, pieces_total, block, want)
+                self.lease(member, artifact, pieces_total, (block, lacking), want)
             }
             RegionRequest::LeaseDone { artifact, first, count: pieces, held } => {
                 count("lease_done");
@@ -256,7 +256,7 @@ impl Server {
         member: &Member,
         artifact: ArtifactId,
         pieces_total: u32,
-        block: u32,
+        (block, lacking): (u32, u64),
         want: u16,
     ) -> RegionReply {
         if pieces_total > PIECES_MAX {
@@ -272,13 +272,18 @@ impl Server {
         let book =
             books.entry(key).or_insert_with(|| Book { leases: LeaseBook::new(pieces_total), used });
         book.used = used;
-        match book.leases.ask(now, holder(member), block, want) {
+        match book.leases.ask(now, holder(member), block, lacking, want) {
             LeaseAnswer::Granted { first, count, duration } => {
                 self.metrics.leased.inc_by(u64::from(count));
                 RegionReply::Leased { first, count, duration_ms: millis(duration) }
             }
-            LeaseAnswer::Retry(after) => RegionReply::NoLease { retry_ms: Some(millis(after)) },
-            LeaseAnswer::AllHeld => RegionReply::NoLease { retry_ms: None },
+            LeaseAnswer::Retry(after) => {
+                RegionReply::NoLease { retry_ms: Some(millis(after)), all_blocks: false }
+            }
+            LeaseAnswer::Later(turn) => {
+                RegionReply::NoLease { retry_ms: Some(millis(turn)), all_blocks: true }
+            }
+            LeaseAnswer::AllHeld => RegionReply::NoLease { retry_ms: None, all_blocks: false },
         }
     }
 

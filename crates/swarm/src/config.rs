@@ -38,8 +38,8 @@ pub struct Config {
     /// Requests that one piece may have at once: the late one and its replacement, in the endgame too.
     pub copies_per_piece_max: usize,
 
-    /// Back-off after the first BUSY, doubled by each further one, jittered by half. About the time
-    /// in which a slot frees itself at line rate.
+    /// Back-off after the first BUSY, doubled by each further one up to half of what a piece takes, jittered: a
+    /// quarter of what a piece takes, and at least this. A slot frees itself about as often.
     pub busy_backoff_min: Duration,
     /// The longest back-off after BUSY.
     pub busy_backoff_max: Duration,
@@ -115,7 +115,7 @@ impl Default for Config {
             requests_max: 8,
             requests_per_peer_max: 2,
             upload_slots: 4,
-            upload_queue_max: 8,
+            upload_queue_max: 2,
             uploads_per_peer_max: 4,
             pick_scan: 256,
             late_first: ms(5_000),
@@ -125,14 +125,14 @@ impl Default for Config {
             give_up_min: ms(10_000),
             give_up_max: ms(120_000),
             copies_per_piece_max: 2,
-            busy_backoff_min: ms(10),
+            busy_backoff_min: ms(25),
             busy_backoff_max: ms(2_000),
             failed_backoff_min: ms(250),
             failed_backoff_max: ms(15_000),
             corrupt_max: 3,
             have_batch: 32,
             have_delay_min: ms(2),
-            have_delay_max: ms(100),
+            have_delay_max: ms(500),
             reannounce: ms(5_000),
             neighbours_target: 32,
             neighbours_max: 96,

@@ -156,6 +156,8 @@ pub enum Event {
         block: u32,
         /// When to ask again; none: every piece of the block is in the swarm.
         retry: Option<Duration>,
+        /// Whether that goes for every block: the bucket is busy enough.
+        all_blocks: bool,
     },
     /// No region process answered.
     LeaseFailed {
@@ -244,6 +246,8 @@ pub enum Action {
         swarm: SwarmKey,
         /// The block: pieces from `block * LEASE_BLOCK_PIECES` on.
         block: u32,
+        /// The pieces of the block that neither this machine nor any neighbour has, lowest bit first.
+        lacking: u64,
         /// How many pieces at most.
         want: u16,
     },

@@ -13,20 +13,41 @@
 //! [`PieceState`], and these rules move it:
 //!
 //! - **Asking peers** (`pick`). The rarest missing piece of a random sample, an even choice among equals;
-//!   from a neighbour of our zone first, then from the one that will have it here soonest. At most
-//!   two requests to a peer: one hides the other's round trip, more only load seeds. Higher priorities
-//!   first, equal ones evenly.
+//!   from a neighbour of our zone, the one that will have it here soonest. At most two requests to a peer: one
+//!   hides the other's round trip, more only load seeds. Higher priorities first, equal ones evenly.
+//! - **Across zones** (`pick`). What no neighbour of our zone has falls to few machines of the zone, by a hash of
+//!   machine and piece: to about one at the start, to more the further the fetch is, and to ever more while nothing
+//!   comes in. So each piece enters a zone about once, and none stays out.
 //! - **Never waiting on one peer.** A request has a deadline from the piece times measured so far; a late
 //!   one is joined by a second peer, and both go on. When nothing is left to ask for, slow requests are
-//!   joined too (the endgame). The first to arrive wins, the other is cancelled. Peers that say BUSY or
-//!   fail rest for a growing, jittered while; three corrupt pieces are a ban.
-//! - **Serving** (`uploads`). A few slots, a short queue, and BUSY at once beyond it. What nobody got from us yet
-//!   goes first, so a lone seed gives each piece about once.
-//! - **Telling** (`tell`). New pieces go out in batches, to neighbours that lack one of them; everything again
+//!   joined too (the endgame). The first to arrive wins, the other is cancelled. Peers that fail rest for a growing,
+//!   jittered while; three corrupt pieces are a ban.
+//! - **Serving** (`uploads`). Four slots, a queue of two, and BUSY at once beyond it. A machine has more requests
+//!   out than the fleet has places, so each line always has work, and what finds no place at one neighbour finds
+//!   it at another: who is BUSY is left alone for a quarter of a piece's time. What nobody got from us
+//!   yet goes first, so a lone seed gives each piece about once.
+//! - **Telling** (`tell`). New pieces go out in batches, to neighbours that lack any of them; everything again
 //!   now and then. A machine that is told of a joiner for the first time answers with what it holds.
 //! - **The bucket** (`origin`). Some machines ([`may_lease`]) ask for leases on pieces that no neighbour has; the
-//!   region processes ([`lease_owners`]) give each out once by a [`LeaseBook`]. Where none answers, hashes
+//!   region processes ([`lease_owners`]) give each out once by a [`LeaseBook`], few at first and in turns, so that the
+//!   first pieces are whole soon and multiply from many machines. Where none answers, hashes
 //!   and a threshold that grows while nothing comes in let a few machines read, and in the end all.
+//!
+//! # What each rule is worth
+//!
+//! `shoal-sim`, 10 GB in pieces of 16 MiB at 10 Gbit/s, seed 1; efficiency is the fluid bound by the last machine's
+//! time. Each row was measured against the policy as it then was.
+//!
+//! | rule | machines | without | with |
+//! |---|---|---|---|
+//! | a queue of 2 instead of 8 (and BUSY rests by the piece's time) | 300 | 0.862 | 0.927 |
+//! | BUSY rests that end with a piece's time, not at 2 s: the last machine | 300 | 9.48 s | 8.63 s |
+//! | leases in a growing window and in turns, not all at once | 300 | 0.927 | 0.961 |
+//! | eight requests instead of six / seven | 1,000 | 0.924 / 0.945 | 0.952 |
+//! | four slots instead of two / one, before the short queue | 300 | 0.81 / 0.66 | 0.86 |
+//! | news after half a piece's time, not after 90 ms | 1,000 | 0.933 | 0.952 |
+//! | the rule on zones (three of them): copies that enter each zone | 1,000 | 13.3 | 1.5 |
+//! | the same: efficiency | 1,000 | 0.950 | 0.952 |
 //!
 //! What follows: a fetch ends as long as the bucket or the peers together have every piece, whichever
 //! region processes live; a machine that has everything goes on serving; and everything held in memory is

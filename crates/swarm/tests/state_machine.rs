@@ -159,7 +159,7 @@ impl Driver {
                     }
                     22 => {
                         let retry = (b % 2 == 0).then_some(duration);
-                        Event::LeaseDenied { swarm, block, retry }
+                        Event::LeaseDenied { swarm, block, retry, all_blocks: c % 3 == 0 }
                     }
                     _ => Event::LeaseFailed { swarm, block },
                 }
@@ -192,7 +192,8 @@ impl Driver {
             | Action::RefuseNotHere { upload } => {
                 assert!(self.uploads.contains_key(&upload), "answered what nobody asked");
             }
-            Action::AskLease { swarm, block, want } => {
+            Action::AskLease { swarm, block, lacking, want } => {
+                assert!(lacking != 0);
                 assert!((1..=16).contains(&want) && block <= pieces_of(swarm) / 64);
                 self.asks.push((swarm, block));
             }

@@ -56,6 +56,7 @@ async fn questions_are_answered() {
         encoding: EncodingId([2; 32]),
         pieces_total: 9,
         block: 0,
+        lacking: 5,
         want: 4,
     });
     let index =

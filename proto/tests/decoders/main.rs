@@ -59,7 +59,8 @@ fn good() -> Vec<Vec<u8>> {
     let revisions = vec![(AppName::new("web").unwrap(), Revision { epoch: 1, number: 2 })];
     let piece = PieceIndex(3);
     let encoding = EncodingId([4; 32]);
-    let lease = RegionRequest::Lease { artifact, encoding, pieces_total: 9, block: 0, want: 2 };
+    let lease =
+        RegionRequest::Lease { artifact, encoding, pieces_total: 9, block: 0, lacking: 3, want: 2 };
     vec![
         encoded(&PeerMessage::Join { artifact, have }),
         encoded(&PeerMessage::Hello { me: addr(), revisions }),

@@ -47,7 +47,9 @@ impl Driver {
                 self.refuse(upload, StreamReply::Busy);
             }
             Action::RefuseNotHere { upload } => self.refuse(upload, StreamReply::NotHere),
-            Action::AskLease { swarm, block, want } => self.ask_lease(swarm, block, want),
+            Action::AskLease { swarm, block, lacking, want } => {
+                self.ask_lease(swarm, block, lacking, want);
+            }
             Action::LeaseDone { swarm, first, count, held } => {
                 if let Some(part) = self.swarms.get(&swarm) {
                     let regions = self.parts.regions.clone();
@@ -113,29 +115,31 @@ impl Driver {
         }
     }
 
-    fn ask_lease(&mut self, swarm: SwarmKey, block: u32, want: u16) {
+    fn ask_lease(&mut self, swarm: SwarmKey, block: u32, lacking: u64, want: u16) {
         let Some(part) = self.swarms.get(&swarm) else { return };
         let (regions, inputs) = (self.parts.regions.clone(), self.inputs.clone());
         let artifact = part.artifact.manifest().artifact;
         let pieces = part.artifact.manifest().piece_count();
         let encoding = part.encoding;
         tokio::spawn(async move {
-            let event = match regions.lease(artifact, encoding, pieces, block, want).await {
-                Ok(RegionReply::Leased { first, count, duration_ms }) => Event::LeaseGranted {
-                    swarm,
-                    block,
-                    first,
-                    count,
-                    duration: std::time::Duration::from_millis(u64::from(duration_ms)),
-                },
-                Ok(RegionReply::NoLease { retry_ms }) => Event::LeaseDenied {
-                    swarm,
-                    block,
-                    retry: retry_ms
-                        .map(|retry_ms| std::time::Duration::from_millis(u64::from(retry_ms))),
-                },
-                Ok(_) | Err(_) => Event::LeaseFailed { swarm, block },
-            };
+            let event =
+                match regions.lease(artifact, encoding, pieces, (block, lacking), want).await {
+                    Ok(RegionReply::Leased { first, count, duration_ms }) => Event::LeaseGranted {
+                        swarm,
+                        block,
+                        first,
+                        count,
+                        duration: std::time::Duration::from_millis(u64::from(duration_ms)),
+                    },
+                    Ok(RegionReply::NoLease { retry_ms, all_blocks }) => Event::LeaseDenied {
+                        swarm,
+                        block,
+                        retry: retry_ms
+                            .map(|retry_ms| std::time::Duration::from_millis(u64::from(retry_ms))),
+                        all_blocks,
+                    },
+                    Ok(_) | Err(_) => Event::LeaseFailed { swarm, block },
+                };
             let _ = inputs.send(Input::Policy(event)).await;
         });
     }

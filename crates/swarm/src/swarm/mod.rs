@@ -167,8 +167,8 @@ impl Swarm {
             Event::LeaseGranted { swarm, block, first, count, duration } => {
                 self.lease_granted(now, swarm, block, first, count, duration);
             }
-            Event::LeaseDenied { swarm, block, retry } => {
-                self.lease_denied(now, swarm, block, retry);
+            Event::LeaseDenied { swarm, block, retry, all_blocks } => {
+                self.lease_denied(now, swarm, block, retry, all_blocks);
             }
             Event::LeaseFailed { swarm, block } => self.lease_failed(now, swarm, block),
             Event::OriginEnded { swarm, piece, outcome } => {
@@ -281,8 +281,8 @@ impl Swarm {
         }
         let fetch = match purpose {
             Purpose::Fetch { priority, may_lease, fleet } if !have.is_full() => {
-                let first_level_at = now + self.config.fallback_after;
-                Some(Box::new(Fetching::new(&have, priority, may_lease, fleet, first_level_at)))
+                let config = &self.config;
+                Some(Box::new(Fetching::new(&have, priority, may_lease, fleet, now, config)))
             }
             _ => None,
         };
@@ -471,8 +471,14 @@ impl Swarm {
                 return;
             }
             Outcome::Busy => {
-                peer.was_busy(now, config.busy_backoff_min, config.busy_backoff_max, rng);
+                let usual = state.fetch.as_ref().and_then(|fetch| fetch.times.mean());
+                let least = config.busy_backoff_min;
+                let min = usual.map_or(least, |usual| (usual / 4).max(least));
+                let max = usual.map_or(config.busy_backoff_max, |usual| usual / 2);
+                peer.was_busy(now, min, max.min(config.busy_backoff_max).max(min), rng);
                 self.watch(request.peer);
+                self.ask_another(now, request.swarm, request.piece);
+                return;
             }
             Outcome::NotHere => state.has_not(key, request.piece),
             Outcome::Failed => {

@@ -104,6 +104,7 @@ pub(super) fn report(
 impl Fetching {
     /// A piece was gained: whatever feeds us may go on as it does.
     pub(super) fn progressed(&mut self, now: Time, config: &Config) {
+        self.progressed_at = now;
         if self.level > 0 {
             self.level_at = now + config.fallback_step;
         } else if self.lease_failed == 0 {
@@ -143,35 +144,36 @@ impl Fetching {
         (self.pieces / (2 * leasers)).clamp(1, LEASE_PIECES_MAX)
     }
 
-    /// A block, any, that is worth asking about now: with a piece that nobody around has.
+    /// A block, any, that is worth asking about now, and the pieces of it that nobody around has.
     fn next_block(
         &self,
         neighbours: &Neighbours,
         now: Time,
         turn: usize,
         skip: impl Fn(u32) -> bool,
-    ) -> Option<u32> {
+    ) -> Option<(u32, u64)> {
         const { assert!(LEASE_BLOCK_PIECES == u64::BITS, "a block is a word of the bitmap") };
         if neighbours.complete() != 0 {
             return None;
         }
-        let wanted = |at: &usize| {
-            let block = &self.blocks[*at];
+        let lacking = |at: usize| {
+            let block = &self.blocks[at];
             if block.asking.is_some() || block.rests_until > now {
-                return false;
+                return None;
             }
-            let mut word = self.missing_word(*at) & !neighbours.anyones(*at);
+            let mut word = self.missing_word(at) & !neighbours.anyones(at);
+            let mut lacking = word;
             while word != 0 {
-                let piece = *at as u32 * LEASE_BLOCK_PIECES + word.trailing_zeros();
-                word &= word - 1;
-                if !self.spoilt.contains(piece) && !skip(piece) {
-                    return true;
+                let piece = at as u32 * LEASE_BLOCK_PIECES + word.trailing_zeros();
+                if self.spoilt.contains(piece) || skip(piece) {
+                    lacking &= !(word & word.wrapping_neg());
                 }
+                word &= word - 1;
             }
-            false
+            (lacking != 0).then_some((at as u32, lacking))
         };
         let blocks = self.blocks.len();
-        (turn..blocks).chain(0..turn.min(blocks)).find(wanted).map(|block| block as u32)
+        (turn..blocks).chain(0..turn.min(blocks)).find_map(lacking)
     }
 }
 
@@ -270,11 +272,11 @@ impl Swarm {
             let turn = self.rng.random_range(0..fetch.blocks.len().max(1));
             let being_read = |piece| self.reads.iter().any(|read| read.is_open(key, piece));
             let block = fetch.next_block(&state.neighbours, now, turn, being_read);
-            let Some(block) = block else { return };
+            let Some((block, lacking)) = block else { return };
             if let Some(fetch) = self.states.fetch_mut(key) {
                 fetch.blocks[block as usize].asking = Some(want);
             }
-            self.actions.push(Action::AskLease { swarm: key, block, want });
+            self.actions.push(Action::AskLease { swarm: key, block, lacking, want });
         }
     }
 
@@ -368,8 +370,17 @@ impl Swarm {
         key: SwarmKey,
         block: u32,
         retry: Option<Duration>,
+        all_blocks: bool,
     ) {
         let config = self.config.clone();
+        if let Some(turn) = retry.filter(|_| all_blocks) {
+            if let Some(fetch) = self.lease_answer(key, block) {
+                fetch.lease_answered(now, &config);
+                // The region process spreads the turns itself.
+                fetch.lease_rests_until = now + turn.max(Duration::from_millis(1));
+            }
+            return;
+        }
         // What is all held will reach us; asked again in case its holders are gone.
         let rest = jitter(retry.unwrap_or(config.all_held_recheck), &mut self.rng);
         if let Some(fetch) = self.lease_answer(key, block) {

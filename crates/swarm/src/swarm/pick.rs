@@ -1,10 +1,10 @@
 //! Which piece is asked from whom.
 //!
 //! The piece first: the rarest among a random sample of those that a free neighbour has, an even choice
-//! among equals, so that machines that see the same do not all want the same. Then the neighbour: one in
-//! our zone, then the one that will have it here soonest by what was measured, then one that is not a
-//! seed. A neighbour in another zone is asked for what our zone can give only when nothing else is
-//! under way: what crosses zones is a budget.
+//! among equals, so that machines that see the same do not all want the same. Then the neighbour: the one of our
+//! zone that will have it here soonest by what was measured, then one that is not a seed. A neighbour in another
+//! zone is asked only for what none in our zone has, and only if the piece falls to this machine
+//! ([`Across`]): what crosses zones is a budget.
 //!
 //! A late request is joined by a second one to another neighbour before it fails. When nothing is
 //! left to ask for, requests that take longer than usual are joined too: the endgame. The first to
@@ -14,6 +14,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use rand::RngExt;
+use shoal_proto::PieceIndex;
 
 use super::{
     PieceState, Swarm,
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{
     event::{Action, RequestId, SwarmKey},
-    hash::mix,
+    hash::{below, mix},
     time::Time,
 };
 
@@ -85,6 +86,21 @@ impl Swarm {
         self.requests.len() < self.config.requests_max && !self.fetching.is_empty()
     }
 
+    /// A neighbour was busy: asks another one of our zone for the same piece, which was the best to ask for just now. If
+    /// there is none, the piece is picked anew like any other.
+    pub(super) fn ask_another(&mut self, now: Time, key: SwarmKey, piece: u32) {
+        let is_missing = self.piece_state(key, PieceIndex(piece)) == Some(PieceState::Missing);
+        if !is_missing || !self.has_budget() {
+            return;
+        }
+        let free = Free { far: 0, ..self.free(now, key) };
+        let salt: u64 = self.rng.random();
+        let Some(state) = self.states.get(key) else { return };
+        if let Some(slot) = self.best(now, state, free, piece, salt) {
+            self.ask(now, key, piece, slot);
+        }
+    }
+
     /// The swarm whose turn it is: the highest priority, among equal ones the one with the fewest
     /// requests under way, among those any.
     fn next_swarm(&mut self, stuck: &[SwarmKey]) -> Option<SwarmKey> {
@@ -141,7 +157,8 @@ impl Swarm {
         let state = self.states.get(key)?;
         let fetch = state.fetch.as_deref()?;
         let scan = self.config.pick_scan;
-        let piece = choose(fetch, &state.neighbours, free, scan, salt)?;
+        let across = Across::new(fetch, self.salt ^ mix(key.0), now);
+        let piece = choose(fetch, &state.neighbours, free, &across, scan, salt)?;
         let slot = self.best(now, state, free, piece, salt)?;
         Some((piece, slot))
     }
@@ -294,12 +311,61 @@ fn any_bit(mut among: u64, salt: u64) -> u32 {
     among.trailing_zeros()
 }
 
+/// A fetch that gains nothing for this long stalls: several pieces should have come.
+pub(super) fn stall(fetch: &Fetching) -> Duration {
+    /// The first piece of a large, slow swarm needs some time.
+    const FIRST: Duration = Duration::from_secs(2);
+    fetch.times.mean().map_or(FIRST, |mean| (mean * 4).max(Duration::from_millis(1)))
+}
+
+/// Which pieces a machine fetches from another zone though its own has none of them: each falls to few machines of a
+/// zone, by a hash of machine and piece, and to more the longer the fetch takes.
+struct Across {
+    salt: u64,
+    /// Of so many machines...
+    whole: u32,
+    /// ...so many are meant.
+    part: u32,
+}
+
+impl Across {
+    fn new(fetch: &Fetching, salt: u64, now: Time) -> Self {
+        /// Machines of a zone that a piece falls to: at the start, and added until the end, in 16ths.
+        const START: u32 = 16;
+        const MORE: u32 = 240;
+        /// A machine does not know how large its zone is: most regions have three.
+        const ZONES: u32 = 3;
+        let held = u64::from(fetch.pieces - fetch.missing());
+        let more = u64::from(MORE) * held / u64::from(fetch.pieces.max(1));
+        let stalls = now.since(fetch.progressed_at).as_nanos() / stall(fetch).as_nanos();
+        // No more than everybody.
+        let part = (START + more as u32) << stalls.min(20);
+        let whole = (fetch.fleet / ZONES).max(1).saturating_mul(16);
+        Self { salt, whole, part }
+    }
+
+    /// Those that fall to this machine.
+    fn ours(&self, word: usize, mut lone: u64) -> u64 {
+        let mut ours = 0;
+        while lone != 0 {
+            let bit = lone & lone.wrapping_neg();
+            lone ^= bit;
+            let piece = word as u64 * 64 + u64::from(bit.trailing_zeros());
+            if below(mix(self.salt ^ piece), self.part, self.whole) {
+                ours |= bit;
+            }
+        }
+        ours
+    }
+}
+
 /// The rarest missing piece that a free neighbour has, among about `scan` candidates from a random place
 /// on; of equally rare ones any.
 fn choose(
     fetch: &Fetching,
     neighbours: &Neighbours,
     free: Free,
+    across: &Across,
     scan: u32,
     salt: u64,
 ) -> Option<u32> {
@@ -308,9 +374,9 @@ fn choose(
     if free.near | free.far == 0 {
         None
     } else if neighbours.taken() >> (LINES_FEW * 8) == 0 {
-        choose_in::<LINES_FEW>(fetch, neighbours, free, scan, salt)
+        choose_in::<LINES_FEW>(fetch, neighbours, free, across, scan, salt)
     } else {
-        choose_in::<{ SLOTS_MAX / 8 }>(fetch, neighbours, free, scan, salt)
+        choose_in::<{ SLOTS_MAX / 8 }>(fetch, neighbours, free, across, scan, salt)
     }
 }
 
@@ -318,12 +384,12 @@ fn choose_in<const LINES: usize>(
     fetch: &Fetching,
     neighbours: &Neighbours,
     free: Free,
+    across: &Across,
     scan: u32,
     salt: u64,
 ) -> Option<u32> {
     let (near_masks, far_masks) = (masks::<LINES>(free.near), masks::<LINES>(free.far));
     let zone_masks = masks::<LINES>(free.zone);
-    let idle = fetch.requests == 0;
     let words = fetch.words();
     let start = any_below(words as u32, salt << 32) as usize;
     let mut seen = 0;
@@ -335,20 +401,21 @@ fn choose_in<const LINES: usize>(
             continue;
         }
         let lines = neighbours.word(at);
-        let mut from = together(lines, &near_masks);
-        if free.far != 0 && missing & !from != 0 {
-            let mut far = together(lines, &far_masks);
-            if !idle && far & missing & !from != 0 {
-                far &= !together(lines, &zone_masks);
+        let mut candidates = missing & together(lines, &near_masks);
+        let mut ours = 0;
+        if free.far != 0 && missing & !candidates != 0 {
+            let lone = missing & !candidates & together(lines, &far_masks);
+            if lone != 0 {
+                ours = across.ours(at, lone & !together(lines, &zone_masks));
+                candidates |= ours;
             }
-            from |= far;
         }
-        let candidates = missing & from;
         if candidates == 0 {
             continue;
         }
         seen += candidates.count_ones();
-        let (count, equal) = rarest(lines, candidates);
+        // What our zone waits for comes before all else.
+        let (count, equal) = if ours == 0 { rarest(lines, candidates) } else { (0, ours) };
         let ones = equal.count_ones();
         best = match best {
             Some(best) if best.0 < count => Some(best),

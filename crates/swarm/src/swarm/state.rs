@@ -10,6 +10,7 @@ use super::{
     peers::PieceTime,
 };
 use crate::{
+    config::Config,
     event::{PeerKey, SwarmKey},
     time::Time,
 };
@@ -125,6 +126,8 @@ pub(super) struct Fetching {
     /// 64 pieces each.
     words: Box<[Word]>,
     pub(super) times: PieceTime,
+    /// When the last piece was gained; at first, when the fetch began.
+    pub(super) progressed_at: Time,
     /// Requests to peers under way.
     pub(super) requests: usize,
     /// Only for a machine that may lease.
@@ -286,7 +289,8 @@ impl Fetching {
         priority: u8,
         may_lease: bool,
         fleet: u32,
-        first_level_at: Time,
+        now: Time,
+        config: &Config,
     ) -> Self {
         let pieces = held.len();
         let all = Bitmap::full(pieces);
@@ -299,6 +303,7 @@ impl Fetching {
             missing: pieces - held.count(),
             words: words.map(|(all, held)| Word { missing: all & !held, asked: 0 }).collect(),
             times: PieceTime::default(),
+            progressed_at: now,
             requests: 0,
             blocks: Box::default(),
             leases: Deadlines::default(),
@@ -308,7 +313,7 @@ impl Fetching {
             lease_failed: 0,
             lease_rests_until: Time::ZERO,
             level: 0,
-            level_at: first_level_at,
+            level_at: now + config.fallback_after,
         };
         fetch.let_lease(may_lease);
         fetch

@@ -1,6 +1,6 @@
 //! What happens because time passed, and when that is.
 
-use super::{PieceState, Swarm, neighbours::members, state::State};
+use super::{PieceState, Swarm, neighbours::members, pick::stall, state::State};
 use crate::{
     event::{Action, SwarmKey},
     time::Time,
@@ -136,6 +136,12 @@ impl Swarm {
             if fetch.may_lease() {
                 at(fetch.lease_rests_until);
                 fetch.blocks.iter().filter(|b| b.asking.is_none()).for_each(|b| at(b.rests_until));
+            }
+            if fetch.requests == 0 && fetch.missing() > 0 {
+                // More pieces fall to a machine that stalls.
+                let step = stall(fetch);
+                let stalls = now.since(fetch.progressed_at).as_nanos() / step.as_nanos();
+                at(fetch.progressed_at + step.saturating_mul(stalls as u32 + 1));
             }
             if may_ask
                 && fetch.missing() == 0

@@ -74,7 +74,7 @@ enum What {
     /// The piece of a fetch has arrived, or its refusal.
     Ended(RequestId, SwarmKey, u32, Outcome),
     Wake,
-    Lease(usize, SwarmKey, u32, u16),
+    Lease(usize, SwarmKey, u32, u64, u16),
     LeaseDone(usize, SwarmKey, u32, u32, bool),
     OriginEnded(SwarmKey, u32, Outcome),
     Introduce(SwarmKey, u16),
@@ -324,7 +324,9 @@ impl Net {
                     self.tell(machine, Event::FetchEnded { request, outcome });
                 }
             }
-            What::Lease(from, swarm, block, want) => self.lease(from, swarm, block, want),
+            What::Lease(from, swarm, block, lacking, want) => {
+                self.lease(from, swarm, block, lacking, want);
+            }
             What::LeaseDone(from, swarm, first, count, held) => {
                 let owner = self.owner(first / 64);
                 if let Some(book) = owner.and_then(|owner| self.books[owner].as_mut())
@@ -393,21 +395,26 @@ impl Net {
         order.into_iter().find(|at| self.books[*at].is_some())
     }
 
-    fn lease(&mut self, from: usize, swarm: SwarmKey, block: u32, want: u16) {
+    fn lease(&mut self, from: usize, swarm: SwarmKey, block: u32, lacking: u64, want: u16) {
         let at = self.now + self.delay();
         let pieces = self.setup.pieces;
         let answer = self.owner(block).and_then(|owner| self.books[owner].as_mut()).map(|book| {
             let book = book.entry(swarm).or_insert_with(|| LeaseBook::new(pieces));
-            book.ask(self.now, from as u64, block, want)
+            book.ask(self.now, from as u64, block, lacking, want)
         });
         let event = match answer {
             Some(LeaseAnswer::Granted { first, count, duration }) => {
                 Event::LeaseGranted { swarm, block, first, count, duration }
             }
             Some(LeaseAnswer::Retry(wait)) => {
-                Event::LeaseDenied { swarm, block, retry: Some(wait) }
+                Event::LeaseDenied { swarm, block, retry: Some(wait), all_blocks: false }
             }
-            Some(LeaseAnswer::AllHeld) => Event::LeaseDenied { swarm, block, retry: None },
+            Some(LeaseAnswer::Later(wait)) => {
+                Event::LeaseDenied { swarm, block, retry: Some(wait), all_blocks: true }
+            }
+            Some(LeaseAnswer::AllHeld) => {
+                Event::LeaseDenied { swarm, block, retry: None, all_blocks: false }
+            }
             None => Event::LeaseFailed { swarm, block },
         };
         self.push(at, from, What::Event(event));
@@ -516,9 +523,9 @@ impl Net {
             Action::Serve { upload } => self.serve(from, upload),
             Action::RefuseBusy { upload } => self.refuse(upload, Outcome::Busy),
             Action::RefuseNotHere { upload } => self.refuse(upload, Outcome::NotHere),
-            Action::AskLease { swarm, block, want } => {
+            Action::AskLease { swarm, block, lacking, want } => {
                 let at = self.now + self.delay();
-                self.push(at, from, What::Lease(from, swarm, block, want));
+                self.push(at, from, What::Lease(from, swarm, block, lacking, want));
             }
             Action::LeaseDone { swarm, first, count, held } => {
                 let at = self.now + self.delay();
