@@ -46,6 +46,53 @@ fn one_seed_gives_one_run_and_another_seed_another() {
 }
 
 #[test]
+fn the_result_is_the_same_with_any_number_of_threads() {
+    let run = |threads| {
+        json(&[
+            "--nodes",
+            "2000",
+            "--size",
+            "3MB",
+            "--nic",
+            "1Gbps",
+            "--piece-size",
+            "1MiB",
+            "--zones",
+            "3",
+            "--zone-uplink",
+            "100Gbps",
+            "--threads",
+            threads,
+            "--json",
+        ])
+    };
+    let (one, two) = (run("1"), run("2"));
+    for key in ["trace_digest", "makespan_s", "events", "messages", "cross_zone_copies"] {
+        assert_eq!(one[key], two[key], "{key}");
+    }
+}
+
+#[test]
+fn whatever_goes_wrong_every_live_machine_is_complete() {
+    let world = "about = \"a test\"\n[world]\nnodes = 60\nsize = \"60MB\"\nnic = \"100Mbps\"\npiece_size = \"1MiB\"\nzones = 3\n";
+    let faults = [
+        "kind = \"churn\"\nper_minute = 1.0\ndown = \"2s\"\nuntil = \"5s\"\n",
+        "kind = \"corrupt\"\nshare = 0.1\n",
+        "kind = \"zone_cut\"\nzone = 1\nat = \"1s\"\nfor = \"4s\"\n",
+        "kind = \"regions_lost\"\nprocesses = 2\nat = \"100ms\"\n",
+        "kind = \"bucket_fails\"\nat = \"100ms\"\nfor = \"2s\"\n",
+        "kind = \"late\"\nshare = 0.2\nat = \"3s\"\n",
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    for fault in faults {
+        let path = scenario(folder.path(), &format!("{world}[[fault]]\n{fault}"));
+        let run = json(&["--scenario", &path, "--json"]);
+        assert_eq!(run["completed"], 60, "{fault}: {run}");
+        assert!(run["origin_copies"].as_f64().unwrap() <= 2.5, "{fault}: {run}");
+    }
+}
+
+#[test]
 fn a_small_fleet_comes_near_the_bound_and_reads_the_bucket_once() {
     let run = json(&SMALL);
     assert_eq!(run["completed"], 40);

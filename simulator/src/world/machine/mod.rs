@@ -1,0 +1,429 @@
+//! One machine: the policy, and a driver modelled on the agent's.
+
+mod fleet;
+mod pieces;
+
+use std::time::Duration;
+
+use rand::RngExt;
+use rand_pcg::Pcg32;
+use shoal_proto::{Bitmap, PieceIndex};
+use shoal_swarm::{Event, Outcome, PeerKey, RequestId, Swarm, SwarmKey, Time, UploadId};
+
+use super::{
+    REGIONS, Static,
+    line::Line,
+    message::{Actor, ENVELOPE, What},
+    shard::Out,
+};
+
+/// A machine asks for its goals every this long, half more or less.
+const POLL_NS: u64 = 30_000_000_000;
+
+/// One connection, seen from one end.
+#[derive(Debug, Clone, Copy)]
+struct Peer {
+    machine: Actor,
+    link: u16,
+}
+
+/// A request of ours under way, to a peer or to the bucket.
+#[derive(Debug, Clone, Copy)]
+struct Live {
+    number: u32,
+    /// None: a read of the bucket.
+    request: Option<(RequestId, Actor)>,
+    swarm: u16,
+    piece: u32,
+    last: u32,
+    /// Bytes of `piece` that have not arrived.
+    left: u64,
+    /// Pieces that arrived and are being verified.
+    storing: u32,
+}
+
+/// A lease question that is open.
+#[derive(Debug, Clone, Copy)]
+struct LeaseAsk {
+    number: u32,
+    swarm: u16,
+    block: u32,
+    lacking: u64,
+    want: u16,
+}
+
+/// A peer's request of us.
+#[derive(Debug, Clone, Copy)]
+struct Upload {
+    id: UploadId,
+    to: Actor,
+    number: u32,
+    swarm: u16,
+    piece: u32,
+}
+
+/// An artifact that this machine is to fetch.
+#[derive(Debug, Clone)]
+pub(super) struct Task {
+    pub(super) artifact: u16,
+    /// Pieces that were verified in this world: what the policy may call held.
+    got: Bitmap,
+    started: bool,
+    pub(super) dropped: bool,
+    pub(super) completed_at: Option<u64>,
+}
+
+/// A machine.
+pub(super) struct Machine {
+    id: Actor,
+    zone: u32,
+    /// Which part of its line works.
+    rate_bps: u64,
+    /// It sends wrong bytes.
+    corrupt: bool,
+    pub(super) healthy: bool,
+    alive: bool,
+    life: u16,
+    swarm: Swarm,
+    /// What its clock shows when the run begins, in nanoseconds.
+    clock: u64,
+    rng: Pcg32,
+    peers: Vec<Peer>,
+    dials: Vec<Peer>,
+    /// Those whose connections are refused for good.
+    banned: Vec<Actor>,
+    /// The machines that it was connected with when it died.
+    remembered: Vec<Actor>,
+    links: u16,
+    line: Line,
+    /// When the receiving side is through with everything that is on its way.
+    down_free: u64,
+    hash_free: u64,
+    disk_free: u64,
+    live: Vec<Live>,
+    uploads: Vec<Upload>,
+    asks: Vec<LeaseAsk>,
+    silent_until: [u64; REGIONS],
+    region_turn: usize,
+    numbers: u32,
+    seq: u32,
+    /// The planned wake-up that counts; others are void.
+    wake: u64,
+    known: u64,
+    pub(super) tasks: Vec<Task>,
+    pub(super) events: u64,
+    pub(super) digest: u64,
+}
+
+/// How a machine is made.
+pub(super) struct Made {
+    pub(super) id: Actor,
+    pub(super) rate_bps: u64,
+    pub(super) corrupt: bool,
+    pub(super) healthy: bool,
+    pub(super) late: bool,
+    pub(super) clock: u64,
+}
+
+impl Machine {
+    pub(super) fn new(world: &Static, made: &Made, rng: Pcg32, artifacts: &[u16]) -> Self {
+        let task = |artifact: &u16| Task {
+            artifact: *artifact,
+            got: Bitmap::empty(world.setup.artifacts[usize::from(*artifact)].pieces),
+            started: false,
+            dropped: false,
+            completed_at: None,
+        };
+        let mut rng = rng;
+        Self {
+            id: made.id,
+            zone: world.zone(made.id),
+            rate_bps: made.rate_bps,
+            corrupt: made.corrupt,
+            healthy: made.healthy,
+            alive: !made.late,
+            life: 0,
+            swarm: Swarm::new(world.config.clone(), rng.random()),
+            clock: made.clock,
+            rng,
+            peers: Vec::new(),
+            dials: Vec::new(),
+            banned: Vec::new(),
+            remembered: Vec::new(),
+            links: 0,
+            line: Line::default(),
+            down_free: 0,
+            hash_free: 0,
+            disk_free: 0,
+            live: Vec::new(),
+            uploads: Vec::new(),
+            asks: Vec::new(),
+            silent_until: [0; REGIONS],
+            region_turn: made.id as usize % REGIONS,
+            numbers: 0,
+            seq: 0,
+            wake: u64::MAX,
+            known: 0,
+            tasks: artifacts.iter().map(task).collect(),
+            events: 0,
+            digest: 0xcbf2_9ce4_8422_2325,
+        }
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.alive
+    }
+
+    fn trace(&mut self, now: u64, what: &What) {
+        self.events += 1;
+        let (kind, subject) = what.code();
+        for word in [now, u64::from(kind) << 32 | u64::from(subject)] {
+            self.digest = (self.digest ^ word).wrapping_mul(0x0100_0000_01b3);
+            self.digest ^= self.digest >> 29;
+        }
+    }
+
+    /// Something happens to this machine. An error is a violation.
+    pub(super) fn happens(
+        &mut self,
+        world: &Static,
+        out: &mut Out,
+        now: u64,
+        from: Actor,
+        what: What,
+    ) -> Result<(), String> {
+        if !self.alive && !matches!(what, What::Revive) {
+            if let What::Bytes { bytes, .. } = what {
+                out.counts.wasted_bytes += u64::from(bytes);
+            }
+            return Ok(());
+        }
+        if let What::Wake = what {
+            if self.wake != now {
+                return Ok(());
+            }
+            self.wake = u64::MAX;
+        }
+        self.trace(now, &what);
+        if world.setup.watch == Some(self.id) {
+            eprintln!("{:>14.9} s machine {} from {from}: {what:?}", now as f64 / 1e9, self.id);
+        }
+        match what {
+            What::Join { link, swarm, have } => {
+                if let Some(peer) = self.key(world, from, link) {
+                    let swarm = SwarmKey(u64::from(swarm));
+                    self.tell(world, out, now, Event::PeerJoined { peer, swarm, have });
+                }
+            }
+            What::Have { link, swarm, pieces } => {
+                if let Some(peer) = self.key(world, from, link) {
+                    let swarm = SwarmKey(u64::from(swarm));
+                    self.tell(world, out, now, Event::PeerHave { peer, swarm, pieces });
+                }
+            }
+            What::Leave { link, swarm } => {
+                if let Some(peer) = self.key(world, from, link) {
+                    let swarm = SwarmKey(u64::from(swarm));
+                    self.tell(world, out, now, Event::PeerLeft { peer, swarm });
+                }
+            }
+            What::Goal { artifact } => self.goal(world, out, now, artifact),
+            What::Ask { link, swarm, piece, number } => {
+                if let Some(peer) = self.key(world, from, link) {
+                    let id = UploadId(u64::from(self.number()));
+                    self.uploads.push(Upload { id, to: from, number, swarm, piece });
+                    let (swarm, piece) = (SwarmKey(u64::from(swarm)), PieceIndex(piece));
+                    let asked = Event::UploadAsked { upload: id, peer, swarm, piece };
+                    self.tell(world, out, now, asked);
+                }
+            }
+            What::Cancel { number } => {
+                let same = |upload: &Upload| upload.to == from && upload.number == number;
+                if let Some(at) = self.uploads.iter().position(same) {
+                    let upload = self.uploads.swap_remove(at).id;
+                    self.line.remove(from, number);
+                    self.tell(world, out, now, Event::UploadEnded { upload });
+                }
+            }
+            What::Refused { number, busy } => {
+                let outcome = if busy { Outcome::Busy } else { Outcome::NotHere };
+                if let Some(at) = self.live.iter().position(|live| live.number == number) {
+                    let live = self.live.swap_remove(at);
+                    self.ended(world, out, now, live, outcome);
+                }
+            }
+            What::Bytes { number, bytes, tail_ns, corrupt, .. } => {
+                self.received(world, out, now, from, (number, bytes, tail_ns, corrupt));
+            }
+            What::Credit { number } => {
+                self.line.credit(from, number);
+                self.send_next(world, out, now);
+            }
+            What::LineFree { life } if life == self.life => {
+                self.line.busy = false;
+                if let Some(upload) = self.line.ending.take() {
+                    self.uploads.retain(|other| other.id != upload);
+                    self.tell(world, out, now, Event::UploadEnded { upload });
+                }
+                self.send_next(world, out, now);
+            }
+            What::Stored { life, number, piece, corrupt } if life == self.life => {
+                self.stored(world, out, now, number, piece, corrupt);
+            }
+            What::Connect { link } => self.asked_to_connect(world, out, now, from, link),
+            What::Connected { link } => {
+                let same = |dial: &Peer| dial.machine == from && dial.link == link;
+                if let Some(at) = self.dials.iter().position(same) {
+                    let peer = self.dials.swap_remove(at);
+                    self.add_peer(world, out, now, peer);
+                    self.greet(world, out, now, from);
+                }
+            }
+            What::Lost { link } if self.key(world, from, link).is_some() => {
+                self.drop_peer(world, out, now, from);
+            }
+            What::LeaseGranted { swarm, block, first, count } if self.answered(swarm, block) => {
+                let (swarm, duration) = (SwarmKey(u64::from(swarm)), shoal_swarm::LEASE_DURATION);
+                let granted = Event::LeaseGranted { swarm, block, first, count, duration };
+                self.tell(world, out, now, granted);
+            }
+            What::LeaseDenied { swarm, all_blocks, block, retry }
+                if self.answered(swarm, block) =>
+            {
+                let swarm = SwarmKey(u64::from(swarm));
+                let denied = Event::LeaseDenied { swarm, block, retry, all_blocks };
+                self.tell(world, out, now, denied);
+            }
+            What::LeaseTimeout { life, tried, number } if life == self.life => {
+                let open = self.asks.iter().find(|ask| ask.number == number);
+                if let Some(ask) = open.copied() {
+                    let owner = world.owners(ask.swarm, ask.block)[usize::from(tried)];
+                    self.silent_until[owner] = now + fleet::ANSWER_TIMEOUT_NS;
+                    self.ask_lease(world, out, now, ask, tried + 1);
+                }
+            }
+            What::Introduced { machines } => {
+                for machine in machines {
+                    self.dial(world, out, now, machine);
+                }
+            }
+            What::ReadFailed { number } => self.read_failed(world, out, now, number),
+            What::ReadTimeout { life, number } if life == self.life => {
+                self.read_failed(world, out, now, number);
+            }
+            What::PollDue { life } if life == self.life => {
+                let region = self.region(world);
+                out.counts.control(ENVELOPE * 2);
+                let known = self.known;
+                self.send(world, out, now, region, What::Poll { known });
+                let pause = POLL_NS / 2 + self.rng.random_range(0..POLL_NS);
+                self.plan(out, now + pause, What::PollDue { life });
+            }
+            What::CutNoticed { life } if life == self.life => {
+                let gone: Vec<Actor> = self.peers.iter().map(|peer| peer.machine).collect();
+                for other in gone {
+                    if out.conditions.is_cut(self.zone, world.zone(other)) {
+                        self.drop_peer(world, out, now, other);
+                    }
+                }
+            }
+            What::Wake => {
+                if self.swarm.next_timeout().is_some_and(|due| due.0 <= now + self.clock) {
+                    self.tell(world, out, now, Event::Timeout);
+                } else {
+                    self.plan_wake(out, now);
+                }
+            }
+            What::Die => self.dies(world, out, now),
+            What::Revive => self.revives(world, out, now),
+            // Planned in an earlier life, or no longer waited for.
+            _ => {}
+        }
+        self.check(world, out)
+    }
+
+    fn number(&mut self) -> u32 {
+        self.numbers = self.numbers.wrapping_add(1);
+        self.numbers
+    }
+
+    fn plan(&mut self, out: &mut Out, at: u64, what: What) {
+        self.seq = self.seq.wrapping_add(1);
+        out.push(at, self.id, self.id, self.seq, what);
+    }
+
+    /// Sends a control message: it arrives after the way there, later if it was lost once.
+    fn send(&mut self, world: &Static, out: &mut Out, now: u64, to: Actor, what: What) {
+        let roll = self.rng.random();
+        let arrives = now + world.control_ns(self.zone, world.zone(to), roll);
+        self.post(world, out, arrives, to, what);
+    }
+
+    /// Sends what arrives at a known time, unless no way leads there.
+    fn post(&mut self, world: &Static, out: &mut Out, arrives: u64, to: Actor, what: What) {
+        if !out.conditions.is_cut(self.zone, world.zone(to)) {
+            self.seq = self.seq.wrapping_add(1);
+            out.push(arrives, to, self.id, self.seq, what);
+        }
+    }
+
+    fn tell(&mut self, world: &Static, out: &mut Out, now: u64, event: Event) {
+        self.swarm.handle(Time(now + self.clock), event);
+        while let Some(action) = self.swarm.poll_action() {
+            self.act(world, out, now, action);
+        }
+        self.plan_wake(out, now);
+    }
+
+    fn plan_wake(&mut self, out: &mut Out, now: u64) {
+        let Some(due) = self.swarm.next_timeout() else { return };
+        let due = due.0.saturating_sub(self.clock).max(now + 1);
+        // A wake-up that comes too early finds nothing due and plans the next one.
+        if due < self.wake {
+            self.wake = due;
+            self.plan(out, due, What::Wake);
+        }
+    }
+
+    /// Looks, now and then, whether what must hold does.
+    fn check(&self, world: &Static, out: &mut Out) -> Result<(), String> {
+        if !self.events.is_multiple_of(world.check_every) {
+            return Ok(());
+        }
+        out.counts.checks += 1;
+        self.check_now()
+    }
+
+    /// The policy's invariants, and that it holds nothing that was not verified.
+    pub(super) fn check_now(&self) -> Result<(), String> {
+        self.swarm.check_invariants()?;
+        for task in &self.tasks {
+            let held = self.swarm.held(SwarmKey(u64::from(task.artifact)));
+            for (held, got) in
+                held.iter().flat_map(|held| held.words().iter().zip(task.got.words()))
+            {
+                if held & !got != 0 {
+                    return Err(format!(
+                        "artifact {} counts a piece as held that was never verified",
+                        task.artifact
+                    ));
+                }
+            }
+            if task.completed_at.is_some() && !task.got.is_full() {
+                return Err(format!("artifact {} is complete without all pieces", task.artifact));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn key(peer: Peer) -> PeerKey {
+    PeerKey(u64::from(peer.link) << 32 | u64::from(peer.machine))
+}
+
+fn parts(key: PeerKey) -> (Actor, u16) {
+    (key.0 as Actor, (key.0 >> 32) as u16)
+}
+
+/// A clock that is wrong by up to this much.
+pub(super) const CLOCK_OFF_MAX: Duration = Duration::from_secs(600);
