@@ -85,6 +85,9 @@ pub enum PeerMessage {
         /// At most [`PEERS_BATCH_MAX`].
         peers: Vec<PeerAddr>,
     },
+    /// The sender has a free upload slot, and thinks that it holds pieces which the receiver lacks. Nothing is kept for the
+    /// receiver: it asks for a piece if it has room for one.
+    Offer,
 }
 
 /// What opens a stream.
@@ -122,7 +125,7 @@ pub enum StreamReply {
     Index(Vec<u8>),
     /// A region process's answer.
     Region(RegionReply),
-    /// No slot and no room in the queue: ask somebody else, or again later.
+    /// No free slot: ask somebody else, or again later.
     Busy,
     /// The answerer does not have it.
     NotHere,

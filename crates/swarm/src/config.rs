@@ -5,20 +5,28 @@ use core::time::Duration;
 /// The policy's numbers. The defaults are what the agent and the simulator use.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Pieces that may be on their way from peers, over all swarms. Enough to keep the line full while
-    /// some peers queue us; each costs a piece of memory in the driver.
+    /// Pieces that a machine asks for by itself at one time, over all swarms: as many as a peer serves, so that on
+    /// average every place of the fleet is taken...
+    pub requests_wanted: usize,
+    /// ...and those that may be on their way, with what it asked for because a peer offered a place. Hardly more: lines
+    /// are shared evenly when all machines receive about as many pieces at once.
     pub requests_max: usize,
     /// Pieces that may be on their way from one peer. One to hide the round trip behind the other:
     /// more only loads seeds with what others could serve (measured 1.07 copies at 2, 1.89 at 32).
     pub requests_per_peer_max: u8,
-    /// Uploads served at once. A few fill the line; many make every piece late at once.
+    /// Uploads served at once; beyond it the answer is BUSY at once, so that the asker goes elsewhere. Many are served by
+    /// ends that are shared by many: whatever one end is short of, the others make up for.
     pub upload_slots: usize,
-    /// Uploads that may wait for a slot; beyond it the answer is BUSY at once, so that the asker goes
-    /// elsewhere while the news is fresh.
-    pub upload_queue_max: usize,
-    /// Uploads of one peer, waiting and served: what our own policy asks for, and as much again for
-    /// requests that crossed with their cancelling.
+    /// Uploads served at once by a machine that holds few pieces ([`Self::upload_start_pieces`]): then pieces multiply the
+    /// sooner the sooner each is whole.
+    pub upload_start_slots: usize,
+    /// With this many pieces a machine serves all its slots.
+    pub upload_start_pieces: u32,
+    /// Uploads of one peer: what our own policy asks for, and as much again for requests that crossed with
+    /// their cancelling.
     pub uploads_per_peer_max: usize,
+    /// Neighbours that are told of a free slot when an upload ends.
+    pub offers_max: usize,
     /// Candidates looked at for one pick: the rarest of a random sample is as good as the rarest of
     /// all, and costs the same at 65,536 pieces as at 640.
     pub pick_scan: u32,
@@ -38,8 +46,8 @@ pub struct Config {
     /// Requests that one piece may have at once: the late one and its replacement, in the endgame too.
     pub copies_per_piece_max: usize,
 
-    /// Back-off after the first BUSY, doubled by each further one up to half of what a piece takes, jittered: a
-    /// quarter of what a piece takes, and at least this. A slot frees itself about as often.
+    /// Back-off after the first BUSY, doubled by each further one up to twice of what a piece takes, jittered: half of
+    /// what a piece takes, and at least this. Whoever said BUSY offers a slot when it has one.
     pub busy_backoff_min: Duration,
     /// The longest back-off after BUSY.
     pub busy_backoff_max: Duration,
@@ -52,9 +60,9 @@ pub struct Config {
 
     /// HAVE messages go out after this many pieces...
     pub have_batch: usize,
-    /// ...or half a measured piece time after the first one, but not before this...
+    /// ...or so many piece times after the first one as `tell` says, but not before this...
     pub have_delay_min: Duration,
-    /// ...and not after this: news older than that costs duplicate work.
+    /// ...and not after this.
     pub have_delay_max: Duration,
     /// What we hold is told again in full this often to neighbours that are not complete: heals
     /// whatever was lost, for some bytes a second.
@@ -112,11 +120,14 @@ impl Default for Config {
     fn default() -> Self {
         let ms = Duration::from_millis;
         Self {
-            requests_max: 8,
+            requests_wanted: 8,
+            requests_max: 10,
             requests_per_peer_max: 2,
-            upload_slots: 4,
-            upload_queue_max: 2,
+            upload_slots: 8,
+            upload_start_slots: 2,
+            upload_start_pieces: 4,
             uploads_per_peer_max: 4,
+            offers_max: 2,
             pick_scan: 256,
             late_first: ms(5_000),
             late_min: ms(200),
@@ -132,7 +143,7 @@ impl Default for Config {
             corrupt_max: 3,
             have_batch: 32,
             have_delay_min: ms(2),
-            have_delay_max: ms(500),
+            have_delay_max: ms(4_000),
             reannounce: ms(5_000),
             neighbours_target: 32,
             neighbours_max: 96,

@@ -45,7 +45,7 @@ pub enum Outcome {
     Verified,
     /// Received, but its hash is wrong; dropped.
     Corrupt,
-    /// The peer has no slot and no room in its queue.
+    /// The peer has no free slot.
     Busy,
     /// The peer (or the bucket) does not have it.
     NotHere,
@@ -67,7 +67,7 @@ pub enum Event {
         /// What for.
         purpose: Purpose,
     },
-    /// Take part no longer: requests are cancelled, leases given back, queued uploads refused.
+    /// Take part no longer: requests are cancelled, leases given back; what is being sent goes on.
     Stop {
         /// The swarm.
         swarm: SwarmKey,
@@ -119,7 +119,7 @@ pub enum Event {
         outcome: Outcome,
     },
     /// A peer asks for a piece. Answered by exactly one of [`Action::Serve`], [`Action::RefuseBusy`]
-    /// and [`Action::RefuseNotHere`], perhaps later, unless it ends before.
+    /// and [`Action::RefuseNotHere`].
     UploadAsked {
         /// The upload.
         upload: UploadId,
@@ -130,10 +130,15 @@ pub enum Event {
         /// The piece.
         piece: PieceIndex,
     },
-    /// A served upload ended, well or not, or one that still waited was taken back by the peer.
+    /// A served upload ended, well or not, or was taken back by the peer.
     UploadEnded {
         /// The upload.
         upload: UploadId,
+    },
+    /// A peer has a free slot and thinks that it holds what we lack: an `Offer` message.
+    Offered {
+        /// The peer.
+        peer: PeerKey,
     },
     /// A region process leased us pieces.
     LeaseGranted {
@@ -238,6 +243,11 @@ pub enum Action {
     RefuseNotHere {
         /// The upload.
         upload: UploadId,
+    },
+    /// Tell a peer that we have a free slot, and hold what it lacks: an `Offer` message.
+    Offer {
+        /// The peer.
+        peer: PeerKey,
     },
     /// Ask the region processes, in the order of [`crate::lease_owners`], for leave to read pieces of
     /// a block; one of the three lease events must follow.

@@ -121,7 +121,7 @@ impl LeaseBook {
     }
 
     /// `holder` asks for up to `want` pieces of `block`, of those in `lacking` (lowest bit first): it gets the first run
-    /// of free ones, at most [`LEASE_PIECES_MAX`] and half of what the window has room for. What is past the
+    /// of free ones, at most [`LEASE_PIECES_MAX`] and an eighth of what the window has room for. What is past the
     /// end is held.
     pub fn ask(
         &mut self,
@@ -160,7 +160,7 @@ impl LeaseBook {
             Ok(room) => room,
             Err(wait) => return LeaseAnswer::Later(wait),
         };
-        let count = (most as u32).min(room.div_ceil(2));
+        let count = (most as u32).min(room.div_ceil(8));
         let (first, until) = (start as u32 + first as u32, now + LEASE_DURATION);
         for piece in first..first + count {
             let is = &mut self.pieces[piece as usize];
@@ -328,17 +328,17 @@ mod tests {
     #[test]
     fn the_window_grows_with_what_ends_well() {
         let mut book = LeaseBook::new(64);
-        assert_eq!(granted(book.ask(ZERO, 1, 0, ALL, 16)), (0, 4), "half of the window");
-        assert_eq!(granted(book.ask(ZERO, 2, 0, ALL, 16)), (4, 2), "half of the rest");
-        assert_eq!(granted(book.ask(ZERO, 3, 0, ALL, 16)), (6, 1));
-        assert_eq!(granted(book.ask(ZERO, 4, 0, ALL, 16)), (7, 1));
-        assert!(matches!(book.ask(ZERO, 5, 0, ALL, 1), LeaseAnswer::Later(_)));
-        for (holder, first, count) in [(1, 0, 4), (2, 4, 2), (3, 6, 1), (4, 7, 1)] {
-            book.done(ms(20), holder, first, count, true);
+        for holder in 0..WINDOW_START {
+            let one = granted(book.ask(ZERO, holder.into(), 0, ALL, 16));
+            assert_eq!(one, (holder, 1), "an eighth of the window");
         }
-        // Four leases more than eight pieces; one waits, and keeps its place.
-        assert_eq!(granted(book.ask(ms(20), 6, 0, ALL, 16)), (8, 6));
-        book.done(ms(20), 6, 8, 6, false);
+        assert!(matches!(book.ask(ZERO, 8, 0, ALL, 1), LeaseAnswer::Later(_)));
+        for holder in 0..4 {
+            book.done(ms(20), holder, holder as u32, 1, true);
+        }
+        // The window is four wider and four of it are free; one waits, and keeps its place.
+        assert_eq!(granted(book.ask(ms(20), 9, 0, ALL, 16)), (8, 1));
+        book.done(ms(20), 9, 8, 1, false);
         assert_eq!(book.window, WINDOW_START + 4, "what is given back does not count");
     }
 

@@ -213,7 +213,7 @@ impl Driver {
             Action::Completed { swarm } => {
                 assert!(policy.held(swarm).is_none_or(Bitmap::is_full));
             }
-            Action::Ban { peer } => assert!(self.up.contains(&peer)),
+            Action::Ban { peer } | Action::Offer { peer } => assert!(self.up.contains(&peer)),
             Action::Announce { peer, .. } | Action::AnnounceLeave { peer, .. } => {
                 assert!(self.up.contains(&peer), "spoke to a peer that is gone");
             }
@@ -225,9 +225,9 @@ impl Driver {
 fn config() -> Config {
     // Small bounds are reached often.
     Config {
+        requests_wanted: 4,
         requests_max: 5,
         upload_slots: 2,
-        upload_queue_max: 3,
         have_batch: 4,
         neighbours_max: 6,
         peers_max: 8,

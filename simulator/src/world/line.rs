@@ -10,7 +10,7 @@ use shoal_swarm::UploadId;
 use super::message::Actor;
 
 /// Parts of one flow that may be on their way: one is received while the next is sent.
-const FLOW_PARTS_MAX: u32 = 2;
+pub(super) const FLOW_PARTS_MAX: u32 = 2;
 
 /// The longest part, in bytes.
 const PART_MAX: u64 = 4 << 20;

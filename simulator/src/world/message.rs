@@ -46,6 +46,9 @@ pub(super) enum What {
     Goal {
         artifact: u16,
     },
+    Offer {
+        link: u16,
+    },
     // Between machines, a stream for each piece.
     Ask {
         link: u16,
@@ -194,6 +197,7 @@ impl What {
             Self::ReadTimeout { number, .. } => (27, number),
             Self::PollDue { .. } => (28, 0),
             Self::CutNoticed { .. } => (29, 0),
+            Self::Offer { link } => (32, u32::from(link)),
             Self::Die => (30, 0),
             Self::Revive => (31, 0),
         }

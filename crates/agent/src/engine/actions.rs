@@ -41,6 +41,12 @@ impl Driver {
                     fetch.abort();
                 }
             }
+            Action::Offer { peer } => {
+                if let Some(state) = self.peers.get(&peer) {
+                    // Others come when this one does not hear of it.
+                    let _ = state.connection.try_send(&PeerMessage::Offer);
+                }
+            }
             Action::Serve { upload } => self.serve(upload),
             Action::RefuseBusy { upload } => {
                 self.parts.metrics.busy.inc();

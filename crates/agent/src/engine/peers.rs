@@ -140,6 +140,7 @@ impl Driver {
                     self.tell(Event::PeerLeft { peer, swarm });
                 }
             }
+            PeerMessage::Offer => self.tell(Event::Offered { peer }),
             PeerMessage::Peers { artifact, peers } => {
                 if let Some(swarm) = self.by_artifact.get(&artifact).copied() {
                     self.learn(swarm, peers);

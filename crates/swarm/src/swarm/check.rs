@@ -23,10 +23,8 @@ impl Swarm {
         ensure!(self.requests.len() <= config.requests_max, "too many requests");
         ensure!(self.reads.len() <= config.origin_reads_max, "too many reads of the bucket");
         ensure!(self.peers.len() <= config.peers_max, "too many peers");
-        let (served, waiting) = self.uploads.counts();
+        let served = self.uploads.count();
         ensure!(served <= config.upload_slots, "{served} uploads served");
-        ensure!(waiting <= config.upload_queue_max, "{waiting} uploads wait");
-        ensure!(waiting == 0 || served == config.upload_slots, "an upload waits for a free slot");
         let (leased, _, open) = self.leases();
         ensure!(leased <= config.leased_max, "{leased} pieces leased");
         ensure!(open <= config.lease_asks_max, "{open} lease questions open");

@@ -27,7 +27,7 @@ use self::{
     peers::{Peer, Peers},
     pick::Request,
     state::{Fetching, State, States},
-    uploads::{Upload, Uploads},
+    uploads::Uploads,
 };
 use crate::{
     config::Config,
@@ -81,8 +81,6 @@ pub struct Load {
     pub origin_reads: usize,
     /// Uploads being served.
     pub uploads: usize,
-    /// Uploads that wait for a slot.
-    pub uploads_waiting: usize,
 }
 
 /// The policy of one machine, for all its swarms.
@@ -141,10 +139,14 @@ impl Swarm {
         let now = now.max(self.now);
         self.now = now;
         self.actions.settle(&self.states);
-        // What is heard most often moves no timer.
+        // What is heard most often moves no timer, unless something is asked for.
+        let asked = self.next_request;
         let still = matches!(
             event,
-            Event::PeerHave { .. } | Event::UploadAsked { .. } | Event::UploadEnded { .. }
+            Event::PeerHave { .. }
+                | Event::UploadAsked { .. }
+                | Event::UploadEnded { .. }
+                | Event::Offered { .. }
         );
         match event {
             Event::Start { swarm, pieces, have, purpose } => {
@@ -154,16 +156,14 @@ impl Swarm {
             Event::PeerUp { peer, same_zone } => self.peer_up(peer, same_zone),
             Event::PeerDown { peer } => self.peer_down(now, peer),
             Event::PeerJoined { peer, swarm, have } => self.peer_joined(peer, swarm, &have),
-            Event::PeerHave { peer, swarm, pieces } => self.peer_have(peer, swarm, &pieces),
+            Event::PeerHave { peer, swarm, pieces } => self.peer_have(now, peer, swarm, &pieces),
             Event::PeerLeft { peer, swarm } => self.peer_left(now, peer, swarm),
             Event::FetchEnded { request, outcome } => self.fetch_ended(now, request, outcome),
             Event::UploadAsked { upload, peer, swarm, piece } => {
                 self.upload_asked(upload, peer, swarm, piece);
             }
-            Event::UploadEnded { upload } => {
-                let (states, actions) = (&mut self.states, &mut self.actions);
-                self.uploads.ended(&self.config, states, actions, upload);
-            }
+            Event::UploadEnded { upload } => self.upload_ended(upload),
+            Event::Offered { peer } => self.offered(now, peer),
             Event::LeaseGranted { swarm, block, first, count, duration } => {
                 self.lease_granted(now, swarm, block, first, count, duration);
             }
@@ -180,7 +180,7 @@ impl Swarm {
             // The driver is late: this event is the timeout too.
             self.stir();
         }
-        if still && !self.origin_stirred && !self.peers_stirred {
+        if still && !self.origin_stirred && !self.peers_stirred && asked == self.next_request {
             return;
         }
         self.fire(now);
@@ -236,14 +236,12 @@ impl Swarm {
     /// How much is under way in all.
     #[must_use]
     pub fn load(&self) -> Load {
-        let (uploads, uploads_waiting) = self.uploads.counts();
         Load {
             peers: self.peers.len(),
             swarms: self.states.len(),
             requests: self.requests.len(),
             origin_reads: self.reads.len(),
-            uploads,
-            uploads_waiting,
+            uploads: self.uploads.count(),
         }
     }
 
@@ -306,7 +304,7 @@ impl Swarm {
             reannounce_at: now + peers::jitter(self.config.reannounce, &mut self.rng),
             want_peers_at: now,
             want_peers_streak: 0,
-            given: Bitmap::default(),
+            offer_turn: 0,
         };
         self.states.insert(state);
         if fetches {
@@ -331,7 +329,6 @@ impl Swarm {
             origin::report(&mut self.actions, key, back);
         }
         self.reads.iter_mut().filter(|read| read.swarm == key).for_each(Read::orphan);
-        self.uploads.swarm_stopped(&mut self.actions, key);
         for (peer, _) in self.peers.iter().filter(|(_, peer)| !peer.banned) {
             self.actions.push(Action::AnnounceLeave { peer, swarm: key });
         }
@@ -352,8 +349,7 @@ impl Swarm {
 
     fn peer_down(&mut self, now: Time, key: PeerKey) {
         let Some(place) = self.peers.find(key) else { return };
-        let (states, actions) = (&mut self.states, &mut self.actions);
-        self.uploads.peer_down(&self.config, states, actions, key);
+        self.uploads.peer_down(key);
         self.forget_pieces_of(now, key);
         // Its requests ended with the connection: nothing to cancel.
         self.take_requests(|request| request.peer == place);
@@ -415,17 +411,24 @@ impl Swarm {
         }
     }
 
-    fn peer_have(&mut self, peer: PeerKey, swarm: SwarmKey, pieces: &[PieceIndex]) {
+    fn peer_have(&mut self, now: Time, peer: PeerKey, swarm: SwarmKey, pieces: &[PieceIndex]) {
         let budget = self.has_budget();
         let Some(state) = self.states.get_mut(swarm) else { return };
         let Some(slot) = state.neighbours.find(peer) else { return };
+        let mut news = false;
         for piece in pieces {
             // Whoever frees the budget later looks at all pieces anyway.
             if budget {
-                self.peers_stirred |= state.has(slot, piece.0);
+                news |= state.has(slot, piece.0);
             } else {
                 state.neighbours.set(slot, piece.0);
             }
+        }
+        // With several swarms it is not said that it is this one's turn.
+        if news && state.neighbours.near() >> slot & 1 == 1 && self.fetching.len() == 1 {
+            self.ask_for_news(now, swarm, slot, pieces);
+        } else {
+            self.peers_stirred |= news;
         }
     }
 
@@ -445,8 +448,7 @@ impl Swarm {
                     || known().is_some_and(|peer| !peer.banned))
         });
         if may_have {
-            let upload = Upload { id, peer, swarm, piece: piece.0 };
-            self.uploads.ask(&self.config, &mut self.states, &mut self.actions, upload);
+            self.serve(id, peer, swarm);
         } else {
             self.actions.push(Action::RefuseNotHere { upload: id });
         }
@@ -473,17 +475,17 @@ impl Swarm {
             Outcome::Busy => {
                 let usual = state.fetch.as_ref().and_then(|fetch| fetch.times.mean());
                 let least = config.busy_backoff_min;
-                let min = usual.map_or(least, |usual| (usual / 4).max(least));
-                let max = usual.map_or(config.busy_backoff_max, |usual| usual / 2);
+                let min = usual.map_or(least, |usual| (usual / 2).max(least));
+                let max = usual.map_or(config.busy_backoff_max, |usual| usual * 2);
                 peer.was_busy(now, min, max.min(config.busy_backoff_max).max(min), rng);
-                self.watch(request.peer);
+                self.watch(now, request.peer);
                 self.ask_another(now, request.swarm, request.piece);
                 return;
             }
             Outcome::NotHere => state.has_not(key, request.piece),
             Outcome::Failed => {
                 peer.has_failed(now, config.failed_backoff_min, config.failed_backoff_max, rng);
-                self.watch(request.peer);
+                self.watch(now, request.peer);
             }
             Outcome::Corrupt => {
                 state.has_not(key, request.piece);
@@ -512,7 +514,7 @@ impl Swarm {
         state.held.insert(piece);
         state.untold.push(PieceIndex(piece));
         if state.tell_at.is_none() {
-            let delay = fetch.times.mean().unwrap_or_default() / 2;
+            let delay = tell::delay(fetch, &state.held);
             let within = (self.config.have_delay_min, self.config.have_delay_max);
             state.tell_at = Some(now + delay.clamp(within.0, within.1.max(within.0)));
         }

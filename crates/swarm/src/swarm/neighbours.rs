@@ -13,7 +13,7 @@ use alloc::{boxed::Box, vec::Vec};
 
 use shoal_proto::{Bitmap, PieceIndex};
 
-use crate::event::PeerKey;
+use crate::{event::PeerKey, time::Time};
 
 /// The most slots that there may be: a set of them is the bits of a `u128`.
 pub(super) const SLOTS_MAX: usize = 128;
@@ -48,6 +48,8 @@ pub(super) struct Neighbours {
     near: Slots,
     /// Those that may have to rest or have enough requests, and some that need not.
     watched: Slots,
+    /// When the first of these may be free.
+    watch_at: Time,
     /// First who is in each slot, [`WHO`] words a slot, then for each 64 pieces the words of all slots: none
     /// while we do not fetch. The words of a free slot are 0. One piece of memory: a HAVE stays on a page.
     table: Box<[Line]>,
@@ -126,6 +128,7 @@ impl Neighbours {
             complete: 0,
             near: 0,
             watched: 0,
+            watch_at: Time::ZERO,
             table: Box::default(),
             lines: 0,
             pieces,
@@ -157,14 +160,25 @@ impl Neighbours {
         self.watched
     }
 
-    /// From now on it is looked at whether these may be asked...
-    pub(super) fn watch(&mut self, slots: Slots) {
-        self.watched |= slots & self.taken;
+    /// When one of those that are watched may be free though nothing happens.
+    pub(super) fn watch_at(&self) -> Time {
+        self.watch_at
     }
 
-    /// ...and of these it is known.
+    /// These may not be asked, before `until` at least...
+    pub(super) fn watch(&mut self, slots: Slots, until: Time) {
+        self.watched |= slots & self.taken;
+        self.watch_at = self.watch_at.min(until);
+    }
+
+    /// ...and these may be.
     pub(super) fn unwatch(&mut self, slots: Slots) {
         self.watched &= !slots;
+    }
+
+    /// All that are watched were looked at; the first may be free then.
+    pub(super) fn watched_until(&mut self, until: Time) {
+        self.watch_at = until;
     }
 
     fn who(&self, slot: usize) -> [u64; WHO] {
@@ -239,7 +253,7 @@ impl Neighbours {
         self.tags[slot / LINE] |= tag(key) << (slot % LINE * 8);
         self.taken |= 1 << slot;
         self.near |= Slots::from(near) << slot;
-        self.watched |= 1 << slot;
+        self.watch(1 << slot, Time::ZERO);
         Some(slot)
     }
 
@@ -359,6 +373,16 @@ impl Neighbours {
             holders &= self.holders(piece.0);
         }
         self.taken & !holders
+    }
+
+    /// Whether a neighbour lacks any of `held`, as far as it is known.
+    pub(super) fn lacks_any(&self, slot: usize, held: &Bitmap) -> bool {
+        if !self.tracked {
+            return !self.is_complete(slot);
+        }
+        let held = held.words().iter().enumerate();
+        held.into_iter()
+            .any(|(word, held)| held & !self.word(word)[slot / LINE].0[slot % LINE] != 0)
     }
 
     /// What each holds matters no longer.

@@ -126,6 +126,14 @@ impl Peer {
         self.busy = self.busy.saturating_add(1);
     }
 
+    /// It keeps a place for us: it is no longer busy.
+    pub(super) fn offers(&mut self, now: Time) {
+        if self.failed == 0 {
+            self.rests_until = self.rests_until.min(now);
+            self.busy = 0;
+        }
+    }
+
     pub(super) fn has_failed(&mut self, now: Time, min: Duration, max: Duration, rng: &mut Pcg32) {
         self.rests_until = self.rests_until.max(now + backoff(self.failed.into(), min, max, rng));
         self.failed = self.failed.saturating_add(1);

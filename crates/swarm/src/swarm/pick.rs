@@ -22,7 +22,7 @@ use super::{
     state::{Fetching, State},
 };
 use crate::{
-    event::{Action, RequestId, SwarmKey},
+    event::{Action, PeerKey, RequestId, SwarmKey},
     hash::{below, mix},
     time::Time,
 };
@@ -83,7 +83,39 @@ impl Swarm {
     }
 
     pub(super) fn has_budget(&self) -> bool {
+        self.requests.len() < self.config.requests_wanted && !self.fetching.is_empty()
+    }
+
+    /// Whether there is room for what was offered, or for a second request for a piece.
+    pub(super) fn has_room(&self) -> bool {
         self.requests.len() < self.config.requests_max && !self.fetching.is_empty()
+    }
+
+    /// A neighbour has a free slot: asks it for the best piece that it holds, of the swarm whose turn it is.
+    pub(super) fn ask_one(&mut self, now: Time, key: PeerKey) {
+        let mut stuck = Vec::new();
+        while let Some(swarm) = self.next_swarm(&stuck) {
+            if let Some((piece, slot)) = self.pick_of(now, swarm, key) {
+                return self.ask(now, swarm, piece, slot);
+            }
+            if self.fetching.len() == 1 {
+                return;
+            }
+            stuck.push(swarm);
+        }
+    }
+
+    /// The best piece that one neighbour holds, and its slot.
+    fn pick_of(&mut self, now: Time, swarm: SwarmKey, key: PeerKey) -> Option<(u32, usize)> {
+        let salt: u64 = self.rng.random();
+        let state = self.states.get(swarm)?;
+        let fetch = state.fetch.as_deref()?;
+        let slot = state.neighbours.find(key)?;
+        let (only, near) = (1 << slot, state.neighbours.near());
+        let free = Free { near: only & near, far: only & !near, zone: near };
+        let across = Across::new(fetch, self.salt ^ mix(swarm.0), now);
+        let scan = self.config.pick_scan;
+        Some((choose(fetch, &state.neighbours, free, &across, scan, salt)?, slot))
     }
 
     /// A neighbour was busy: asks another one of our zone for the same piece, which was the best to ask for just now. If
@@ -126,27 +158,71 @@ impl Swarm {
     fn free(&mut self, now: Time, key: SwarmKey) -> Free {
         let Some(state) = self.states.get_mut(key) else { return Free::default() };
         let neighbours = &mut state.neighbours;
-        let (mut free, mut shortly) = (0, 0);
-        for slot in members(neighbours.watched()) {
-            let Some(peer) = self.peers.get(neighbours.place(slot)) else { continue };
-            let may_ask = peer.is_free(now, self.config.requests_per_peer_max);
-            free |= Slots::from(may_ask) << slot;
-            shortly |= Slots::from(peer.rests_until <= now + RESTS_SHORTLY) << slot;
+        if neighbours.watch_at() <= now {
+            let (mut free, mut until) = (0, Time(u64::MAX));
+            for slot in members(neighbours.watched()) {
+                let Some(peer) = self.peers.get(neighbours.place(slot)) else { continue };
+                let may_ask = peer.is_free(now, self.config.requests_per_peer_max);
+                free |= Slots::from(may_ask) << slot;
+                if peer.rests_until > now {
+                    until = until.min(peer.rests_until);
+                }
+            }
+            neighbours.unwatch(free);
+            neighbours.watched_until(until);
         }
-        neighbours.unwatch(free);
         let (near, free) = (neighbours.near(), neighbours.taken() & !neighbours.watched());
-        Free { near: free & near, far: free & !near, zone: (free | shortly) & near }
+        let far = free & !near;
+        let mut zone = free & near;
+        if far != 0 {
+            for slot in members(neighbours.watched() & near) {
+                let Some(peer) = self.peers.get(neighbours.place(slot)) else { continue };
+                zone |= Slots::from(peer.rests_until <= now + RESTS_SHORTLY) << slot;
+            }
+        }
+        Free { near: free & near, far, zone }
     }
 
-    /// A peer may have to rest or have enough requests now.
-    pub(super) fn watch(&mut self, place: usize) {
-        let peer = self.peers.key(place);
-        for key in &self.fetching {
-            if let Some(state) = self.states.get_mut(*key)
-                && let Some(slot) = state.neighbours.find(peer)
+    /// What lets a peer be asked or not has changed: notes it wherever it is a neighbour.
+    pub(super) fn watch(&mut self, now: Time, place: usize) {
+        let key = self.peers.key(place);
+        let Some(peer) = self.peers.get(place) else { return };
+        let may_ask = peer.is_free(now, self.config.requests_per_peer_max);
+        let until = if peer.rests_until > now { peer.rests_until } else { Time(u64::MAX) };
+        for swarm in &self.fetching {
+            if let Some(state) = self.states.get_mut(*swarm)
+                && let Some(slot) = state.neighbours.find(key)
             {
-                state.neighbours.watch(1 << slot);
+                if may_ask {
+                    state.neighbours.unwatch(1 << slot);
+                } else {
+                    state.neighbours.watch(1 << slot, until);
+                }
             }
+        }
+    }
+
+    /// A neighbour of our zone holds new pieces: asks it for the rarest of them that we lack, if it may be asked.
+    pub(super) fn ask_for_news(
+        &mut self,
+        now: Time,
+        swarm: SwarmKey,
+        slot: usize,
+        news: &[PieceIndex],
+    ) {
+        let salt: u64 = self.rng.random();
+        let Some(state) = self.states.get(swarm) else { return };
+        let (Some(fetch), neighbours) = (state.fetch.as_deref(), &state.neighbours) else { return };
+        let peer = self.peers.get(neighbours.place(slot));
+        if !peer.is_some_and(|peer| peer.is_free(now, self.config.requests_per_peer_max)) {
+            return;
+        }
+        let wanted = news.iter().map(|piece| piece.0).filter(|piece| fetch.is_missing(*piece));
+        let rarest = wanted.min_by_key(|piece| {
+            (neighbours.holders(*piece).count_ones(), mix(salt ^ u64::from(*piece)))
+        });
+        if let Some(piece) = rarest {
+            self.ask(now, swarm, piece, slot);
         }
     }
 
@@ -190,7 +266,7 @@ impl Swarm {
         for (_, key, piece) in slow {
             let copies =
                 self.requests.iter().filter(|r| r.swarm == key && r.piece == piece).count();
-            if copies >= self.config.copies_per_piece_max || !self.has_budget() {
+            if copies >= self.config.copies_per_piece_max || !self.has_room() {
                 continue;
             }
             let mut free = self.free(now, key);
@@ -235,7 +311,7 @@ impl Swarm {
             give_up_at: now + give_up,
             late: false,
         });
-        self.watch(place);
+        self.watch(now, place);
         let piece = shoal_proto::PieceIndex(piece);
         self.actions.push(Action::Fetch { request: id, peer, swarm: key, piece });
     }
@@ -245,6 +321,7 @@ impl Swarm {
         let request = self.requests.swap_remove(at);
         if let Some(peer) = self.peers.get_mut(request.peer) {
             peer.requests -= 1;
+            self.watch(self.now, request.peer);
         }
         let still = self
             .requests

@@ -78,6 +78,13 @@ impl States {
         }
     }
 
+    pub(super) fn at_mut(&mut self, at: usize) -> Option<&mut State> {
+        match at.checked_sub(1) {
+            None => self.one.as_mut(),
+            Some(at) => self.more.get_mut(at),
+        }
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &State> {
         self.one.iter().chain(&self.more)
     }
@@ -110,8 +117,8 @@ pub(super) struct State {
     pub(super) reannounce_at: Time,
     pub(super) want_peers_at: Time,
     pub(super) want_peers_streak: u32,
-    /// Pieces that went out since all had; without length until one did.
-    pub(super) given: Bitmap,
+    /// The slot whose turn it is to be offered a place.
+    pub(super) offer_turn: u32,
 }
 
 /// What there is to know while pieces are missing.
@@ -269,17 +276,6 @@ impl State {
         let slot = super::neighbours::members(*of).next()?;
         *of &= !(1 << slot);
         Some(self.neighbours.key(slot))
-    }
-
-    /// A piece goes out.
-    pub(super) fn gives(&mut self, piece: u32) {
-        if self.given.len() != self.pieces {
-            self.given = Bitmap::empty(self.pieces);
-        }
-        self.given.insert(piece);
-        if self.given.is_full() {
-            self.given = Bitmap::empty(self.pieces);
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What happens because time passed, and when that is.
 
-use super::{PieceState, Swarm, neighbours::members, pick::stall, state::State};
+use super::{PieceState, Swarm, pick::stall, state::State};
 use crate::{
     event::{Action, SwarmKey},
     time::Time,
@@ -39,7 +39,7 @@ impl Swarm {
                         (self.config.failed_backoff_min, self.config.failed_backoff_max);
                     peer.has_failed(now, min, max, &mut self.rng);
                 }
-                self.watch(request.peer);
+                self.watch(now, request.peer);
                 if let Some(fetch) = self.states.fetch_mut(request.swarm) {
                     fetch.times.gave_up();
                 }
@@ -118,17 +118,14 @@ impl Swarm {
         for read in self.reads.iter().filter(|read| !read.late) {
             at(read.at + self.config.origin_late);
         }
-        let may_ask = self.requests.len() < self.config.requests_max;
+        let may_ask = self.has_budget();
         for state in self.states.iter() {
             state.tell_at.into_iter().for_each(&mut at);
             at(state.reannounce_at);
             at(state.want_peers_at);
             let Some(fetch) = &state.fetch else { continue };
             if may_ask {
-                // Who rests is watched.
-                let watched = members(state.neighbours.watched());
-                let peers = watched.filter_map(|slot| self.peers.get(state.neighbours.place(slot)));
-                peers.for_each(|peer| at(peer.rests_until));
+                at(state.neighbours.watch_at());
             }
             at(fetch.level_at);
             fetch.leases.times().chain(fetch.spoilt.times()).for_each(&mut at);

@@ -1,118 +1,210 @@
-//! What peers ask of us: slots, a short queue, and BUSY at once beyond it.
+//! What peers ask of us: slots, BUSY at once beyond them, and offers when one is free.
 //!
-//! A piece that nobody got from us yet goes before one that somebody did: the second asker may by then
-//! get it from the first. So two leechers that picked the same piece of their one seed cost the seed one
-//! copy more often than two.
+//! Who serves knows when a slot is free and what its neighbours lack. So nobody has to find that out by asking: when an upload
+//! ends, the neighbour that was turned away longest ago is told, and if there is none, one that lacks something that we
+//! hold, each in turn. Whoever has room for one more piece then asks. Nothing is kept for it: an offer that nobody
+//! takes costs one small message.
 
 use alloc::vec::Vec;
 
-use super::{actions::Actions, state::States};
+use super::{
+    Swarm,
+    neighbours::{Slots, members},
+    state::State,
+};
 use crate::{
     config::Config,
     event::{Action, PeerKey, SwarmKey, UploadId},
+    time::Time,
 };
 
-#[derive(Debug, Clone, Copy)]
+/// The most that were turned away and are remembered: as many as there are neighbours.
+const TURNED_AWAY_MAX: usize = 64;
+
+#[derive(Debug, Clone)]
 pub(super) struct Upload {
-    pub(super) id: UploadId,
-    pub(super) peer: PeerKey,
-    pub(super) swarm: SwarmKey,
-    pub(super) piece: u32,
+    id: UploadId,
+    peer: PeerKey,
 }
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Uploads {
-    /// Those that are served, in any order, then those that wait, in order of arrival.
-    all: Vec<Upload>,
-    served: usize,
+    served: Vec<Upload>,
+    /// Who was answered BUSY, and not offered a slot since; longest ago first.
+    turned_away: Vec<PeerKey>,
+    /// The swarm whose neighbours are offered a slot first.
+    turn: usize,
 }
 
 impl Uploads {
-    /// A peer asks for a piece that we hold.
-    pub(super) fn ask(
-        &mut self,
-        config: &Config,
-        states: &mut States,
-        actions: &mut Actions,
-        upload: Upload,
-    ) {
-        if self.all.iter().any(|other| other.id == upload.id) {
-            return;
-        }
-        let of_peer = self.all.iter().filter(|other| other.peer == upload.peer).count();
-        let (served, waiting) = self.counts();
-        let room = served < config.upload_slots || waiting < config.upload_queue_max;
-        if of_peer >= config.uploads_per_peer_max || !room {
-            actions.push(Action::RefuseBusy { upload: upload.id });
-            return;
-        }
-        self.all.push(upload);
-        self.promote(config, states, actions);
+    /// Uploads being served.
+    pub(super) fn count(&self) -> usize {
+        self.served.len()
     }
 
-    /// An upload ended, or a waiting one was taken back.
-    pub(super) fn ended(
-        &mut self,
-        config: &Config,
-        states: &mut States,
-        actions: &mut Actions,
-        upload: UploadId,
-    ) {
-        if let Some(at) = self.all.iter().position(|other| other.id == upload) {
-            self.all.remove(at);
-            self.served -= usize::from(at < self.served);
-            self.promote(config, states, actions);
-        }
+    /// Whether a peer is being served.
+    fn serves(&self, peer: PeerKey) -> bool {
+        self.served.iter().any(|upload| upload.peer == peer)
     }
 
     /// A connection ended, and all its uploads with it.
-    pub(super) fn peer_down(
-        &mut self,
-        config: &Config,
-        states: &mut States,
-        actions: &mut Actions,
-        peer: PeerKey,
-    ) {
-        self.served -= self.all[..self.served].iter().filter(|u| u.peer == peer).count();
-        self.all.retain(|upload| upload.peer != peer);
-        self.promote(config, states, actions);
+    pub(super) fn peer_down(&mut self, peer: PeerKey) {
+        self.served.retain(|upload| upload.peer != peer);
+        self.turned_away.retain(|other| *other != peer);
     }
+}
 
-    /// A swarm was stopped: what waits for it is refused; what is being sent goes on.
-    pub(super) fn swarm_stopped(&mut self, actions: &mut Actions, swarm: SwarmKey) {
-        let mut at = self.served;
-        while let Some(upload) = self.all.get(at) {
-            if upload.swarm == swarm {
-                actions.push(Action::RefuseNotHere { upload: upload.id });
-                self.all.remove(at);
-            } else {
-                at += 1;
+/// How many uploads a machine serves at once, of a swarm of which it holds so much.
+fn slots(config: &Config, state: &State) -> usize {
+    let begins = state.fetch.is_some() && state.held.count() < config.upload_start_pieces;
+    if begins { config.upload_start_slots } else { config.upload_slots }
+}
+
+impl Swarm {
+    /// A peer asks for a piece that we hold.
+    pub(super) fn serve(&mut self, id: UploadId, peer: PeerKey, swarm: SwarmKey) {
+        let Some(state) = self.states.get(swarm) else { return };
+        let uploads = &mut self.uploads;
+        if uploads.served.iter().any(|upload| upload.id == id) {
+            return;
+        }
+        let own = uploads.served.iter().filter(|upload| upload.peer == peer).count();
+        let room = uploads.served.len() < slots(&self.config, state);
+        if room && own < self.config.uploads_per_peer_max {
+            uploads.turned_away.retain(|other| *other != peer);
+            uploads.served.push(Upload { id, peer });
+            self.actions.push(Action::Serve { upload: id });
+        } else {
+            if !uploads.turned_away.contains(&peer) && uploads.turned_away.len() < TURNED_AWAY_MAX {
+                uploads.turned_away.push(peer);
             }
+            self.actions.push(Action::RefuseBusy { upload: id });
         }
     }
 
-    fn promote(&mut self, config: &Config, states: &mut States, actions: &mut Actions) {
-        while self.served < config.upload_slots && self.served < self.all.len() {
-            let is_fresh = |upload: &Upload| {
-                states.get(upload.swarm).is_some_and(|state| !state.given.contains(upload.piece))
-            };
-            let waiting = &mut self.all[self.served..];
-            let next = match waiting.len() {
-                1 => 0,
-                _ => waiting.iter().position(is_fresh).unwrap_or(0),
-            };
-            waiting[..=next].rotate_right(1);
-            let upload = waiting[0];
-            self.served += 1;
-            if let Some(state) = states.get_mut(upload.swarm) {
-                state.gives(upload.piece);
-            }
-            actions.push(Action::Serve { upload: upload.id });
+    /// An upload ended.
+    pub(super) fn upload_ended(&mut self, id: UploadId) {
+        let Some(at) = self.uploads.served.iter().position(|upload| upload.id == id) else {
+            return;
+        };
+        self.uploads.served.swap_remove(at);
+        let free = self.config.upload_slots.saturating_sub(self.uploads.served.len());
+        for _ in 0..free.min(self.config.offers_max) {
+            let Some(peer) = self.next_in_turn() else { return };
+            self.actions.push(Action::Offer { peer });
         }
     }
 
-    /// Uploads being served, and waiting.
-    pub(super) fn counts(&self) -> (usize, usize) {
-        (self.served, self.all.len() - self.served)
+    /// Who is to hear of a free slot.
+    fn next_in_turn(&mut self) -> Option<PeerKey> {
+        let uploads = &mut self.uploads;
+        if !uploads.turned_away.is_empty() {
+            return Some(uploads.turned_away.remove(0));
+        }
+        // The swarms take turns too.
+        let count = self.states.len();
+        uploads.turn = (uploads.turn + 1) % count.max(1);
+        (0..count).find_map(|step| {
+            let state = self.states.at_mut((uploads.turn + step) % count)?;
+            let neighbours = &state.neighbours;
+            // What crosses zones is a budget: those ask by themselves.
+            let lacking = neighbours.near() & !neighbours.complete();
+            let later = lacking & Slots::MAX.checked_shl(state.offer_turn).unwrap_or(0);
+            let slot = members(later).chain(members(lacking & !later)).find(|slot| {
+                !uploads.serves(neighbours.key(*slot)) && neighbours.lacks_any(*slot, &state.held)
+            })?;
+            state.offer_turn = slot as u32 + 1;
+            Some(neighbours.key(slot))
+        })
+    }
+
+    /// A peer has a free slot: asks it for a piece, if there is room for one more.
+    pub(super) fn offered(&mut self, now: Time, key: PeerKey) {
+        let Some(place) = self.peers.find(key) else { return };
+        let Some(peer) = self.peers.get_mut(place) else { return };
+        peer.offers(now);
+        let may_ask = peer.is_free(now, self.config.requests_per_peer_max);
+        self.watch(now, place);
+        if may_ask && self.has_room() {
+            self.ask_one(now, key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, vec::Vec};
+
+    use shoal_proto::{Bitmap, PieceIndex};
+
+    use super::*;
+    use crate::{
+        event::{Event, Purpose},
+        swarm::Swarm,
+    };
+
+    const SWARM: SwarmKey = SwarmKey(1);
+
+    /// A seed of a hundred pieces, with neighbours that lack them all: those below 100 in its zone.
+    fn seed(neighbours: &[u64]) -> Swarm {
+        let config = Config { upload_slots: 2, ..Config::default() };
+        let mut swarm = Swarm::new(config, 7);
+        let have = Bitmap::full(100);
+        swarm.handle(
+            Time(1),
+            Event::Start { swarm: SWARM, pieces: 100, have, purpose: Purpose::Seed },
+        );
+        for neighbour in neighbours {
+            let peer = PeerKey(*neighbour);
+            swarm.handle(Time(2), Event::PeerUp { peer, same_zone: *neighbour < 100 });
+            let have = Arc::new(Bitmap::empty(100));
+            swarm.handle(Time(3), Event::PeerJoined { peer, swarm: SWARM, have });
+        }
+        while swarm.poll_action().is_some() {}
+        swarm
+    }
+
+    fn asks(swarm: &mut Swarm, peer: u64, upload: u64) -> Vec<Action> {
+        let (upload, peer) = (UploadId(upload), PeerKey(peer));
+        let piece = PieceIndex(upload.0 as u32);
+        swarm.handle(Time(4), Event::UploadAsked { upload, peer, swarm: SWARM, piece });
+        core::iter::from_fn(|| swarm.poll_action()).collect()
+    }
+
+    /// To whom slots are offered when an upload ends.
+    fn offers_after(swarm: &mut Swarm, upload: u64) -> Vec<u64> {
+        swarm.handle(Time(5), Event::UploadEnded { upload: UploadId(upload) });
+        let actions = core::iter::from_fn(|| swarm.poll_action());
+        actions
+            .filter_map(|action| match action {
+                Action::Offer { peer } => Some(peer.0),
+                _ => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_free_slot_is_offered_first_to_who_was_turned_away() {
+        let mut swarm = seed(&[1, 2, 3, 4]);
+        assert_eq!(asks(&mut swarm, 1, 10), [Action::Serve { upload: UploadId(10) }]);
+        assert_eq!(asks(&mut swarm, 2, 11), [Action::Serve { upload: UploadId(11) }]);
+        assert_eq!(asks(&mut swarm, 4, 12), [Action::RefuseBusy { upload: UploadId(12) }]);
+        assert_eq!(asks(&mut swarm, 3, 13), [Action::RefuseBusy { upload: UploadId(13) }]);
+        assert_eq!(offers_after(&mut swarm, 10), [4], "one slot is free, and 4 was refused first");
+        assert_eq!(offers_after(&mut swarm, 11), [3, 1], "then those that lack something");
+        assert_eq!(offers_after(&mut swarm, 11), [], "it ended before");
+    }
+
+    #[test]
+    fn slots_are_offered_in_turn_to_neighbours_of_our_zone_that_lack_something() {
+        let mut swarm = seed(&[1, 2, 3, 101]);
+        let have = Arc::new(Bitmap::full(100));
+        swarm.handle(Time(3), Event::PeerJoined { peer: PeerKey(2), swarm: SWARM, have });
+        let mut offered = Vec::new();
+        for upload in 10..14 {
+            asks(&mut swarm, 101, upload);
+            offered.extend(offers_after(&mut swarm, upload));
+        }
+        assert_eq!(offered, [1, 3, 1, 3, 1, 3, 1, 3], "2 has all, 101 is far");
     }
 }

@@ -521,6 +521,7 @@ impl Net {
                 self.machines[from].live.remove(&request);
             }
             Action::Serve { upload } => self.serve(from, upload),
+            Action::Offer { peer } => self.send(from, peer, Event::Offered { peer }),
             Action::RefuseBusy { upload } => self.refuse(upload, Outcome::Busy),
             Action::RefuseNotHere { upload } => self.refuse(upload, Outcome::NotHere),
             Action::AskLease { swarm, block, lacking, want } => {

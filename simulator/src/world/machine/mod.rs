@@ -227,6 +227,11 @@ impl Machine {
                     self.tell(world, out, now, Event::PeerLeft { peer, swarm });
                 }
             }
+            What::Offer { link } => {
+                if let Some(peer) = self.key(world, from, link) {
+                    self.tell(world, out, now, Event::Offered { peer });
+                }
+            }
             What::Goal { artifact } => self.goal(world, out, now, artifact),
             What::Ask { link, swarm, piece, number } => {
                 if let Some(peer) = self.key(world, from, link) {

@@ -7,7 +7,7 @@ use shoal_swarm::{Action, Event, Outcome, SwarmKey, UploadId};
 use super::{LeaseAsk, Live, Machine, parts};
 use crate::world::{
     Static,
-    line::{Flow, line_ns},
+    line::{FLOW_PARTS_MAX, Flow, line_ns},
     message::{Actor, ENVELOPE, What},
     shard::Out,
 };
@@ -79,6 +79,11 @@ impl Machine {
                     });
                     self.send_next(world, out, now);
                 }
+            }
+            Action::Offer { peer } => {
+                out.counts.control(ENVELOPE / 2);
+                let (to, link) = parts(peer);
+                self.send(world, out, now, to, What::Offer { link });
             }
             Action::RefuseBusy { upload } => self.refuse(world, out, now, upload, true),
             Action::RefuseNotHere { upload } => self.refuse(world, out, now, upload, false),
@@ -200,6 +205,9 @@ impl Machine {
         live.left = live.left.saturating_sub(u64::from(bytes));
         let whole = live.left == 0;
         let (swarm, piece, ends) = (live.swarm, live.piece, whole && live.piece == live.last);
+        // The sender waits for it only if there is a part that it may not send yet.
+        let credit = live.piece < live.last
+            || live.left.div_ceil(world.part_bytes(swarm)) >= u64::from(FLOW_PARTS_MAX);
         if whole {
             live.storing += 1;
             if !ends {
@@ -207,7 +215,7 @@ impl Machine {
                 live.left = world.piece_len(swarm, live.piece);
             }
         }
-        if !ends {
+        if credit {
             let way = world.one_way_ns(self.zone, world.zone(from), self.rng.random());
             self.post(world, out, through + way, from, What::Credit { number });
         }
