@@ -467,7 +467,7 @@ impl Swarm {
             Outcome::Verified => {
                 peer.delivered(now, took);
                 if let Some(fetch) = &mut state.fetch {
-                    fetch.times.measured(took);
+                    fetch.served(now, took);
                 }
                 self.hold(now, request.swarm, request.piece);
                 return;

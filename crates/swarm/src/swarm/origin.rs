@@ -4,10 +4,14 @@
 //! pieces are read, a few at a time, and reported. Whatever a neighbour turns out to have is reported
 //! as held instead of read: so a lease book that was lost learns what the swarm has.
 //!
-//! **Without leases** each piece falls to the machines whose hash of machine and piece lies below a
-//! threshold: at level 1 to about one machine, at each further level to twice as many. The level
+//! **Without leases** each piece that no neighbour has falls to the machines whose hash of machine and piece
+//! lies below a threshold: at level 1 to about one machine, at each further level to twice as many. The level
 //! rises only while the machine makes no progress at all, so a piece that anybody reads is heard of long
-//! before many would read it, and in the end every machine may read everything: nobody is stuck.
+//! before many would read it, and in the end every machine may read everything.
+//!
+//! **What a neighbour has** is the neighbour's to give, however slow our line is. Only when no neighbour gave
+//! anything for so long that every request has been given up does a second threshold let us read that too, and
+//! it grows like the first from there: nobody is stuck.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -30,12 +34,11 @@ use crate::{
     time::Time,
 };
 
-/// From this level on a piece is read even though neighbours have it: they have not delivered it for
-/// so long that they never may.
-const LEVEL_STUCK: u32 = 4;
-
 /// The level at which everything may be read by everybody in a fleet of any size.
 const LEVEL_MAX: u32 = 33;
+
+/// A zero step would raise a level for ever in one event.
+const STEP_MIN: Duration = Duration::from_millis(1);
 
 /// The most pieces in one read: they are counted in the bits of a word.
 const READ_PIECES_MAX: u32 = 16;
@@ -112,10 +115,15 @@ impl Fetching {
         }
     }
 
+    /// A neighbour gave us a piece: neighbours are not what we wait for in vain.
+    pub(super) fn served(&mut self, now: Time, took: Duration) {
+        self.served_at = now;
+        self.times.measured(took);
+    }
+
     pub(super) fn raise_level(&mut self, now: Time, config: &Config) {
         self.level = (self.level + 1).min(LEVEL_MAX);
-        // A zero step would raise it for ever in one event.
-        self.level_at = now + config.fallback_step.max(Duration::from_millis(1));
+        self.level_at = now + config.fallback_step.max(STEP_MIN);
     }
 
     /// Region processes answer again: back to leases.
@@ -127,15 +135,36 @@ impl Fetching {
         self.lease_rests_until = now;
     }
 
-    /// Whether the fallback lets a machine of this `salt` read a piece by itself.
-    fn falls_to(&self, neighbours: &Neighbours, salt: u64, piece: u32) -> bool {
-        let Some(doublings) = self.level.checked_sub(1) else { return false };
+    /// How often the part was doubled of what neighbours have and we may read all the same; none while they may
+    /// yet deliver.
+    fn unserved(&self, now: Time, config: &Config) -> Option<u32> {
+        let step = config.fallback_step.max(STEP_MIN).as_nanos();
+        let since = now.since(self.served_at).checked_sub(config.give_up_max)?;
+        Some((since.as_nanos() / step).min(LEVEL_MAX.into()) as u32)
+    }
+
+    /// Those of 64 pieces that the fallback lets a machine of this `salt` read by itself.
+    fn falling(&self, neighbours: &Neighbours, salt: u64, at: usize, unserved: Option<u32>) -> u64 {
+        let Some(level) = self.level.checked_sub(1) else { return 0 };
         // Only those who asked in vain know so soon, and they are this many.
         let knows = self.may_lease() && self.lease_failed > 0;
-        let whole = if knows { self.fleet.min(LEASERS_AIM) } else { self.fleet };
-        let part = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
-        below(mix(salt ^ u64::from(piece)), part, whole)
-            && (self.level >= LEVEL_STUCK || !neighbours.anyone_has(piece))
+        let few = if knows { self.fleet.min(LEASERS_AIM) } else { self.fleet };
+        let (missing, here) = (self.missing_word(at), neighbours.anyones(at));
+        let lone = (missing & !here, Some(level), few);
+        let mut falling = 0;
+        for (mut among, doublings, whole) in [lone, (missing & here, unserved, self.fleet)] {
+            let Some(doublings) = doublings else { continue };
+            let part = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
+            while among != 0 {
+                let piece = at as u32 * u64::BITS + among.trailing_zeros();
+                let ours = below(mix(salt ^ u64::from(piece)), part, whole);
+                if ours && !self.spoilt.contains(piece) {
+                    falling |= among & among.wrapping_neg();
+                }
+                among &= among - 1;
+            }
+        }
+        falling
     }
 
     /// How many pieces to lease at once: so many that the machines that lease come round twice.
@@ -285,20 +314,25 @@ impl Swarm {
             self.may_read(now, key).filter(|(_, fetch)| fetch.level > 0)
         {
             let salt = self.salt ^ mix(key.0);
-            let mine = |piece: u32| {
-                fetch.is_missing(piece)
-                    && !fetch.spoilt.contains(piece)
-                    && fetch.falls_to(&state.neighbours, salt, piece)
-                    && !self.reads.iter().any(|read| read.is_open(key, piece))
+            let unserved = fetch.unserved(now, &self.config);
+            let mine = |at: usize| {
+                let falling = fetch.falling(&state.neighbours, salt, at, unserved);
+                let reads = self.reads.iter().filter(|read| read.swarm == key);
+                let open = reads.flat_map(Read::open).filter(|p| (p / u64::BITS) as usize == at);
+                open.fold(falling, |mine, piece| mine & !(1 << (piece % u64::BITS)))
             };
-            let pieces = fetch.pieces;
-            let start =
-                (mix(self.salt ^ self.next_request ^ now.0) % u64::from(pieces.max(1))) as u32;
-            let Some(first) = (start..pieces).chain(0..start).find(|piece| mine(*piece)) else {
-                return;
-            };
-            let most = self.read_pieces().min(pieces - first);
-            let count = (first..first + most).take_while(|piece| mine(*piece)).count() as u32;
+            // From any piece on, so that not all begin with the same.
+            let any = mix(self.salt ^ self.next_request ^ now.0);
+            let words = fetch.words();
+            let (start, turn) = (any as usize % words.max(1), (any >> 32) as u32 % u64::BITS);
+            let found = (start..words).chain(0..start).find_map(|at| {
+                let mine = mine(at);
+                let first = (mine.rotate_right(turn).trailing_zeros() + turn) % u64::BITS;
+                (mine != 0).then_some((at, mine >> first, first))
+            });
+            let Some((at, run, first)) = found else { return };
+            let first = at as u32 * u64::BITS + first;
+            let count = run.trailing_ones().min(self.read_pieces());
             self.read(now, key, first, count, false);
         }
     }

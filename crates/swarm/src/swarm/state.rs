@@ -135,6 +135,8 @@ pub(super) struct Fetching {
     pub(super) times: PieceTime,
     /// When the last piece was gained; at first, when the fetch began.
     pub(super) progressed_at: Time,
+    /// When a neighbour last gave us a piece; at first, when the fetch began.
+    pub(super) served_at: Time,
     /// Requests to peers under way.
     pub(super) requests: usize,
     /// Only for a machine that may lease.
@@ -300,6 +302,7 @@ impl Fetching {
             words: words.map(|(all, held)| Word { missing: all & !held, asked: 0 }).collect(),
             times: PieceTime::default(),
             progressed_at: now,
+            served_at: now,
             requests: 0,
             blocks: Box::default(),
             leases: Deadlines::default(),
