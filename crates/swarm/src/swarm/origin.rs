@@ -109,7 +109,7 @@ impl Fetching {
     pub(super) fn progressed(&mut self, now: Time, config: &Config) {
         self.progressed_at = now;
         if self.level > 0 {
-            self.level_at = now + config.fallback_step;
+            self.level_at = self.level_at.max(now + config.fallback_step);
         } else if self.lease_failed == 0 {
             self.level_at = now + config.fallback_after;
         }
@@ -254,6 +254,10 @@ impl Swarm {
         for piece in first..first + count {
             fetch.leases.remove(piece);
             fetch.set(piece, PieceState::Origin);
+        }
+        if fetch.level > 0 {
+            // Who reads knows that the bucket is asked: it is not the time for more.
+            fetch.level_at = fetch.level_at.max(now + self.config.origin_late);
         }
         let all = (1 << count) - 1;
         self.reads.push(Read {
@@ -487,11 +491,21 @@ impl Swarm {
             let rest = backoff(fetch.origin_failed, min, max, &mut self.rng);
             fetch.origin_rests_until = now + rest;
             fetch.origin_failed = fetch.origin_failed.saturating_add(1);
+            if fetch.level > 0 {
+                // The bucket fails, or so many read that it is through with none of them in time.
+                fetch.level = if read.late { (fetch.level / 2).max(1) } else { fetch.level };
+                fetch.level_at = now + rest + self.config.fallback_step;
+            }
             // Others may have better luck with what we cannot read now.
             for piece in core::mem::take(&mut fetch.leases).pieces() {
                 fetch.set(piece, PieceState::Missing);
                 ended.push((piece, false));
             }
+        }
+        if let Some(fetch) =
+            state.fetch.as_deref_mut().filter(|fetch| fetch.level > 0 && !read.failed)
+        {
+            fetch.level_at = now + self.config.fallback_step;
         }
         report(&mut self.actions, read.swarm, ended.into_iter());
     }
