@@ -31,7 +31,8 @@
 //! - **The bucket** (`origin`). Some machines ([`may_lease`]) ask for leases on pieces that no neighbour has; the
 //!   region processes ([`lease_owners`]) give each out once by a [`LeaseBook`], few at first and in turns, so that the
 //!   first pieces are whole soon and multiply from many machines. Where none answers, hashes
-//!   and a threshold that grows while nothing comes in let a few machines read, and in the end all.
+//!   and a threshold that grows while nothing comes in let a few machines read what no neighbour has, and in the
+//!   end all. What a neighbour has is read only when none gave anything for two minutes.
 //!
 //! # What each rule is worth
 //!

@@ -9,6 +9,9 @@
 //! rises only while the machine makes no progress at all, so a piece that anybody reads is heard of long
 //! before many would read it, and in the end every machine may read everything.
 //!
+//! The threshold waits while this machine reads, and grows slowly while its reads fail: what is short then is the
+//! bucket, and more readers would only make it slower. A read that was late and failed halves the level.
+//!
 //! **What a neighbour has** is the neighbour's to give, however slow our line is. Only when no neighbour gave
 //! anything for so long that every request has been given up does a second threshold let us read that too, and
 //! it grows like the first from there: nobody is stuck.
@@ -123,7 +126,14 @@ impl Fetching {
 
     pub(super) fn raise_level(&mut self, now: Time, config: &Config) {
         self.level = (self.level + 1).min(LEVEL_MAX);
-        self.level_at = now + config.fallback_step.max(STEP_MIN);
+        self.level_at = now + self.step(config);
+    }
+
+    /// How long a level holds: longer while it is the bucket that is short, not those who read it.
+    fn step(&self, config: &Config) -> Duration {
+        let fails = self.origin_failed > 0;
+        let step = if fails { config.origin_backoff_max } else { config.fallback_step };
+        step.max(STEP_MIN)
     }
 
     /// Region processes answer again: back to leases.
@@ -151,8 +161,10 @@ impl Fetching {
         let few = if knows { self.fleet.min(LEASERS_AIM) } else { self.fleet };
         let (missing, here) = (self.missing_word(at), neighbours.anyones(at));
         let lone = (missing & !here, Some(level), few);
+        // What was asked for in vain is among it.
+        let theirs = ((missing | self.asked_word(at)) & here, unserved, self.fleet);
         let mut falling = 0;
-        for (mut among, doublings, whole) in [lone, (missing & here, unserved, self.fleet)] {
+        for (mut among, doublings, whole) in [lone, theirs] {
             let Some(doublings) = doublings else { continue };
             let part = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
             while among != 0 {
@@ -250,12 +262,15 @@ impl Swarm {
     }
 
     fn read(&mut self, now: Time, key: SwarmKey, first: u32, count: u32, leased: bool) {
+        let pieces = first..first + count;
+        // None, unless neighbours are given up.
+        self.cancel(|request| request.swarm == key && pieces.contains(&request.piece));
         let Some(fetch) = self.states.fetch_mut(key) else { return };
-        for piece in first..first + count {
+        for piece in pieces {
             fetch.leases.remove(piece);
             fetch.set(piece, PieceState::Origin);
         }
-        if fetch.level > 0 {
+        if fetch.level > 0 && fetch.origin_failed == 0 {
             // Who reads knows that the bucket is asked: it is not the time for more.
             fetch.level_at = fetch.level_at.max(now + self.config.origin_late);
         }
@@ -491,10 +506,12 @@ impl Swarm {
             let rest = backoff(fetch.origin_failed, min, max, &mut self.rng);
             fetch.origin_rests_until = now + rest;
             fetch.origin_failed = fetch.origin_failed.saturating_add(1);
-            if fetch.level > 0 {
-                // The bucket fails, or so many read that it is through with none of them in time.
-                fetch.level = if read.late { (fetch.level / 2).max(1) } else { fetch.level };
-                fetch.level_at = now + rest + self.config.fallback_step;
+            if fetch.level > 0 && read.late {
+                // So many read that the bucket is through with none of them in time.
+                fetch.level = (fetch.level / 2).max(1);
+            }
+            if fetch.level > 0 && fetch.origin_failed == 1 {
+                fetch.level_at = now + fetch.step(&self.config);
             }
             // Others may have better luck with what we cannot read now.
             for piece in core::mem::take(&mut fetch.leases).pieces() {
@@ -502,10 +519,11 @@ impl Swarm {
                 ended.push((piece, false));
             }
         }
-        if let Some(fetch) =
-            state.fetch.as_deref_mut().filter(|fetch| fetch.level > 0 && !read.failed)
+        if let Some(fetch) = state.fetch.as_deref_mut()
+            && fetch.level > 0
+            && !read.failed
         {
-            fetch.level_at = now + self.config.fallback_step;
+            fetch.level_at = now + fetch.step(&self.config);
         }
         report(&mut self.actions, read.swarm, ended.into_iter());
     }

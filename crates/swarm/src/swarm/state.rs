@@ -376,4 +376,9 @@ impl Fetching {
     pub(super) fn missing_word(&self, word: usize) -> u64 {
         self.words[word].missing
     }
+
+    /// Those of 64 pieces that are in state [`PieceState::Asked`].
+    pub(super) fn asked_word(&self, word: usize) -> u64 {
+        self.words[word].asked
+    }
 }
