@@ -14,7 +14,6 @@ const SWARM: SwarmKey = SwarmKey(1);
 struct Lone {
     swarm: Swarm,
     now: Time,
-    pieces: u32,
     /// Requests to neighbours that were not answered.
     open: Vec<(RequestId, u32)>,
     /// Every piece that was to be read from the bucket, and when.
@@ -25,7 +24,7 @@ impl Lone {
     /// It asks for leases in vain, and has neighbours that all hold the first `held` pieces.
     fn new(pieces: u32, neighbours: u64, held: u32, fleet: u32, seed: u64) -> Self {
         let swarm = Swarm::new(Config::default(), seed);
-        let mut lone = Self { swarm, now: Time::ZERO, pieces, open: vec![], reads: vec![] };
+        let mut lone = Self { swarm, now: Time::ZERO, open: vec![], reads: vec![] };
         let purpose = Purpose::Fetch { priority: 0, may_lease: true, fleet };
         let have = Bitmap::empty(pieces);
         lone.swarm.handle(lone.now, Event::Start { swarm: SWARM, pieces, have, purpose });
