@@ -63,6 +63,11 @@ impl Line {
         self.flows.push(flow);
     }
 
+    /// Reads the flows, so that they are in the cache.
+    pub(super) fn warm(&self) -> u64 {
+        self.flows.first().map_or(0, |flow| flow.left)
+    }
+
     fn remove_at(&mut self, at: usize) -> Flow {
         let flow = self.flows.remove(at);
         if self.turn > at {

@@ -105,6 +105,9 @@ impl Out {
     }
 }
 
+/// Messages whose machines are read together.
+const AHEAD: usize = 16;
+
 /// One thread's part of the world.
 pub(super) struct Shard {
     pub(super) out: Out,
@@ -175,24 +178,53 @@ impl Shard {
         messages.sort_unstable_by_key(|message| {
             (u64::from(message.to) << 32 | (message.at - start), message.from, message.seq)
         });
-        let mut rest = messages.drain(..).peekable();
-        while let Some(first) = rest.next() {
+        let (mut at, mut warm) = (0, 0);
+        let take = |messages: &mut [Message], at: &mut usize| {
+            let message = &mut messages[*at];
+            *at += 1;
+            let what = std::mem::replace(&mut message.what, What::Gone);
+            Message { what, ..*message }
+        };
+        while let Some(first) = messages.get(at) {
+            if at >= warm {
+                warm = (at + AHEAD).min(messages.len());
+                self.warm(&messages[at..warm]);
+            }
             let actor = first.to;
+            let first = take(&mut messages, &mut at);
             self.happens(world, first);
             loop {
-                let next = rest.peek().filter(|message| message.to == actor);
+                let next = messages.get(at).filter(|message| message.to == actor);
                 let message = match (next, self.out.soon.peek()) {
                     (Some(next), Some(soon)) if soon >= next => self.out.soon.pop(),
-                    (Some(_), _) => rest.next(),
+                    (Some(_), _) => Some(take(&mut messages, &mut at)),
                     (None, _) => self.out.soon.pop(),
                 };
                 let Some(message) = message else { break };
                 self.happens(world, message);
             }
         }
-        drop(rest);
+        messages.clear();
         self.out.window_end = 0;
         self.out.calendar.give_back(messages);
+    }
+
+    /// Reads what the next messages will need. The machines lie all over the memory: read one after the other each is
+    /// waited for, read together they come together.
+    fn warm(&self, messages: &[Message]) {
+        let machine = |message: &Message| {
+            self.machines.get(message.to.wrapping_sub(self.out.first) as usize)
+        };
+        let mut sum = 0;
+        for machine in messages.iter().filter_map(machine) {
+            sum ^= machine.warm();
+        }
+        for message in messages {
+            if let Some(machine) = machine(message) {
+                sum ^= machine.warm_for(message);
+            }
+        }
+        std::hint::black_box(sum);
     }
 
     fn happens(&mut self, world: &Static, message: Message) {

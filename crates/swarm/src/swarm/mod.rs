@@ -251,6 +251,32 @@ impl Swarm {
         &self.config
     }
 
+    /// Reads from all over the machine and says nothing that means anything: a driver of very many machines that knows
+    /// whose turn is next has them in the cache by then.
+    #[must_use]
+    pub fn warm(&self) -> u64 {
+        let own = [
+            self.salt,
+            self.now.0,
+            self.next_request,
+            self.requests.len() as u64,
+            self.reads.len() as u64,
+            self.uploads.count() as u64,
+            self.peers.len() as u64,
+            self.fetching.len() as u64,
+            u64::from(self.wake.is_some()),
+            u64::from(self.origin_stirred),
+        ];
+        let states = self.states.at(0).map_or(0, |state| state.neighbours.warm());
+        own.into_iter().fold(states, |sum, word| sum ^ word)
+    }
+
+    /// Reads what an [`Event::PeerHave`] would, like [`Self::warm`].
+    #[must_use]
+    pub fn warm_for(&self, peer: PeerKey, swarm: SwarmKey, pieces: &[PieceIndex]) -> u64 {
+        self.states.get(swarm).map_or(0, |state| state.neighbours.warm_for(peer, pieces))
+    }
+
     fn stir(&mut self) {
         self.peers_stirred = true;
         self.origin_stirred = true;

@@ -215,6 +215,21 @@ impl Neighbours {
         if self.tracked { self.pieces.div_ceil(u64::BITS) as usize } else { 0 }
     }
 
+    /// Reads the tags and what lies beside them.
+    pub(super) fn warm(&self) -> u64 {
+        self.tags[0] ^ self.tags[8] ^ self.taken as u64 ^ self.lines as u64
+    }
+
+    /// Reads what is known of a neighbour and of some pieces.
+    pub(super) fn warm_for(&self, peer: PeerKey, pieces: &[PieceIndex]) -> u64 {
+        let slot = self.find(peer).unwrap_or(0);
+        let line = |piece: &PieceIndex| {
+            let line = (WHO + (piece.0 / u64::BITS) as usize) * self.lines + slot / LINE;
+            self.table.get(line).map_or(0, |line| line.0[slot % LINE])
+        };
+        pieces.iter().map(line).fold(0, |sum, word| sum ^ word)
+    }
+
     /// The slot of a neighbour.
     pub(super) fn find(&self, key: PeerKey) -> Option<usize> {
         let tag = tag(key) * EACH_BYTE;

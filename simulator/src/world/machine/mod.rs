@@ -13,7 +13,7 @@ use shoal_swarm::{Event, Outcome, PeerKey, RequestId, Swarm, SwarmKey, Time, Upl
 use super::{
     REGIONS, Static,
     line::Line,
-    message::{Actor, ENVELOPE, What},
+    message::{Actor, ENVELOPE, Message, What},
     shard::Out,
 };
 
@@ -167,6 +167,41 @@ impl Machine {
             tasks: artifacts.iter().map(task).collect(),
             events: 0,
             digest: 0xcbf2_9ce4_8422_2325,
+        }
+    }
+
+    /// Reads from all over the machine, so that it is in the cache when something happens to it.
+    pub(super) fn warm(&self) -> u64 {
+        let own = [
+            self.digest,
+            self.events,
+            self.wake,
+            self.down_free,
+            self.rate_bps,
+            u64::from(self.seq),
+            u64::from(self.life),
+            self.live.len() as u64,
+            self.uploads.len() as u64,
+            self.tasks.len() as u64,
+            self.peers.len() as u64,
+            u64::from(self.line.busy),
+        ];
+        own.into_iter().fold(self.swarm.warm(), |sum, word| sum ^ word)
+    }
+
+    /// Reads what a message needs beyond that.
+    pub(super) fn warm_for(&self, message: &Message) -> u64 {
+        let peer = key(Peer { machine: message.from, link: 0 });
+        match &message.what {
+            What::Have { link, swarm, pieces } => {
+                let peer = key(Peer { machine: message.from, link: *link });
+                self.swarm.warm_for(peer, SwarmKey(u64::from(*swarm)), pieces)
+            }
+            What::Bytes { .. } | What::Stored { .. } => {
+                self.live.first().map_or(0, |live| live.left)
+            }
+            What::Credit { .. } | What::LineFree { .. } => self.line.warm(),
+            _ => self.swarm.warm_for(peer, SwarmKey(0), &[]),
         }
     }
 
