@@ -85,9 +85,14 @@ pub enum PeerMessage {
         /// At most [`PEERS_BATCH_MAX`].
         peers: Vec<PeerAddr>,
     },
-    /// The sender has a free upload slot, and thinks that it holds pieces which the receiver lacks. Nothing is kept for the
-    /// receiver: it asks for a piece if it has room for one.
-    Offer,
+    /// The sender has a free upload slot, and holds a piece that it thinks the receiver lacks. Nothing is kept for the
+    /// receiver: it asks for that piece or another one if it has room for one.
+    Offer {
+        /// The artifact.
+        artifact: ArtifactId,
+        /// The piece.
+        piece: PieceIndex,
+    },
 }
 
 /// What opens a stream.

@@ -8,6 +8,9 @@ pub struct Config {
     /// Pieces that a machine asks for by itself at one time, over all swarms: as many as a peer serves, so that on
     /// average every place of the fleet is taken...
     pub requests_wanted: usize,
+    /// ...but no more while so many peers have its requests, or answered BUSY and will offer a slot: at the start
+    /// everybody lacks everything, and asking more of those few that hold something brings nothing...
+    pub asks_max: usize,
     /// ...and those that may be on their way, with what it asked for because a peer offered a place. Hardly more: lines
     /// are shared evenly when all machines receive about as many pieces at once.
     pub requests_max: usize,
@@ -121,6 +124,7 @@ impl Default for Config {
         let ms = Duration::from_millis;
         Self {
             requests_wanted: 8,
+            asks_max: 24,
             requests_max: 10,
             requests_per_peer_max: 2,
             upload_slots: 8,
@@ -136,7 +140,7 @@ impl Default for Config {
             give_up_min: ms(10_000),
             give_up_max: ms(120_000),
             copies_per_piece_max: 2,
-            busy_backoff_min: ms(25),
+            busy_backoff_min: ms(50),
             busy_backoff_max: ms(2_000),
             failed_backoff_min: ms(250),
             failed_backoff_max: ms(15_000),

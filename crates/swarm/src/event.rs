@@ -135,10 +135,14 @@ pub enum Event {
         /// The upload.
         upload: UploadId,
     },
-    /// A peer has a free slot and thinks that it holds what we lack: an `Offer` message.
+    /// A peer has a free slot and holds a piece that it thinks we lack: an `Offer` message.
     Offered {
         /// The peer.
         peer: PeerKey,
+        /// The swarm.
+        swarm: SwarmKey,
+        /// The piece; any other may be asked for.
+        piece: PieceIndex,
     },
     /// A region process leased us pieces.
     LeaseGranted {
@@ -244,10 +248,14 @@ pub enum Action {
         /// The upload.
         upload: UploadId,
     },
-    /// Tell a peer that we have a free slot, and hold what it lacks: an `Offer` message.
+    /// Tell a peer that we have a free slot, and hold a piece that it lacks: an `Offer` message.
     Offer {
         /// The peer.
         peer: PeerKey,
+        /// The swarm.
+        swarm: SwarmKey,
+        /// The piece.
+        piece: PieceIndex,
     },
     /// Ask the region processes, in the order of [`crate::lease_owners`], for leave to read pieces of
     /// a block; one of the three lease events must follow.

@@ -213,7 +213,7 @@ impl Driver {
             Action::Completed { swarm } => {
                 assert!(policy.held(swarm).is_none_or(Bitmap::is_full));
             }
-            Action::Ban { peer } | Action::Offer { peer } => assert!(self.up.contains(&peer)),
+            Action::Ban { peer } | Action::Offer { peer, .. } => assert!(self.up.contains(&peer)),
             Action::Announce { peer, .. } | Action::AnnounceLeave { peer, .. } => {
                 assert!(self.up.contains(&peer), "spoke to a peer that is gone");
             }

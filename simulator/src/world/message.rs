@@ -48,6 +48,8 @@ pub(super) enum What {
     },
     Offer {
         link: u16,
+        swarm: u16,
+        piece: u32,
     },
     // Between machines, a stream for each piece.
     Ask {
@@ -197,7 +199,7 @@ impl What {
             Self::ReadTimeout { number, .. } => (27, number),
             Self::PollDue { .. } => (28, 0),
             Self::CutNoticed { .. } => (29, 0),
-            Self::Offer { link } => (32, u32::from(link)),
+            Self::Offer { piece, .. } => (32, piece),
             Self::Die => (30, 0),
             Self::Revive => (31, 0),
         }

@@ -212,9 +212,8 @@ impl Shard {
     /// Reads what the next messages will need. The machines lie all over the memory: read one after the other each is
     /// waited for, read together they come together.
     fn warm(&self, messages: &[Message]) {
-        let machine = |message: &Message| {
-            self.machines.get(message.to.wrapping_sub(self.out.first) as usize)
-        };
+        let machine =
+            |message: &Message| self.machines.get(message.to.wrapping_sub(self.out.first) as usize);
         let mut sum = 0;
         for machine in messages.iter().filter_map(machine) {
             sum ^= machine.warm();

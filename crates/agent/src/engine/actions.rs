@@ -41,11 +41,8 @@ impl Driver {
                     fetch.abort();
                 }
             }
-            Action::Offer { peer } => {
-                if let Some(state) = self.peers.get(&peer) {
-                    // Others come when this one does not hear of it.
-                    let _ = state.connection.try_send(&PeerMessage::Offer);
-                }
+            Action::Offer { peer, swarm, piece } => {
+                self.send_about(peer, swarm, |artifact| PeerMessage::Offer { artifact, piece });
             }
             Action::Serve { upload } => self.serve(upload),
             Action::RefuseBusy { upload } => {

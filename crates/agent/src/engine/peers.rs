@@ -140,7 +140,11 @@ impl Driver {
                     self.tell(Event::PeerLeft { peer, swarm });
                 }
             }
-            PeerMessage::Offer => self.tell(Event::Offered { peer }),
+            PeerMessage::Offer { artifact, piece } => {
+                if let Some(swarm) = self.by_artifact.get(&artifact).copied() {
+                    self.tell(Event::Offered { peer, swarm, piece });
+                }
+            }
             PeerMessage::Peers { artifact, peers } => {
                 if let Some(swarm) = self.by_artifact.get(&artifact).copied() {
                     self.learn(swarm, peers);

@@ -163,7 +163,7 @@ impl Swarm {
                 self.upload_asked(upload, peer, swarm, piece);
             }
             Event::UploadEnded { upload } => self.upload_ended(upload),
-            Event::Offered { peer } => self.offered(now, peer),
+            Event::Offered { peer, swarm, piece } => self.offered(now, peer, swarm, piece.0),
             Event::LeaseGranted { swarm, block, first, count, duration } => {
                 self.lease_granted(now, swarm, block, first, count, duration);
             }
@@ -505,6 +505,11 @@ impl Swarm {
                 let max = usual.map_or(config.busy_backoff_max, |usual| usual * 2);
                 peer.was_busy(now, min, max.min(config.busy_backoff_max).max(min), rng);
                 self.watch(now, request.peer);
+                if let Some(state) = self.states.get_mut(request.swarm)
+                    && let Some(slot) = state.neighbours.find(key)
+                {
+                    state.neighbours.is_busy(slot);
+                }
                 self.ask_another(now, request.swarm, request.piece);
                 return;
             }
@@ -552,6 +557,7 @@ impl Swarm {
         } else if batch {
             self.tell(key);
         }
+        self.offer_slots();
         self.stir();
     }
 

@@ -44,11 +44,15 @@ pub(super) struct Neighbours {
     taken: Slots,
     /// Those that hold every piece.
     complete: Slots,
+    /// Those that hold one piece or none, and not all.
+    beginners: Slots,
     /// Those in our zone.
     near: Slots,
     /// Those that may have to rest or have enough requests, and some that need not.
     watched: Slots,
-    /// When the first of these may be free.
+    /// Those of them that answered BUSY, and have offered nothing since.
+    busy: Slots,
+    /// When the first of those that are watched may be free.
     watch_at: Time,
     /// First who is in each slot, [`WHO`] words a slot, then for each 64 pieces the words of all slots: none
     /// while we do not fetch. The words of a free slot are 0. One piece of memory: a HAVE stays on a page.
@@ -126,8 +130,10 @@ impl Neighbours {
             tags: [0; SLOTS_MAX / LINE],
             taken: 0,
             complete: 0,
+            beginners: 0,
             near: 0,
             watched: 0,
+            busy: 0,
             watch_at: Time::ZERO,
             table: Box::default(),
             lines: 0,
@@ -152,6 +158,10 @@ impl Neighbours {
         self.complete >> slot & 1 == 1
     }
 
+    pub(super) fn beginners(&self) -> Slots {
+        self.beginners
+    }
+
     pub(super) fn near(&self) -> Slots {
         self.near
     }
@@ -174,6 +184,17 @@ impl Neighbours {
     /// ...and these may be.
     pub(super) fn unwatch(&mut self, slots: Slots) {
         self.watched &= !slots;
+        self.busy &= !slots;
+    }
+
+    /// A neighbour that is watched answered BUSY.
+    pub(super) fn is_busy(&mut self, slot: usize) {
+        self.busy |= 1 << slot & self.watched;
+    }
+
+    /// How many answered BUSY, and neither offered a slot since nor have rested for long enough.
+    pub(super) fn busy_count(&self) -> usize {
+        self.busy.count_ones() as usize
     }
 
     /// All that are watched were looked at; the first may be free then.
@@ -267,6 +288,7 @@ impl Neighbours {
         self.who_mut(slot).copy_from_slice(&[key.0, (place as u64) << 32 | lacks]);
         self.tags[slot / LINE] |= tag(key) << (slot % LINE * 8);
         self.taken |= 1 << slot;
+        self.set_lacks(slot, self.pieces);
         self.near |= Slots::from(near) << slot;
         self.watch(1 << slot, Time::ZERO);
         Some(slot)
@@ -275,7 +297,14 @@ impl Neighbours {
     /// Frees a slot.
     pub(super) fn remove(&mut self, slot: usize) {
         self.tags[slot / LINE] &= !(0xff << (slot % LINE * 8));
-        for set in [&mut self.taken, &mut self.complete, &mut self.near, &mut self.watched] {
+        for set in [
+            &mut self.taken,
+            &mut self.complete,
+            &mut self.beginners,
+            &mut self.near,
+            &mut self.watched,
+            &mut self.busy,
+        ] {
             *set &= !(1 << slot);
         }
         self.who_mut(slot).fill(0);
@@ -293,11 +322,10 @@ impl Neighbours {
     fn set_lacks(&mut self, slot: usize, lacks: u32) {
         let place = self.who(slot)[1] >> 32;
         self.who_mut(slot)[1] = place << 32 | u64::from(lacks);
-        if lacks == 0 {
-            self.complete |= 1 << slot;
-        } else {
-            self.complete &= !(1 << slot);
-        }
+        let is = |is: bool| Slots::from(is) << slot;
+        self.complete = self.complete & !(1 << slot) | is(lacks == 0);
+        let begins = lacks > 0 && self.pieces - lacks <= 1;
+        self.beginners = self.beginners & !(1 << slot) | is(begins);
     }
 
     fn grow(&mut self) {
@@ -390,14 +418,16 @@ impl Neighbours {
         self.taken & !holders
     }
 
-    /// Whether a neighbour lacks any of `held`, as far as it is known.
-    pub(super) fn lacks_any(&self, slot: usize, held: &Bitmap) -> bool {
-        if !self.tracked {
-            return !self.is_complete(slot);
-        }
-        let held = held.words().iter().enumerate();
-        held.into_iter()
-            .any(|(word, held)| held & !self.word(word)[slot / LINE].0[slot % LINE] != 0)
+    /// A piece of `held` that a neighbour lacks, as far as it is known: the first one from a word on.
+    pub(super) fn lacked(&self, slot: usize, held: &Bitmap, from: usize) -> Option<u32> {
+        let words = held.words().len();
+        let from = from % words.max(1);
+        (from..words).chain(0..from).find_map(|at| {
+            // What each holds is not kept by who holds everything.
+            let theirs = if self.tracked { self.word(at)[slot / LINE].0[slot % LINE] } else { 0 };
+            let lacked = held.words()[at] & !theirs;
+            (lacked != 0).then(|| at as u32 * u64::BITS + lacked.trailing_zeros())
+        })
     }
 
     /// What each holds matters no longer.
@@ -431,7 +461,8 @@ impl Neighbours {
         };
         self.table.len() == (WHO + self.words()) * self.lines
             && members(self.taken).all(|slot| slot < self.lines * LINE)
-            && (self.complete | self.near | self.watched) & !self.taken == 0
+            && (self.complete | self.beginners | self.near | self.watched) & !self.taken == 0
+            && self.busy & !self.watched == 0
             && (0..self.lines * LINE).all(sound)
     }
 }

@@ -19,6 +19,7 @@ use shoal_proto::PieceIndex;
 use super::{
     PieceState, Swarm,
     neighbours::{Line, Neighbours, SLOTS_MAX, Slots, members, rarest},
+    peers::Peer,
     state::{Fetching, State},
 };
 use crate::{
@@ -82,8 +83,14 @@ impl Swarm {
         }
     }
 
+    /// Whether to ask for one more piece by ourselves.
     pub(super) fn has_budget(&self) -> bool {
-        self.requests.len() < self.config.requests_wanted && !self.fetching.is_empty()
+        let states = self.fetching.iter().filter_map(|key| self.states.get(*key));
+        let waits: usize = states.map(|state| state.neighbours.busy_count()).sum();
+        let requests = self.requests.len();
+        requests < self.config.requests_wanted
+            && requests + waits < self.config.asks_max
+            && !self.fetching.is_empty()
     }
 
     /// Whether there is room for what was offered, or for a second request for a piece.
@@ -171,7 +178,14 @@ impl Swarm {
             neighbours.unwatch(free);
             neighbours.watched_until(until);
         }
-        let (near, free) = (neighbours.near(), neighbours.taken() & !neighbours.watched());
+        let near = neighbours.near();
+        let mut free = neighbours.taken() & !neighbours.watched();
+        if neighbours.beginners() != 0
+            && state.fetch.as_deref().is_some_and(|fetch| !stalls(fetch, now))
+        {
+            free &= !(neighbours.beginners() & near);
+        }
+        let neighbours = &state.neighbours;
         let far = free & !near;
         let mut zone = free & near;
         if far != 0 {
@@ -214,7 +228,9 @@ impl Swarm {
         let Some(state) = self.states.get(swarm) else { return };
         let (Some(fetch), neighbours) = (state.fetch.as_deref(), &state.neighbours) else { return };
         let peer = self.peers.get(neighbours.place(slot));
-        if !peer.is_some_and(|peer| peer.is_free(now, self.config.requests_per_peer_max)) {
+        let offers = neighbours.beginners() >> slot & 1 == 1 && !stalls(fetch, now);
+        let is_free = |peer: &Peer| peer.is_free(now, self.config.requests_per_peer_max);
+        if offers || !peer.is_some_and(is_free) {
             return;
         }
         let wanted = news.iter().map(|piece| piece.0).filter(|piece| fetch.is_missing(*piece));
@@ -393,6 +409,11 @@ pub(super) fn stall(fetch: &Fetching) -> Duration {
     /// The first piece of a large, slow swarm needs some time.
     const FIRST: Duration = Duration::from_secs(2);
     fetch.times.mean().map_or(FIRST, |mean| (mean * 4).max(Duration::from_millis(1)))
+}
+
+/// Whether a fetch has gained nothing for that long.
+fn stalls(fetch: &Fetching, now: Time) -> bool {
+    fetch.progressed_at + stall(fetch) <= now
 }
 
 /// Which pieces a machine fetches from another zone though its own has none of them: each falls to few machines of a

@@ -1,11 +1,15 @@
 //! What peers ask of us: slots, BUSY at once beyond them, and offers when one is free.
 //!
 //! Who serves knows when a slot is free and what its neighbours lack. So nobody has to find that out by asking: when an upload
-//! ends, the neighbour that was turned away longest ago is told, and if there is none, one that lacks something that we
-//! hold, each in turn. Whoever has room for one more piece then asks. Nothing is kept for it: an offer that nobody
-//! takes costs one small message.
+//! ends or a piece is new, the neighbour that was turned away longest ago is told, and if there is none, one that lacks
+//! something that we hold, each in turn. Whoever has room for one more piece then asks. Nothing is kept for it: an
+//! offer that nobody takes costs one small message. Who holds its first piece has few slots and is wanted by all its
+//! neighbours: it is not asked but offers, as long as that brings anything.
 
 use alloc::vec::Vec;
+
+use rand::RngExt;
+use shoal_proto::PieceIndex;
 
 use super::{
     Swarm,
@@ -84,47 +88,73 @@ impl Swarm {
 
     /// An upload ended.
     pub(super) fn upload_ended(&mut self, id: UploadId) {
-        let Some(at) = self.uploads.served.iter().position(|upload| upload.id == id) else {
-            return;
-        };
-        self.uploads.served.swap_remove(at);
-        let free = self.config.upload_slots.saturating_sub(self.uploads.served.len());
-        for _ in 0..free.min(self.config.offers_max) {
-            let Some(peer) = self.next_in_turn() else { return };
-            self.actions.push(Action::Offer { peer });
+        if let Some(at) = self.uploads.served.iter().position(|upload| upload.id == id) {
+            self.uploads.served.swap_remove(at);
+            self.offer_slots();
         }
     }
 
-    /// Who is to hear of a free slot.
-    fn next_in_turn(&mut self) -> Option<PeerKey> {
-        let uploads = &mut self.uploads;
-        if !uploads.turned_away.is_empty() {
-            return Some(uploads.turned_away.remove(0));
+    /// Tells neighbours of free slots.
+    pub(super) fn offer_slots(&mut self) {
+        for told in 0..self.config.offers_max {
+            let Some((peer, swarm, piece)) = self.next_in_turn(told) else { return };
+            self.actions.push(Action::Offer { peer, swarm, piece: PieceIndex(piece) });
+        }
+    }
+
+    /// Who is to hear of a free slot, if there are more than so many, and of which piece.
+    fn next_in_turn(&mut self, told: usize) -> Option<(PeerKey, SwarmKey, u32)> {
+        let (config, uploads, rng) = (&self.config, &mut self.uploads, &mut self.rng);
+        let taken = told + uploads.served.len();
+        if taken >= config.upload_slots {
+            return None;
+        }
+        let from = rng.random::<u32>() as usize;
+        while !uploads.turned_away.is_empty() {
+            let peer = uploads.turned_away.remove(0);
+            let lacks = self.states.iter().find_map(|state| {
+                let slot = state.neighbours.find(peer)?;
+                Some((peer, state.key, state.neighbours.lacked(slot, &state.held, from)?))
+            });
+            if lacks.is_some() {
+                return lacks;
+            }
         }
         // The swarms take turns too.
         let count = self.states.len();
         uploads.turn = (uploads.turn + 1) % count.max(1);
         (0..count).find_map(|step| {
             let state = self.states.at_mut((uploads.turn + step) % count)?;
+            if taken >= slots(config, state) {
+                return None;
+            }
             let neighbours = &state.neighbours;
             // What crosses zones is a budget: those ask by themselves.
             let lacking = neighbours.near() & !neighbours.complete();
             let later = lacking & Slots::MAX.checked_shl(state.offer_turn).unwrap_or(0);
-            let slot = members(later).chain(members(lacking & !later)).find(|slot| {
-                !uploads.serves(neighbours.key(*slot)) && neighbours.lacks_any(*slot, &state.held)
-            })?;
+            let (slot, piece) =
+                members(later).chain(members(lacking & !later)).find_map(|slot| {
+                    let piece = neighbours.lacked(slot, &state.held, from)?;
+                    (!uploads.serves(neighbours.key(slot))).then_some((slot, piece))
+                })?;
             state.offer_turn = slot as u32 + 1;
-            Some(neighbours.key(slot))
+            Some((neighbours.key(slot), state.key, piece))
         })
     }
 
-    /// A peer has a free slot: asks it for a piece, if there is room for one more.
-    pub(super) fn offered(&mut self, now: Time, key: PeerKey) {
+    /// A peer has a free slot, and holds a piece: asks for that or a better one, if there is room for one more.
+    pub(super) fn offered(&mut self, now: Time, key: PeerKey, swarm: SwarmKey, piece: u32) {
         let Some(place) = self.peers.find(key) else { return };
         let Some(peer) = self.peers.get_mut(place) else { return };
         peer.offers(now);
         let may_ask = peer.is_free(now, self.config.requests_per_peer_max);
         self.watch(now, place);
+        // It may come before the news that the piece is there.
+        if let Some(state) = self.states.get_mut(swarm)
+            && let Some(slot) = state.neighbours.find(key)
+        {
+            state.neighbours.set(slot, piece);
+        }
         if may_ask && self.has_room() {
             self.ask_one(now, key);
         }
@@ -177,7 +207,7 @@ mod tests {
         let actions = core::iter::from_fn(|| swarm.poll_action());
         actions
             .filter_map(|action| match action {
-                Action::Offer { peer } => Some(peer.0),
+                Action::Offer { peer, .. } => Some(peer.0),
                 _ => None,
             })
             .collect()

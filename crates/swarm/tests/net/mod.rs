@@ -521,7 +521,9 @@ impl Net {
                 self.machines[from].live.remove(&request);
             }
             Action::Serve { upload } => self.serve(from, upload),
-            Action::Offer { peer } => self.send(from, peer, Event::Offered { peer }),
+            Action::Offer { peer, swarm, piece } => {
+                self.send(from, peer, Event::Offered { peer, swarm, piece });
+            }
             Action::RefuseBusy { upload } => self.refuse(upload, Outcome::Busy),
             Action::RefuseNotHere { upload } => self.refuse(upload, Outcome::NotHere),
             Action::AskLease { swarm, block, lacking, want } => {

@@ -262,9 +262,10 @@ impl Machine {
                     self.tell(world, out, now, Event::PeerLeft { peer, swarm });
                 }
             }
-            What::Offer { link } => {
+            What::Offer { link, swarm, piece } => {
                 if let Some(peer) = self.key(world, from, link) {
-                    self.tell(world, out, now, Event::Offered { peer });
+                    let (swarm, piece) = (SwarmKey(u64::from(swarm)), PieceIndex(piece));
+                    self.tell(world, out, now, Event::Offered { peer, swarm, piece });
                 }
             }
             What::Goal { artifact } => self.goal(world, out, now, artifact),

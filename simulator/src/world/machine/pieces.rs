@@ -80,10 +80,10 @@ impl Machine {
                     self.send_next(world, out, now);
                 }
             }
-            Action::Offer { peer } => {
-                out.counts.control(ENVELOPE / 2);
-                let (to, link) = parts(peer);
-                self.send(world, out, now, to, What::Offer { link });
+            Action::Offer { peer, swarm, piece } => {
+                out.counts.control(ENVELOPE);
+                let ((to, link), swarm) = (parts(peer), swarm.0 as u16);
+                self.send(world, out, now, to, What::Offer { link, swarm, piece: piece.0 });
             }
             Action::RefuseBusy { upload } => self.refuse(world, out, now, upload, true),
             Action::RefuseNotHere { upload } => self.refuse(world, out, now, upload, false),
