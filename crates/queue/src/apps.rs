@@ -39,7 +39,7 @@ impl Queue {
         .execute(&mut *tx)
         .await?;
         audit::record(&mut tx, now_ms, actor, "app.set", app.name.as_str(), &app.spec).await?;
-        Ok(tx.commit().await?)
+        tx.commit().await
     }
 
     /// All apps, by name.
@@ -80,7 +80,7 @@ impl Queue {
             return Err(QueueError::Conflict(format!("the epoch is {epoch} or higher already")));
         }
         audit::record(&mut tx, now_ms, actor, "epoch.raise", "epoch", &epoch.to_string()).await?;
-        Ok(tx.commit().await?)
+        tx.commit().await
     }
 }
 

@@ -102,17 +102,17 @@ fn artifact(row: &AnyRow) -> Result<Artifact> {
     })
 }
 
-/// Adds an artifact's row.
+/// Adds an artifact's row. False: there is one of that name.
 pub(crate) async fn insert(
     tx: &mut Write,
     new: &NewArtifact<'_>,
     requested_by: &str,
     now_ms: i64,
-) -> Result<()> {
-    sqlx::query(
+) -> Result<bool> {
+    let done = sqlx::query(
         "INSERT INTO artifacts (name, app, artifact, encoding, size_bytes, encoded_bytes, \
          piece_size_bytes, pieces, job, commit_sha, created_at, requested_by) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (name) DO NOTHING",
     )
     .bind(new.name)
     .bind(new.app.as_str())
@@ -128,7 +128,7 @@ pub(crate) async fn insert(
     .bind(requested_by)
     .execute(&mut **tx)
     .await?;
-    Ok(())
+    Ok(done.rows_affected() == 1)
 }
 
 /// Adds a PENDING copy for each region that has no row yet.
@@ -207,20 +207,17 @@ impl Queue {
         // Outside of the transaction: apps are never removed.
         self.app(app).await?;
         let mut tx = self.write().await?;
-        match by_name(&mut tx, name).await? {
-            Some(there) if there.stored.artifact == stored.artifact && there.app == *app => {}
-            Some(there) => {
-                let other = there.stored.artifact;
-                return Err(QueueError::Conflict(format!("the name {name} is {other}'s already")));
-            }
-            None => {
-                let new = NewArtifact { name, app, stored, origin: Origin::default() };
-                insert(&mut tx, &new, &actor.name, now_ms).await?;
-                want_copies(&mut tx, stored, regions, now_ms).await?;
-                let detail = stored.artifact.to_string();
-                audit::record(&mut tx, now_ms, actor, "artifact.publish", name, &detail).await?;
-                tx.commit().await?;
-            }
+        let new = NewArtifact { name, app, stored, origin: Origin::default() };
+        if insert(&mut tx, &new, &actor.name, now_ms).await? {
+            want_copies(&mut tx, stored, regions, now_ms).await?;
+            let detail = stored.artifact.to_string();
+            audit::record(&mut tx, now_ms, actor, "artifact.publish", name, &detail).await?;
+            tx.commit().await?;
+        } else if let Some(there) = by_name(&mut tx, name).await?
+            && (there.stored.artifact != stored.artifact || there.app != *app)
+        {
+            let other = there.stored.artifact;
+            return Err(QueueError::Conflict(format!("the name {name} is {other}'s already")));
         }
         self.artifact(name, Some(app)).await
     }

@@ -1,15 +1,24 @@
 //! The connections, the migrations, and what every query needs.
 
-use std::{fmt::Display, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    fmt::Display,
+    ops::{Deref, DerefMut},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{
-    Any, AnyPool, Row as _, SqlSafeStr as _, Transaction,
+    Any, AnyConnection, AnyPool, Connection as _, Row as _, SqlSafeStr as _,
     any::{AnyPoolOptions, AnyRow},
     migrate::{Migration, MigrationType, Migrator},
+    pool::PoolConnection,
 };
 
 use crate::{
+    beats::Beats,
+    bells::Bells,
     dialect::Dialect,
     error::{QueueError, Result},
 };
@@ -25,16 +34,83 @@ pub struct Queue {
 }
 
 struct Inner {
+    url: String,
     dialect: Dialect,
     writer: AnyPool,
     reader: AnyPool,
+    beats: Beats,
+    bells: Bells,
 }
 
 /// A transaction that writes; what is not committed is undone when it is dropped.
-pub(crate) type Write = Transaction<'static, Any>;
+///
+/// Not sqlx's own: that of 0.9.0 forgets a transaction whose BEGIN was given up on the way (its caller hung up), and
+/// the next user of the connection would be in it, told of commits that never come.
+pub(crate) struct Write {
+    /// None once it is committed.
+    connection: Option<PoolConnection<Any>>,
+    pub(crate) dialect: Dialect,
+}
+
+impl Write {
+    async fn begin(connection: PoolConnection<Any>, dialect: Dialect) -> Result<Self> {
+        // From here on whatever happens ends in a commit or in a ROLLBACK.
+        let mut write = Self { connection: Some(connection), dialect };
+        sqlx::raw_sql(dialect.begin_write()).execute(&mut *write).await?;
+        Ok(write)
+    }
+
+    pub(crate) async fn commit(mut self) -> Result<()> {
+        sqlx::raw_sql("COMMIT").execute(&mut *self).await?;
+        self.connection = None;
+        Ok(())
+    }
+
+    /// Undoes it, and returns when its locks are free: a row that is still locked is passed by by a claimant that
+    /// comes next.
+    pub(crate) async fn undo(mut self) -> Result<()> {
+        sqlx::raw_sql("ROLLBACK").execute(&mut *self).await?;
+        self.connection = None;
+        Ok(())
+    }
+}
+
+impl Drop for Write {
+    fn drop(&mut self) {
+        let Some(mut connection) = self.connection.take() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            connection.close_on_drop();
+            return;
+        };
+        runtime.spawn(async move {
+            if sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await.is_err() {
+                connection.close_on_drop();
+            }
+        });
+    }
+}
+
+impl Deref for Write {
+    type Target = AnyConnection;
+
+    #[expect(clippy::expect_used, reason = "what takes it out is the end of it")]
+    fn deref(&self) -> &AnyConnection {
+        self.connection.as_ref().expect("it is open")
+    }
+}
+
+impl DerefMut for Write {
+    #[expect(clippy::expect_used, reason = "what takes it out is the end of it")]
+    fn deref_mut(&mut self) -> &mut AnyConnection {
+        self.connection.as_mut().expect("it is open")
+    }
+}
 
 fn migrations() -> Migrator {
-    let all = [(1, "first", include_str!("../migrations/0001_first.sql"))];
+    let all = [
+        (1, "first", include_str!("../migrations/0001_first.sql")),
+        (2, "several coordinators", include_str!("../migrations/0002_several_coordinators.sql")),
+    ];
     Migrator::with_migrations(
         all.into_iter()
             .map(|(version, what, sql)| {
@@ -46,7 +122,8 @@ fn migrations() -> Migrator {
 }
 
 impl Queue {
-    /// Opens the database at `url` (see [`crate::sqlite_url`]) and brings its schema up to date.
+    /// Opens the database at `url` (see [`crate::sqlite_url`], or `postgres://USER@HOST/DATABASE`) and brings its
+    /// schema up to date.
     ///
     /// # Errors
     /// [`QueueError`] when the URL is of no supported kind, or the database cannot be reached or migrated.
@@ -57,6 +134,16 @@ impl Queue {
             AnyPoolOptions::new()
                 .max_connections(size)
                 .acquire_timeout(ACQUIRE_TIMEOUT)
+                // A round trip before each call would be half of its cost.
+                .test_before_acquire(false)
+                .before_acquire(move |connection, meta| {
+                    Box::pin(async move {
+                        if meta.idle_for > dialect.try_after() {
+                            connection.ping().await?;
+                        }
+                        Ok(true)
+                    })
+                })
                 .after_connect(move |connection, _| {
                     Box::pin(async move { dialect.set_up(connection, writes).await })
                 })
@@ -64,8 +151,14 @@ impl Queue {
         // The writer first: it creates the file and sets its mode.
         let writer = pool(dialect.writers(), true).connect(url).await?;
         migrations().run(&writer).await?;
-        let reader = pool(dialect.readers(), false).connect(url).await?;
-        Ok(Self { inner: Arc::new(Inner { dialect, writer, reader }) })
+        let reader = match dialect.readers() {
+            Some(readers) => pool(readers, false).connect(url).await?,
+            None => writer.clone(),
+        };
+        let (beats, bells) = (Beats::default(), Bells::default());
+        Ok(Self {
+            inner: Arc::new(Inner { url: url.into(), dialect, writer, reader, beats, bells }),
+        })
     }
 
     /// Closes all connections; calls that are under way are finished first.
@@ -82,8 +175,20 @@ impl Queue {
         &self.inner.reader
     }
 
+    pub(crate) fn url(&self) -> &str {
+        &self.inner.url
+    }
+
+    pub(crate) fn beats(&self) -> &Beats {
+        &self.inner.beats
+    }
+
+    pub(crate) fn bells(&self) -> &Bells {
+        &self.inner.bells
+    }
+
     pub(crate) async fn write(&self) -> Result<Write> {
-        Ok(self.inner.writer.begin_with(self.inner.dialect.begin_write()).await?)
+        Write::begin(self.inner.writer.acquire().await?, self.inner.dialect).await
     }
 }
 

@@ -1,7 +1,8 @@
 //! Where databases differ, and nowhere else: how a transaction begins, what is set on a connection, how
-//! many connections may write, and how a row to be changed is locked.
+//! many connections there are, how a row to be changed is locked, and the two hot calls that PostgreSQL does in
+//! one statement.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use sqlx::AnyConnection;
 
@@ -14,11 +15,69 @@ const BUSY_TIMEOUT_MS: u32 = 30_000;
 /// SQLite's readers. They never wait for the writer (WAL), only for each other.
 const SQLITE_READERS: u32 = 4;
 
+/// A coordinator's connections to PostgreSQL: enough commits at once for one sync to carry many, and few
+/// enough that several coordinators fit below a server's default of 100.
+const POSTGRES_CONNECTIONS: u32 = 24;
+
+/// A connection that has rested for this long is tried before it is used: the server may have been restarted.
+const TRY_AFTER: Duration = Duration::from_secs(5);
+
+/// What holds on every connection to PostgreSQL. A commit is on the disk before it is acknowledged, whatever the
+/// server's default is (a stricter one is kept); and the locks of a coordinator whose host vanished in the
+/// middle of a transaction are free after seconds, not after TCP's two hours.
+const POSTGRES_SETTINGS: &str = "
+    SELECT set_config('synchronous_commit', 'on', false)
+    WHERE current_setting('synchronous_commit') = 'off';
+    SET idle_in_transaction_session_timeout = '10s';
+    SET tcp_keepalives_idle = 5;
+    SET tcp_keepalives_interval = 2;
+    SET tcp_keepalives_count = 3;";
+
+/// Takes the oldest waiting job: the row, its attempt, and the answer in one round trip and one commit.
+/// Claimants pass each other's rows by (SKIP LOCKED), so none waits for another.
+pub(crate) const POSTGRES_CLAIM: &str = "
+    WITH oldest AS (
+        SELECT id FROM jobs WHERE status = 'QUEUED' ORDER BY created_at, id LIMIT 1
+        FOR NO KEY UPDATE SKIP LOCKED
+    ), taken AS (
+        UPDATE jobs SET status = 'RUNNING', attempt = attempt + 1, lease = $1, worker = $2, host = $3,
+            incarnation = $4, last_heartbeat = $5, started_at = $5, reason = NULL
+        WHERE id = (SELECT id FROM oldest) RETURNING jobs.*
+    ), noted AS (
+        INSERT INTO attempts (job, attempt, lease, worker, host, incarnation, started_at)
+        SELECT id, attempt, lease, worker, host, incarnation, started_at FROM taken
+    )
+    SELECT * FROM taken";
+
+/// Ends a job well: the job, its attempt, its artifact and the copies to be made in one round trip and one
+/// commit. No row: the job is not held so.
+pub(crate) const POSTGRES_SUCCEED: &str = "
+    WITH ended AS (
+        UPDATE jobs SET status = 'SUCCEEDED', lease = NULL, finished_at = $4, reason = NULL, artifact = $5
+        WHERE id = $1 AND attempt = $2 AND lease = $3 AND status = 'RUNNING' RETURNING jobs.*
+    ), noted AS (
+        UPDATE attempts SET finished_at = $4, reason = NULL, outcome = $6
+        WHERE job = (SELECT id FROM ended) AND attempt = $2 AND lease = $3
+    ), made AS (
+        INSERT INTO artifacts (name, app, artifact, encoding, size_bytes, encoded_bytes,
+            piece_size_bytes, pieces, job, commit_sha, created_at, requested_by)
+        SELECT name, app, $5, $7, $8, $9, $10, $11, id, commit_sha, $4, requested_by FROM ended
+    ), copies AS (
+        INSERT INTO replications (artifact, encoding, region, status, bytes_done, created_at, tries,
+            next_try_at, owned_until)
+        SELECT $5, $7, region, 'PENDING', 0, $4, 0, 0, 0
+        FROM ended, unnest(string_to_array($12, ',')) AS region ORDER BY region
+        ON CONFLICT (artifact, encoding, region) DO NOTHING
+    )
+    SELECT * FROM ended";
+
 /// A kind of database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dialect {
     /// One file, one writer.
     Sqlite,
+    /// A server that several coordinators share.
+    Postgres,
 }
 
 impl Dialect {
@@ -26,24 +85,36 @@ impl Dialect {
     pub(crate) fn of(url: &str) -> Result<Self> {
         match url.split_once(':') {
             Some(("sqlite", _)) => Ok(Self::Sqlite),
-            _ => Err(QueueError::Address(url.into())),
+            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres),
+            // What is behind the colon may hold a password.
+            Some((scheme, _)) => Err(QueueError::Address(format!("{scheme}:..."))),
+            None => Err(QueueError::Address(url.into())),
         }
     }
 
     /// Begins a transaction that will write. SQLite takes the write lock at once: a transaction that
-    /// read first and wrote later would fail when another wrote between.
+    /// read first and wrote later would fail when another wrote between. On PostgreSQL every statement sees
+    /// what was committed before it, and rows that are read to be changed are locked.
     pub(crate) fn begin_write(self) -> &'static str {
         match self {
             Self::Sqlite => "BEGIN IMMEDIATE",
+            Self::Postgres => "BEGIN ISOLATION LEVEL READ COMMITTED",
         }
     }
 
-    /// The oldest waiting job, locked against other claimants.
-    pub(crate) fn oldest_queued(self) -> &'static str {
+    /// Ends a query for rows that the transaction is going to change. SQLite's writer is alone anyway.
+    pub(crate) fn for_update(self) -> &'static str {
         match self {
-            Self::Sqlite => {
-                "SELECT id, attempt FROM jobs WHERE status = 'QUEUED' ORDER BY created_at, id LIMIT 1"
-            }
+            Self::Sqlite => "",
+            Self::Postgres => " FOR NO KEY UPDATE",
+        }
+    }
+
+    /// Ends a query for copies that are due, `c`: those that another one is taking are passed by.
+    pub(crate) fn skip_taken_copies(self) -> &'static str {
+        match self {
+            Self::Sqlite => "",
+            Self::Postgres => " FOR NO KEY UPDATE OF c SKIP LOCKED",
         }
     }
 
@@ -52,13 +123,23 @@ impl Dialect {
         match self {
             // One, so that writers queue in memory and not on the file's lock.
             Self::Sqlite => 1,
+            Self::Postgres => POSTGRES_CONNECTIONS,
         }
     }
 
-    /// How many connections read.
-    pub(crate) fn readers(self) -> u32 {
+    /// How many connections only read; none where the writers' do both.
+    pub(crate) fn readers(self) -> Option<u32> {
         match self {
-            Self::Sqlite => SQLITE_READERS,
+            Self::Sqlite => Some(SQLITE_READERS),
+            Self::Postgres => None,
+        }
+    }
+
+    /// How long a connection may have rested to be used without being tried.
+    pub(crate) fn try_after(self) -> Duration {
+        match self {
+            Self::Sqlite => Duration::MAX,
+            Self::Postgres => TRY_AFTER,
         }
     }
 
@@ -79,9 +160,12 @@ impl Dialect {
                     "PRAGMA query_only = ON;"
                 };
                 sqlx::raw_sql(all).execute(&mut *connection).await?;
-                Ok(())
+            }
+            Self::Postgres => {
+                sqlx::raw_sql(POSTGRES_SETTINGS).execute(&mut *connection).await?;
             }
         }
+        Ok(())
     }
 }
 
@@ -101,8 +185,15 @@ mod tests {
     #[test]
     fn only_supported_databases_have_a_dialect() {
         assert_eq!(Dialect::of("sqlite:///x").unwrap(), Dialect::Sqlite);
-        assert!(Dialect::of("mysql://x").is_err());
+        assert_eq!(Dialect::of("postgres://x/y").unwrap(), Dialect::Postgres);
+        assert_eq!(Dialect::of("postgresql:///y").unwrap(), Dialect::Postgres);
         assert!(Dialect::of("/path").is_err());
         assert_eq!(sqlite_url(Path::new("/a?b#c%")), "sqlite:///a%3Fb%23c%25?mode=rwc");
+    }
+
+    #[test]
+    fn a_wrong_address_is_told_without_its_password() {
+        let error = Dialect::of("mysql://me:secret@x").unwrap_err().to_string();
+        assert!(error.contains("mysql") && !error.contains("secret"), "{error}");
     }
 }

@@ -32,7 +32,7 @@ pub enum QueueError {
     #[error("the database holds something that this release cannot read: {0}")]
     Corrupt(String),
     /// The address of the database is of no kind that is supported.
-    #[error("'{0}' is not a database: write sqlite:///PATH")]
+    #[error("'{0}' is not a database: write sqlite:///PATH or postgres://USER@HOST/DATABASE")]
     Address(String),
     /// The database failed or cannot be reached.
     #[error("the database does not answer: {0}")]

@@ -7,7 +7,8 @@ use sqlx::any::AnyRow;
 use crate::{
     artifacts::{self, NewArtifact, Origin, Stored},
     audit::{self, Actor},
-    db::{self, Queue, Write, flag, get, number, parsed, parsed_opt},
+    db::{self, Queue, Write, count, flag, get, number, parsed, parsed_opt},
+    dialect::{Dialect, POSTGRES_CLAIM, POSTGRES_SUCCEED},
     error::{QueueError, Result},
 };
 
@@ -165,9 +166,10 @@ fn short(reason: &str) -> &str {
     &reason[..reason.floor_char_boundary(REASON_MAX_BYTES)]
 }
 
+/// A job in a transaction, which nobody else changes until its end.
 pub(crate) async fn job_in(tx: &mut Write, id: i64) -> Result<Job> {
-    let row =
-        sqlx::query("SELECT * FROM jobs WHERE id = $1").bind(id).fetch_optional(&mut **tx).await?;
+    let sql = format!("SELECT * FROM jobs WHERE id = $1{}", tx.dialect.for_update());
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(&mut **tx).await?;
     job(&row.ok_or_else(|| QueueError::no_job(id))?)
 }
 
@@ -357,40 +359,58 @@ impl Queue {
         token: &str,
         now_ms: i64,
     ) -> Result<Option<Job>> {
-        // Idle workers only read: the write lock is for those who will find something.
-        let waiting = sqlx::query("SELECT id FROM jobs WHERE status = 'QUEUED' LIMIT 1")
-            .fetch_optional(self.reader())
-            .await?;
-        if waiting.is_none() {
+        match self.dialect() {
+            Dialect::Sqlite => self.claim_alone(claimant, token, now_ms).await,
+            Dialect::Postgres => {
+                // To the end of the answer: the row comes before the commit does.
+                let rows = sqlx::query(POSTGRES_CLAIM)
+                    .bind(token)
+                    .bind(claimant.worker.as_str())
+                    .bind(claimant.host.as_str())
+                    .bind(claimant.incarnation.as_str())
+                    .bind(now_ms)
+                    .fetch_all(self.reader())
+                    .await?;
+                rows.first().map(job).transpose()
+            }
+        }
+    }
+
+    /// [`Queue::claim`] by the only writer.
+    async fn claim_alone(
+        &self,
+        claimant: &Claimant,
+        token: &str,
+        now_ms: i64,
+    ) -> Result<Option<Job>> {
+        const OLDEST: &str =
+            "SELECT id FROM jobs WHERE status = 'QUEUED' ORDER BY created_at, id LIMIT 1";
+        // Idle workers only read: the writer is for those who will find something.
+        if sqlx::query(OLDEST).fetch_optional(self.reader()).await?.is_none() {
             return Ok(None);
         }
         let mut tx = self.write().await?;
-        let oldest = sqlx::query(self.dialect().oldest_queued()).fetch_optional(&mut *tx).await?;
-        let Some(oldest) = oldest else { return Ok(None) };
-        let (id, attempt): (i64, i64) = (get(&oldest, "id")?, get(&oldest, "attempt")?);
-        let taken = sqlx::query(
+        let sql = format!(
             "UPDATE jobs SET status = 'RUNNING', attempt = attempt + 1, lease = $1, worker = $2, \
              host = $3, incarnation = $4, last_heartbeat = $5, started_at = $5, reason = NULL \
-             WHERE id = $6 AND attempt = $7 AND status = 'QUEUED'",
-        )
-        .bind(token)
-        .bind(claimant.worker.as_str())
-        .bind(claimant.host.as_str())
-        .bind(claimant.incarnation.as_str())
-        .bind(now_ms)
-        .bind(id)
-        .bind(attempt)
-        .execute(&mut *tx)
-        .await?;
-        if taken.rows_affected() != 1 {
-            return Ok(None);
-        }
+             WHERE id = ({OLDEST}) AND status = 'QUEUED' RETURNING *"
+        );
+        let taken = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(token)
+            .bind(claimant.worker.as_str())
+            .bind(claimant.host.as_str())
+            .bind(claimant.incarnation.as_str())
+            .bind(now_ms)
+            .fetch_optional(&mut *tx)
+            .await?;
+        let Some(row) = taken else { return Ok(None) };
+        let job = job(&row)?;
         sqlx::query(
             "INSERT INTO attempts (job, attempt, lease, worker, host, incarnation, started_at) \
              VALUES ($1, $2, $3, $4, $5, $6, $7)",
         )
-        .bind(id)
-        .bind(attempt + 1)
+        .bind(job.id)
+        .bind(i64::from(job.attempt))
         .bind(token)
         .bind(claimant.worker.as_str())
         .bind(claimant.host.as_str())
@@ -398,31 +418,8 @@ impl Queue {
         .bind(now_ms)
         .execute(&mut *tx)
         .await?;
-        let job = job_in(&mut tx, id).await?;
         tx.commit().await?;
         Ok(Some(job))
-    }
-
-    /// Keeps a job alive; true when its worker shall stop it.
-    ///
-    /// # Errors
-    /// [`QueueError::LeaseLost`] when the attempt no longer holds the job.
-    pub async fn heartbeat(&self, job: i64, lease: &Lease, now_ms: i64) -> Result<bool> {
-        let mut tx = self.write().await?;
-        let kept = sqlx::query(
-            "UPDATE jobs SET last_heartbeat = $1 \
-             WHERE id = $2 AND attempt = $3 AND lease = $4 AND status = 'RUNNING' \
-             RETURNING cancel_requested",
-        )
-        .bind(now_ms)
-        .bind(job)
-        .bind(i64::from(lease.attempt))
-        .bind(lease.token.as_str())
-        .fetch_optional(&mut *tx)
-        .await?;
-        let cancel = flag(&kept.ok_or(QueueError::LeaseLost { job })?, "cancel_requested")?;
-        tx.commit().await?;
-        Ok(cancel)
     }
 
     /// Whether an attempt holds a job at present.
@@ -454,6 +451,11 @@ impl Queue {
         regions: &[RegionName],
         now_ms: i64,
     ) -> Result<Job> {
+        if let (Dialect::Postgres, End::Succeeded(stored)) = (self.dialect(), end)
+            && let Some(job) = self.succeed(id, lease, (stored, end), regions, now_ms).await?
+        {
+            return Ok(job);
+        }
         let mut tx = self.write().await?;
         let job = job_in(&mut tx, id).await?;
         let by = job.cancelled_by.as_deref().unwrap_or("an operator");
@@ -494,6 +496,7 @@ impl Queue {
             .await?;
             let before: Option<String> =
                 before.map(|row| get(&row, "outcome")).transpose()?.flatten();
+            tx.undo().await?;
             return if before == Some(end.tag()) {
                 Ok(job)
             } else {
@@ -503,12 +506,45 @@ impl Queue {
         if let End::Succeeded(stored) = end {
             let origin = Origin { job: Some(id), commit: Some(job.commit.clone()) };
             let new = NewArtifact { name: &job.name, app: &job.app, stored, origin };
-            artifacts::insert(&mut tx, &new, &job.requested_by, now_ms).await?;
+            if !artifacts::insert(&mut tx, &new, &job.requested_by, now_ms).await? {
+                let taken = format!("the name {} is another artifact's already", job.name);
+                return Err(QueueError::Conflict(taken));
+            }
             artifacts::want_copies(&mut tx, stored, regions, now_ms).await?;
         }
         let job = job_in(&mut tx, id).await?;
         tx.commit().await?;
         Ok(job)
+    }
+
+    /// The ordinary end on PostgreSQL, in one statement. None: the attempt does not hold the job.
+    async fn succeed(
+        &self,
+        id: i64,
+        lease: &Lease,
+        (stored, end): (&Stored, &End),
+        regions: &[RegionName],
+        now_ms: i64,
+    ) -> Result<Option<Job>> {
+        // Names of regions hold no commas.
+        let regions: Vec<_> = regions.iter().map(RegionName::as_str).collect();
+        // To the end of the answer: the row comes before the commit does.
+        let rows = sqlx::query(POSTGRES_SUCCEED)
+            .bind(id)
+            .bind(i64::from(lease.attempt))
+            .bind(lease.token.as_str())
+            .bind(now_ms)
+            .bind(stored.artifact.to_string())
+            .bind(end.tag())
+            .bind(stored.encoding.to_string())
+            .bind(count(stored.size_bytes))
+            .bind(count(stored.encoded_bytes))
+            .bind(count(stored.piece_size_bytes))
+            .bind(i64::from(stored.pieces))
+            .bind(regions.join(","))
+            .fetch_all(self.reader())
+            .await?;
+        rows.first().map(job).transpose()
     }
 
     /// Cancels a job: at once while it waits, by way of its worker while it runs.
@@ -517,6 +553,8 @@ impl Queue {
     /// [`QueueError::NotFound`], or [`QueueError::Conflict`] when it has ended.
     pub async fn cancel(&self, id: i64, actor: &Actor, now_ms: i64) -> Result<Job> {
         let mut tx = self.write().await?;
+        // Its state stays as it is found here.
+        job_in(&mut tx, id).await?;
         let reason = format!("cancelled by {}", actor.name);
         let waiting = sqlx::query(
             "UPDATE jobs SET status = 'CANCELLED', finished_at = $1, reason = $2, \
@@ -541,6 +579,7 @@ impl Queue {
         let job = job_in(&mut tx, id).await?;
         if job.status.is_terminal() && waiting.rows_affected() == 0 {
             // Cancelled twice is cancelled once; anything else came too late.
+            tx.undo().await?;
             return match job.status {
                 JobStatus::Cancelled => Ok(job),
                 status => {

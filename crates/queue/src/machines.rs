@@ -256,6 +256,8 @@ impl Queue {
     /// [`crate::QueueError`] when the database fails.
     pub async fn forget_machines(&self, before_ms: i64) -> Result<u64> {
         let mut tx = self.write().await?;
+        // The lock that whoever keeps a batch takes first: the two never wait for each other's rows crosswise.
+        db::next(&mut tx, "machine").await?;
         sqlx::query(
             "DELETE FROM machine_apps WHERE machine IN \
              (SELECT name FROM machines WHERE last_seen < $1)",
@@ -267,8 +269,24 @@ impl Queue {
             .bind(before_ms)
             .execute(&mut *tx)
             .await?;
+        if gone.rows_affected() == 0 {
+            return Ok(0);
+        }
+        db::next(&mut tx, "forgotten").await?;
         tx.commit().await?;
         Ok(gone.rows_affected())
+    }
+
+    /// A number that rises when machines are forgotten, by whichever coordinator: who holds machines in memory
+    /// reads them all again.
+    ///
+    /// # Errors
+    /// [`crate::QueueError`] when the database fails.
+    pub async fn machines_forgotten(&self) -> Result<i64> {
+        let row = sqlx::query("SELECT value FROM counters WHERE name = 'forgotten'")
+            .fetch_one(self.reader())
+            .await?;
+        get(&row, "value")
     }
 
     /// The next at most `limit` machines whose region or labels changed after `cursor`, which is moved on.

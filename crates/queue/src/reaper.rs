@@ -124,6 +124,7 @@ impl Queue {
             heartbeat_ms: Some(lost.heartbeat_ms),
         };
         if !transition(&mut tx, transition_to, now_ms).await? {
+            tx.undo().await?;
             return Ok(None);
         }
         tx.commit().await?;

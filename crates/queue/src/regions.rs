@@ -7,7 +7,7 @@ use shoal_proto::{MachineName, RegionName};
 use crate::{
     artifacts,
     audit::{self, Actor},
-    db::{Queue, flag, get, number, parsed},
+    db::{self, Queue, flag, get, number, parsed},
     error::{QueueError, Result},
 };
 
@@ -33,6 +33,8 @@ impl Queue {
     /// [`QueueError`] when the database fails.
     pub async fn set_regions(&self, names: &[RegionName], now_ms: i64) -> Result<()> {
         let mut tx = self.write().await?;
+        // Coordinators that start at the same moment do this one after the other.
+        db::next(&mut tx, "region").await?;
         sqlx::query("UPDATE regions SET configured = 0").execute(&mut *tx).await?;
         for name in names {
             sqlx::query(
@@ -56,7 +58,7 @@ impl Queue {
                 artifacts::want_copies(&mut tx, &artifact.stored, names, now_ms).await?;
             }
         }
-        Ok(tx.commit().await?)
+        tx.commit().await
     }
 
     /// Wants a copy of an artifact in each region that has none yet (a region that came later). Returns how
@@ -130,7 +132,7 @@ impl Queue {
         }
         let what = if drained { "region.drain" } else { "region.undrain" };
         audit::record(&mut tx, now_ms, actor, what, name.as_str(), "").await?;
-        Ok(tx.commit().await?)
+        tx.commit().await
     }
 
     /// A region process was heard of.
@@ -153,6 +155,6 @@ impl Queue {
         .bind(now_ms)
         .execute(&mut *tx)
         .await?;
-        Ok(tx.commit().await?)
+        tx.commit().await
     }
 }

@@ -30,6 +30,7 @@ async fn due<'c>(
     connection: impl sqlx::Executor<'c, Database = sqlx::Any>,
     without: &[RegionName],
     now_ms: i64,
+    lock: &str,
 ) -> Result<Option<sqlx::any::AnyRow>> {
     // COMPLETE rows, nearly all, are never looked at: the index leads with the status.
     let mut sql = String::from(
@@ -44,7 +45,7 @@ async fn due<'c>(
     let now = without.len() + 1;
     sql.push_str(&format!(
         " AND c.next_try_at <= ${now} AND (c.status <> 'COPYING' OR c.owned_until < ${now}) \
-         ORDER BY r.drained, c.created_at, c.region LIMIT 1"
+         ORDER BY r.drained, c.created_at, c.region LIMIT 1{lock}"
     ));
     let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
     for region in without {
@@ -66,11 +67,12 @@ impl Queue {
         now_ms: i64,
         owned_until_ms: i64,
     ) -> Result<Option<CopyJob>> {
-        if due(self.reader(), without, now_ms).await?.is_none() {
+        if due(self.reader(), without, now_ms, "").await?.is_none() {
             return Ok(None);
         }
         let mut tx = self.write().await?;
-        let due = due(&mut *tx, without, now_ms).await?;
+        let lock = tx.dialect.skip_taken_copies();
+        let due = due(&mut *tx, without, now_ms, lock).await?;
         let Some(row) = due else { return Ok(None) };
         let tries: u32 = number(&row, "tries")?;
         let job = CopyJob {
@@ -185,6 +187,23 @@ impl Queue {
              WHERE owner = $1 AND status = 'COPYING'",
         )
         .bind(owner)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(done.rows_affected())
+    }
+
+    /// Gives back what anybody copies, because who calls this is the only one that does from now on, and the one
+    /// before is gone: nobody waits for the end of its time.
+    ///
+    /// # Errors
+    /// [`crate::QueueError`] when the database fails.
+    pub async fn take_over_copies(&self) -> Result<u64> {
+        let mut tx = self.write().await?;
+        let done = sqlx::query(
+            "UPDATE replications SET status = 'PENDING', owner = NULL, owned_until = 0 \
+             WHERE status = 'COPYING'",
+        )
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;

@@ -291,7 +291,7 @@ impl Queue {
         .bind(id)
         .execute(&mut *tx)
         .await?;
-        Ok(tx.commit().await?)
+        tx.commit().await
     }
 
     /// Ends a rollout. One that ends badly is halted: regions are told by their next poll. Returns the

@@ -1,29 +1,52 @@
-//! The conformance suite on SQLite, and what only a file can show.
+//! The conformance suite on each database, and what only one of them can show.
+//!
+//! The cases on PostgreSQL use the server of `SHOAL_TEST_POSTGRES`, or start one: `apt-get install postgresql`.
+#![allow(clippy::unwrap_used)]
 
 mod suite;
 
-use shoal_queue::{Queue, sqlite_url};
+use std::time::{Duration, Instant};
 
-macro_rules! on_sqlite {
+use shoal_queue::{Bell, Queue, sqlite_url};
+use shoal_test_postgres::Database;
+
+macro_rules! on_each_database {
     ($($name:ident),+ $(,)?) => {
-        $(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-            async fn $name() {
-                let dir = tempfile::tempdir().unwrap();
-                let url = sqlite_url(&dir.path().join("test.sqlite"));
-                suite::$name(&url).await;
-            }
-        )+
+        mod sqlite {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+                async fn $name() {
+                    let dir = tempfile::tempdir().unwrap();
+                    let url = shoal_queue::sqlite_url(&dir.path().join("test.sqlite"));
+                    super::suite::$name(&url).await;
+                }
+            )+
+        }
+
+        mod postgres {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+                async fn $name() {
+                    let database = super::Database::create().await.unwrap();
+                    super::suite::$name(database.url()).await;
+                    database.remove().await.unwrap();
+                }
+            )+
+        }
 
         /// A case that nobody runs is no test.
         #[test]
         fn every_case_runs() {
             let here = [$(stringify!($name)),+];
-            let all: Vec<_> = [include_str!("suite/jobs.rs"), include_str!("suite/records.rs")]
-                .iter()
-                .flat_map(|text| text.split("pub(crate) async fn ").skip(1))
-                .map(|rest| rest.split('(').next().unwrap())
-                .collect();
+            let all: Vec<_> = [
+                include_str!("suite/jobs.rs"),
+                include_str!("suite/records.rs"),
+                include_str!("suite/together.rs"),
+            ]
+            .iter()
+            .flat_map(|text| text.split("pub(crate) async fn ").skip(1))
+            .map(|rest| rest.split('(').next().unwrap())
+            .collect();
             let mut sorted = here.to_vec();
             let mut cases = all;
             sorted.sort_unstable();
@@ -33,7 +56,7 @@ macro_rules! on_sqlite {
     };
 }
 
-on_sqlite!(
+on_each_database!(
     jobs_are_taken_in_order_and_once,
     sixteen_claimants_never_share_a_job,
     only_the_present_lease_moves_a_job,
@@ -62,6 +85,16 @@ on_sqlite!(
     a_big_batch_is_kept_whole,
     regions_follow_the_configuration,
     every_change_is_audited,
+    fifty_workers_of_two_coordinators_run_nothing_twice,
+    the_oldest_first_however_many_claim,
+    heartbeats_that_come_together_are_each_answered,
+    calls_that_are_given_up_harm_nobody,
+    one_end_of_an_attempt_wins,
+    coordinators_may_start_at_once,
+    one_name_published_at_once_is_one_artifact,
+    batches_and_forgetting_do_not_block_each_other,
+    a_copy_is_taken_once_and_taken_over,
+    goals_are_told_in_the_order_of_their_commits,
 );
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,4 +129,84 @@ async fn two_processes_on_one_file_never_meet_a_locked_database() {
         ended.unwrap();
     }
     assert_eq!(one.running().await.unwrap().len(), 200);
+}
+
+/// Looks until it holds, for as long as a duty may take to pass on.
+async fn within_ten_seconds(mut look: impl AsyncFnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !look().await {
+        assert!(start.elapsed() < Duration::from_secs(10), "not within 10 s");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    start.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_sqlite_the_one_process_is_on_duty() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = Queue::open(&sqlite_url(&dir.path().join("test.sqlite"))).await.unwrap();
+    let mut duty = queue.duty();
+    assert!(duty.hold().await && duty.hold().await);
+    duty.release().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn on_postgres_one_process_at_a_time_is_on_duty() {
+    let database = Database::create().await.unwrap();
+    let (one, two) =
+        (Queue::open(database.url()).await.unwrap(), Queue::open(database.url()).await.unwrap());
+    let (mut first, mut second) = (one.duty(), two.duty());
+    assert!(first.hold().await);
+    assert!(!second.hold().await && first.hold().await, "it stays where it is");
+    // Given up, it passes on at once.
+    first.release().await;
+    assert!(second.hold().await && !first.hold().await);
+    // Its holder is gone without a word.
+    drop(second);
+    within_ten_seconds(async || first.hold().await).await;
+    // The server ends the holder's session, as when it is restarted: nobody has the duty twice.
+    let mut third = two.duty();
+    assert!(!third.hold().await);
+    let end_sessions = "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks JOIN pg_database d \
+                        ON d.oid = database WHERE locktype = 'advisory' AND d.datname = '";
+    let name = database.url().rsplit('/').next().unwrap();
+    database.run(&format!("{end_sessions}{name}'")).await.unwrap();
+    assert!(third.hold().await);
+    assert!(!first.hold().await, "it finds out");
+    // A holder that stands still loses it, though its connection is open; when it goes on, it finds out.
+    within_ten_seconds(async || first.hold().await).await;
+    assert!(!third.hold().await && first.hold().await);
+    database.remove().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn on_postgres_bells_are_heard_by_the_others() {
+    let database = Database::create().await.unwrap();
+    let (one, two) =
+        (Queue::open(database.url()).await.unwrap(), Queue::open(database.url()).await.unwrap());
+    let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let mut tasks = tokio::task::JoinSet::new();
+    let (rings, listens) = (one.clone(), two.clone());
+    tasks.spawn(async move { rings.carry_bells(|_| {}).await });
+    tasks.spawn(async move { listens.carry_bells(|bell| heard.send(bell).unwrap()).await });
+    // At its start it does not know what it missed.
+    for bell in Bell::ALL {
+        assert_eq!(hears.recv().await, Some(bell));
+    }
+    one.ring(Bell::Goals);
+    assert_eq!(hears.recv().await, Some(Bell::Goals));
+    // Many at once are a few messages, and none is lost.
+    for _ in 0..1_000 {
+        one.ring(Bell::Jobs);
+    }
+    one.ring(Bell::Rollouts);
+    let mut jobs = 0;
+    while let Some(bell) = hears.recv().await {
+        match bell {
+            Bell::Rollouts => break,
+            _ => jobs += 1,
+        }
+    }
+    assert!((1..1_000).contains(&jobs), "{jobs}");
+    database.remove().await.unwrap();
 }

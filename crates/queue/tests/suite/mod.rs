@@ -1,8 +1,8 @@
 //! What every database must do: functions over its URL, each of which wants an empty database.
-#![allow(clippy::unwrap_used)]
 
 mod jobs;
 mod records;
+mod together;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,6 +10,7 @@ pub(crate) use jobs::*;
 pub(crate) use records::*;
 use shoal_proto::{AppName, ArtifactId, EncodingId, RegionName};
 use shoal_queue::{Actor, AppRow, Claimant, Job, Lease, Queue, Stored};
+pub(crate) use together::*;
 
 pub(crate) fn actor() -> Actor {
     Actor { name: "alice".into(), origin: "127.0.0.1".into() }

@@ -15,9 +15,9 @@ use shoal_queue::{
 
 use super::{actor, app, claim, name, regions, stored, submit};
 
-const EU: &str = "eu";
+pub(super) const EU: &str = "eu";
 
-fn seal(draft: &GoalDraft<'_>) -> Result<SealedGoal> {
+pub(super) fn seal(draft: &GoalDraft<'_>) -> Result<SealedGoal> {
     Ok(SealedGoal {
         signed: format!("{} {}", draft.revision, draft.artifact.name),
         selector: "role=web".into(),
@@ -26,16 +26,16 @@ fn seal(draft: &GoalDraft<'_>) -> Result<SealedGoal> {
     })
 }
 
-async fn deploy(queue: &Queue, app: &str, choice: &Choice) -> Result<Rollout> {
+pub(super) async fn deploy(queue: &Queue, app: &str, choice: &Choice) -> Result<Rollout> {
     let rollback = matches!(choice, Choice::Previous);
     queue.set_goal(&name(app), choice, rollback, seal, &actor(), 50).await
 }
 
-fn named(name: &str) -> Choice {
+pub(super) fn named(name: &str) -> Choice {
     Choice::Named(name.into())
 }
 
-async fn publish(queue: &Queue, app: &str, artifact: &str, seed: u8) {
+pub(super) async fn publish(queue: &Queue, app: &str, artifact: &str, seed: u8) {
     let all: Vec<_> =
         queue.regions().await.unwrap().into_iter().map(|region| region.name).collect();
     queue.publish(&name(app), artifact, &stored(seed), &all, &actor(), 10).await.unwrap();
@@ -53,7 +53,7 @@ async fn end(queue: &Queue, rollout: &Rollout, status: RolloutStatus) -> bool {
 }
 
 /// A database with a region, the app `web`, and its whole artifacts.
-async fn ready(url: &str, artifacts: &[&str]) -> Queue {
+pub(super) async fn ready(url: &str, artifacts: &[&str]) -> Queue {
     let queue = Queue::open(url).await.unwrap();
     queue.set_regions(&regions(&[EU]), 0).await.unwrap();
     app(&queue, "web").await;
@@ -291,7 +291,12 @@ pub(crate) async fn going_back_finds_what_ran_before(url: &str) {
     assert_eq!(a.artifact_name, back.artifact_name);
 }
 
-fn state(machine: &str, revision: Revision, sequence: u64, state: MachineState) -> StateSeen {
+pub(super) fn state(
+    machine: &str,
+    revision: Revision,
+    sequence: u64,
+    state: MachineState,
+) -> StateSeen {
     let report = MachineReport {
         app: name("web"),
         revision,
@@ -311,7 +316,7 @@ fn state(machine: &str, revision: Revision, sequence: u64, state: MachineState) 
     StateSeen { machine: machine.parse().unwrap(), report, state_at_ms: 100 + sequence as i64 }
 }
 
-fn seen(machine: &str, role: &str, last_seen_ms: i64) -> MachineSeen {
+pub(super) fn seen(machine: &str, role: &str, last_seen_ms: i64) -> MachineSeen {
     MachineSeen {
         name: machine.parse().unwrap(),
         zone: "a".into(),
@@ -404,7 +409,9 @@ pub(crate) async fn machines_that_are_gone_are_forgotten(url: &str) {
     let states = ["old", "new"].map(|name| state(name, revision, 1, MachineState::Active));
     queue.keep_reports(&eu, &machines, &states).await.unwrap();
     assert_eq!(queue.forget_machines(10).await.unwrap(), 0);
+    assert_eq!(queue.machines_forgotten().await.unwrap(), 0);
     assert_eq!(queue.forget_machines(20).await.unwrap(), 1);
+    assert_eq!(queue.machines_forgotten().await.unwrap(), 1, "who has them in memory is told");
     let left = queue.machines(None, None).await.unwrap();
     assert_eq!(left.iter().map(|m| m.seen.name.as_str()).collect::<Vec<_>>(), ["new"]);
     assert_eq!(queue.states(&name("web"), revision).await.unwrap().len(), 1);
