@@ -30,7 +30,8 @@ pub struct Args {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<SocketAddr>,
-    /// URL of the database [default: a SQLite file in the data directory].
+    /// URL of the database, sqlite:///PATH or postgres://USER@HOST/DATABASE [default: a SQLite file in the data
+    /// directory].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database: Option<String>,
@@ -79,7 +80,8 @@ pub struct Config {
     /// Address of the API, HTTPS. Port 0: any free one; `addresses.json` says which.
     #[serde(default = "listen_default")]
     pub listen: SocketAddr,
-    /// URL of the database; none: a SQLite file in the data directory.
+    /// URL of the database, `sqlite:///PATH` or `postgres://USER@HOST/DATABASE`, which several coordinators may share;
+    /// none: a SQLite file in the data directory.
     #[serde(default)]
     pub database: Option<String>,
     /// PEM file with the key that signs goals.
@@ -107,7 +109,7 @@ pub struct Config {
     /// How long a long poll waits at most.
     #[serde(default = "long_poll_default")]
     pub long_poll_s: f64,
-    /// How often a long poll looks again by itself: what another coordinator did wakes nobody here.
+    /// How often a long poll looks again by itself, in case that nobody wakes it.
     #[serde(default = "look_again_default")]
     pub look_again_s: f64,
     /// How often copies to be made are looked for; a finished build starts its copies at once.
@@ -154,7 +156,7 @@ fn long_poll_default() -> f64 {
 }
 
 fn look_again_default() -> f64 {
-    1.0
+    5.0
 }
 
 fn replication_interval_default() -> f64 {

@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use shoal_queue::QueueError;
+use shoal_queue::{Bell, QueueError};
+use tokio_util::sync::CancellationToken;
 
 use crate::state::{Shared, ms, now_ms, seconds};
 
@@ -10,14 +11,14 @@ use crate::state::{Shared, ms, now_ms, seconds};
 /// again whom they hear of.
 const INTERVAL_MAX: Duration = Duration::from_secs(600);
 
-/// Forgets until the process stops.
-pub(crate) async fn run(shared: Arc<Shared>) {
+/// Forgets until it is stopped.
+pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     let forget = seconds(shared.config.forget_machine_s);
     let interval = INTERVAL_MAX.min(forget / 2);
     loop {
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
-            () = shared.stop.cancelled() => return,
+            () = stop.cancelled() => return,
         }
         if let Err(error) = look(&shared, forget).await {
             tracing::warn!(%error, "cannot forget machines");
@@ -28,11 +29,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 
 async fn look(shared: &Shared, forget: Duration) -> Result<(), QueueError> {
     let gone = shared.queue.forget_machines(now_ms() - ms(forget)).await?;
-    // Another coordinator may have forgotten some, too.
-    shared.registry.reload(&shared.queue).await?;
     if gone > 0 {
         tracing::info!(machines = gone, "machines were forgotten: they were not heard of for long");
-        shared.rollouts_moved.notify_one();
+        shared.ring(Bell::Rollouts);
     }
     Ok(())
 }

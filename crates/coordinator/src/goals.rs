@@ -6,7 +6,9 @@ use shoal_proto::{
     goal::{GOAL_MAX_BYTES, Goal, Selector},
     manifest::PieceSize,
 };
-use shoal_queue::{Actor, Choice, GoalDraft, QueueError, Result, Rollout, SealedGoal, Targets};
+use shoal_queue::{
+    Actor, Bell, Choice, GoalDraft, QueueError, Result, Rollout, SealedGoal, Targets,
+};
 
 use crate::state::{Shared, hex, now_ms};
 
@@ -101,8 +103,8 @@ pub(crate) async fn set(
     let rollout = shared.queue.set_goal(app, choice, rollback, sealer, actor, now_ms()).await?;
     let kind = if rollback { "rollback" } else { "deploy" };
     shared.metrics.goals.with_label_values(&[kind]).inc();
-    shared.goals_moved.notify_waiters();
-    shared.rollouts_moved.notify_one();
+    shared.ring(Bell::Goals);
+    shared.ring(Bell::Rollouts);
     tracing::info!(
         app = %rollout.app, revision = %rollout.revision, artifact = rollout.artifact_name,
         by = actor.name, kind, "goal set"

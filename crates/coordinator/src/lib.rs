@@ -5,18 +5,18 @@
 //! follow the goals and hand in their machines' reports. A certificate's role decides which of the three groups of
 //! calls its holder may use.
 //!
-//! The API changes the database (`shoal-queue`) and answers; what goes on by itself is five tasks, each of which
-//! may stop and start anywhere, because all that it knows is in the database:
+//! The API changes the database (`shoal-queue`) and answers. Any number of coordinators on one PostgreSQL do that at
+//! once. What goes on by itself is done by one of them at a time (`duty`), and may stop and start anywhere,
+//! because all that it knows is in the database:
 //!
 //! - `replicate` copies artifacts from the main bucket into the regions' buckets;
 //! - `rollout` counts machines and ends rollouts by the rules of `shoal-rollout`;
 //! - `reaper` gives on the jobs of workers that are gone;
-//! - `forget` drops machines that are gone;
-//! - `metrics` keeps the gauges.
+//! - `forget` drops machines that are gone.
 //!
 //! Who waits is woken: a queued job, a finished upload, a new goal and a batch of reports each ring a bell
-//! (`tokio::sync::Notify`) for those who would otherwise look again a second later, which is how what *another*
-//! coordinator on the same database did is noticed.
+//! ([`shoal_queue::Bell`]), here and, by way of the database, at the other coordinators. A bell may get lost; so
+//! everybody who waits looks again after some seconds.
 //!
 //! Goals are made and signed in `goals`, inside the transaction that numbers them. Uploads stream through
 //! into the main bucket, and an index is stored only when every part is proved (`uploads`). The jobs' logs are plain
@@ -24,6 +24,7 @@
 
 mod api;
 mod config;
+mod duty;
 mod error;
 mod forget;
 mod goals;
@@ -178,10 +179,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
         config,
     });
     let mut tasks = JoinSet::new();
-    tasks.spawn(reaper::run(shared.clone()));
-    tasks.spawn(replicate::run(shared.clone(), random_token()?));
-    tasks.spawn(rollout::run(shared.clone()));
-    tasks.spawn(forget::run(shared.clone()));
+    tasks.spawn(duty::run(shared.clone(), random_token()?));
+    tasks.spawn(carry_bells(shared.clone()));
     tasks.spawn(keep_gauges(shared.clone()));
 
     let metrics = match shared.config.metrics_listen {
@@ -198,6 +197,14 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     shoal_process::announce(&shared.config.data_dir, &addresses)?;
     tracing::info!(api = %addr, "the coordinator is ready");
     Ok(Coordinator { addresses, shared, api, tasks })
+}
+
+/// Rings here what other coordinators ring, and there what is rung here.
+async fn carry_bells(shared: Arc<Shared>) {
+    tokio::select! {
+        () = shared.queue.carry_bells(|bell| shared.wake(bell)) => {}
+        () = shared.stop.cancelled() => {}
+    }
 }
 
 async fn keep_gauges(shared: Arc<Shared>) {

@@ -34,8 +34,9 @@ pub(crate) struct Metrics {
     oldest_queued_seconds: IntGauge,
     copies: IntGaugeVec,
     rollouts: IntGaugeVec,
-    /// Machines known.
-    pub(crate) machines: IntGauge,
+    machines: IntGauge,
+    /// Whether this coordinator runs the periodic tasks.
+    pub(crate) on_duty: IntGauge,
     /// Database calls of the gauges that failed.
     gauge_failures: IntCounter,
 }
@@ -110,6 +111,7 @@ impl Metrics {
             copies: gauges("copies", "Copies in regional buckets by state", &["status"])?,
             rollouts: gauges("rollouts", "Rollouts by state", &["status"])?,
             machines: gauge("machines", "Machines known")?,
+            on_duty: gauge("on_duty", "1 where the periodic tasks run, else 0")?,
             gauge_failures,
             registry,
         })
@@ -123,9 +125,10 @@ pub(crate) async fn refresh(shared: &Shared) {
         let depth = shared.queue.depth().await?;
         let copies = shared.queue.copies_by_status().await?;
         let rollouts = shared.queue.rollouts_by_status().await?;
-        Ok::<_, shoal_queue::QueueError>((depth, copies, rollouts))
+        let machines = shared.registry.refresh(&shared.queue).await?;
+        Ok::<_, shoal_queue::QueueError>((depth, copies, rollouts, machines))
     };
-    let Ok((depth, copies, rollouts)) = all.await else {
+    let Ok((depth, copies, rollouts, machines)) = all.await else {
         metrics.gauge_failures.inc();
         return;
     };
@@ -146,4 +149,5 @@ pub(crate) async fn refresh(shared: &Shared) {
     set(&metrics.rollouts, RolloutStatus::ALL, RolloutStatus::as_str, &rollouts);
     let waited = depth.oldest_queued_ms.map_or(0, |since| (now_ms() - since).max(0) / 1_000);
     metrics.oldest_queued_seconds.set(waited);
+    metrics.machines.set(i64::try_from(machines).unwrap_or(i64::MAX));
 }

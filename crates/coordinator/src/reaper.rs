@@ -3,12 +3,13 @@
 use std::{sync::Arc, time::Instant};
 
 use shoal_proto::state::JobStatus;
-use shoal_queue::{QueueError, Watch};
+use shoal_queue::{Bell, QueueError, Watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::state::{Shared, now_ms, seconds};
 
-/// Watches the running jobs until the process stops.
-pub(crate) async fn run(shared: Arc<Shared>) {
+/// Watches the running jobs until it is stopped.
+pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     let interval = seconds(shared.config.reaper_interval_s);
     let window = shared.config.loss_window();
     let in_ms =
@@ -23,7 +24,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         }
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
-            () = shared.stop.cancelled() => return,
+            () = stop.cancelled() => return,
         }
     }
 }
@@ -34,7 +35,7 @@ async fn look(shared: &Shared, watch: &mut Watch, at_ms: u64) -> Result<(), Queu
         let Some(status) = shared.queue.reap(&lost, now_ms()).await? else { continue };
         shared.metrics.job_transitions.with_label_values(&[status.as_str()]).inc();
         if status == JobStatus::Queued {
-            shared.job_waits.notify_waiters();
+            shared.ring(Bell::Jobs);
         }
         tracing::warn!(job = lost.job(), %status, "a worker was lost");
     }

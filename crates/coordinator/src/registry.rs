@@ -27,6 +27,8 @@ struct Known {
 #[derive(Default)]
 struct State {
     cursor: MachineCursor,
+    /// [`Queue::machines_forgotten`] at the last time that all were read.
+    forgotten: i64,
     machines: HashMap<MachineName, Known>,
 }
 
@@ -40,6 +42,11 @@ impl Registry {
     /// Takes in what changed. Returns how many machines are known.
     pub(crate) async fn refresh(&self, queue: &Queue) -> Result<usize, QueueError> {
         let mut state = self.state.lock().await;
+        // Those that were forgotten are in no number of a change: all are read again.
+        let forgotten = queue.machines_forgotten().await?;
+        if state.forgotten != forgotten {
+            *state = State { forgotten, ..State::default() };
+        }
         loop {
             let mut cursor = state.cursor.clone();
             let page = queue.machines_changed(&mut cursor, PAGE).await?;
@@ -53,15 +60,6 @@ impl Registry {
                 return Ok(state.machines.len());
             }
         }
-    }
-
-    /// Reads all machines again: those that were forgotten are in no number of a change.
-    pub(crate) async fn reload(&self, queue: &Queue) -> Result<usize, QueueError> {
-        let fresh = Self::default();
-        let count = fresh.refresh(queue).await?;
-        let fresh = std::mem::take(&mut *fresh.state.lock().await);
-        *self.state.lock().await = fresh;
-        Ok(count)
     }
 
     /// How many machines of each region match.

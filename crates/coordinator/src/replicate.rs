@@ -15,6 +15,7 @@ use std::{
 use shoal_proto::RegionName;
 use shoal_queue::{CopyJob, QueueError};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::ApiError,
@@ -37,8 +38,12 @@ fn retry_after(first: Duration, tries: u32, spread: u32) -> Duration {
     pause + pause.mul_f64(f64::from(spread % 1_000) / 4_000.0)
 }
 
-/// Copies until the process stops.
-pub(crate) async fn run(shared: Arc<Shared>, owner: String) {
+/// Copies until it is stopped.
+pub(crate) async fn run(shared: Arc<Shared>, owner: String, stop: CancellationToken) {
+    // Who made them before does so no more.
+    if let Err(error) = shared.queue.take_over_copies().await {
+        tracing::warn!(%error, "copies under way were not taken over: they go on a little later");
+    }
     let mut copies = JoinSet::new();
     let mut under_way = BTreeMap::new();
     let most = shared.config.copies_in_parallel as usize;
@@ -76,7 +81,7 @@ pub(crate) async fn run(shared: Arc<Shared>, owner: String) {
             },
             () = shared.copy_waits.notified(), if !full => {}
             () = tokio::time::sleep(pause), if !full => {}
-            () = shared.stop.cancelled() => break,
+            () = stop.cancelled() => break,
         }
     }
     copies.shutdown().await;

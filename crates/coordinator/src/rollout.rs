@@ -11,8 +11,9 @@ use shoal_proto::{
     goal::Selector,
     state::{MachineState, RolloutStatus},
 };
-use shoal_queue::{Progress, QueueError, Rollout, Targets};
+use shoal_queue::{Bell, Progress, QueueError, Rollout, Targets};
 use shoal_rollout::{Counts, outcome, settled};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     state::{Shared, myself, now_ms, seconds},
@@ -33,8 +34,8 @@ impl Shared {
     }
 }
 
-/// Drives all rollouts until the process stops.
-pub(crate) async fn run(shared: Arc<Shared>) {
+/// Drives all rollouts until it is stopped.
+pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     let interval = seconds(shared.config.rollout_interval_s);
     loop {
         let start = Instant::now();
@@ -49,14 +50,13 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                 shared.rollouts_moved.notified().await;
             } => {}
             () = tokio::time::sleep(interval.max(rest)) => {}
-            () = shared.stop.cancelled() => return,
+            () = stop.cancelled() => return,
         }
     }
 }
 
 async fn look(shared: &Shared) -> Result<(), QueueError> {
-    let machines = shared.registry.refresh(&shared.queue).await?;
-    shared.metrics.machines.set(i64::try_from(machines).unwrap_or(i64::MAX));
+    shared.registry.refresh(&shared.queue).await?;
     let open = shared.queue.open_rollouts().await?;
     if open.is_empty() {
         return Ok(());
@@ -189,7 +189,7 @@ async fn end(
     let (_, ended) = queue.end_rollout(rollout.id, status, reason, summary, &myself(), now).await?;
     if ended {
         shared.metrics.rollouts_ended.with_label_values(&[status.as_str()]).inc();
-        shared.goals_moved.notify_waiters();
+        shared.ring(Bell::Goals);
         tracing::info!(rollout = rollout.id, app = %rollout.app, %status, reason, "rollout ended");
     }
     Ok(())

@@ -10,7 +10,7 @@ use std::{
 use shoal_origin::Bucket;
 use shoal_pki::{GoalSigner, Trust};
 use shoal_proto::{MachineName, RegionName};
-use shoal_queue::{Actor, Queue};
+use shoal_queue::{Actor, Bell, Queue};
 use tokio::sync::{Notify, futures::Notified};
 use tokio_util::sync::CancellationToken;
 
@@ -74,6 +74,22 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    /// Wakes those who wait for something, here and at the other coordinators.
+    pub(crate) fn ring(&self, bell: Bell) {
+        self.wake(bell);
+        self.queue.ring(bell);
+    }
+
+    /// Wakes those who wait for something here.
+    pub(crate) fn wake(&self, bell: Bell) {
+        match bell {
+            Bell::Jobs => self.job_waits.notify_waiters(),
+            Bell::Copies => self.copy_waits.notify_one(),
+            Bell::Goals => self.goals_moved.notify_waiters(),
+            Bell::Rollouts => self.rollouts_moved.notify_one(),
+        }
+    }
+
     /// The regions of the configuration.
     pub(crate) fn region_names(&self) -> Vec<RegionName> {
         self.buckets.keys().cloned().collect()

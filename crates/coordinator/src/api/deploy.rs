@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use shoal_client::types;
 use shoal_proto::{AppName, state::RolloutStatus};
-use shoal_queue::{Actor, Choice, QueueError, Rollout};
+use shoal_queue::{Actor, Bell, Choice, QueueError, Rollout};
 
 use super::{App, Args, Json, Place, Reply, Who};
 use crate::{
@@ -43,7 +43,7 @@ async fn set(
             // A region that came after the artifact gets its copy now.
             let artifact = shared.queue.artifact(&name, Some(&app)).await?;
             if shared.queue.want_everywhere(&artifact.stored, now_ms()).await? > 0 {
-                shared.copy_waits.notify_one();
+                shared.ring(Bell::Copies);
             }
             return Err(QueueError::NotDeployable { name, pending }.into());
         }
@@ -120,7 +120,7 @@ pub(super) async fn cancel(
     let (rollout, ended) = queue.end_rollout(id, status, &reason, &progress, &actor, now).await?;
     if ended {
         shared.metrics.rollouts_ended.with_label_values(&[status.as_str()]).inc();
-        shared.goals_moved.notify_waiters();
+        shared.ring(Bell::Goals);
         tracing::info!(rollout = id, by = actor.name, "rollout cancelled");
     } else if rollout.status != status {
         let text = format!("rollout {id} has ended already: it is {}", rollout.status);

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use shoal_client::types;
 use shoal_proto::{AppName, RegionName};
-use shoal_queue::Actor;
+use shoal_queue::{Actor, Bell};
 
 use super::{App, Args, Place, Reply, Who};
 use crate::{
@@ -54,8 +54,8 @@ async fn set(
 ) -> Reply<types::Region> {
     shared.queue.drain(name, drained, actor, now_ms()).await?;
     tracing::info!(region = %name, drained, by = actor.name, "region set");
-    shared.copy_waits.notify_one();
-    shared.rollouts_moved.notify_one();
+    shared.ring(Bell::Copies);
+    shared.ring(Bell::Rollouts);
     find_region(shared, name).await.map(axum::Json)
 }
 

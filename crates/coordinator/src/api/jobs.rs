@@ -4,6 +4,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use shoal_client::types;
 use shoal_proto::{AppName, state::JobStatus};
+use shoal_queue::Bell;
 
 use super::{App, Args, Json, Place, Reply, Who, apps, limited};
 use crate::{
@@ -35,7 +36,7 @@ pub(super) async fn submit(
     let (queue, attempts) = (&shared.queue, shared.config.max_attempts);
     let job = queue.submit(&request.app, &request.commit, attempts, &actor, now_ms()).await?;
     shared.metrics.job_transitions.with_label_values(&[JobStatus::Queued.as_str()]).inc();
-    shared.job_waits.notify_waiters();
+    shared.ring(Bell::Jobs);
     tracing::info!(job = job.id, name = job.name, by = actor.name, "job queued");
     Ok(axum::Json(view::job(job, Vec::new())))
 }

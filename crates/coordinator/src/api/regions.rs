@@ -4,7 +4,7 @@ use axum::{extract::Request, http::StatusCode};
 use shoal_client::types;
 use shoal_pki::Member;
 use shoal_proto::{RegionName, goal::check_label};
-use shoal_queue::{MachineSeen, StateSeen};
+use shoal_queue::{Bell, MachineSeen, StateSeen};
 
 use super::{App, Args, REPORTS_MAX_BYTES, Reply, Who, done, json};
 use crate::{
@@ -107,6 +107,6 @@ pub(super) async fn reports(
     };
     count("new", kept);
     count("stale", (states.len() as u64).saturating_sub(kept));
-    shared.rollouts_moved.notify_one();
+    shared.ring(Bell::Rollouts);
     Ok(done())
 }

@@ -7,6 +7,7 @@ use shoal_proto::{
     AppName, ArtifactId, EncodingId,
     manifest::{INDEX_MAX_BYTES, PART_MAX_BYTES, PIECES_MAX},
 };
+use shoal_queue::Bell;
 
 use super::{App, Args, Json, Place, Reply, Who, done, jobs::ListArgs, limited, whole};
 use crate::{error::ApiError, state::now_ms, uploads, view};
@@ -102,7 +103,7 @@ pub(super) async fn publish(
     let regions = shared.region_names();
     let queue = &shared.queue;
     let artifact = queue.publish(&request.app, &name, &stored, &regions, &actor, now_ms()).await?;
-    shared.copy_waits.notify_one();
+    shared.ring(Bell::Copies);
     tracing::info!(name, by = actor.name, "artifact published");
     let regions: Vec<_> = queue.regions().await?;
     Ok(axum::Json(view::artifact(artifact, &regions)))

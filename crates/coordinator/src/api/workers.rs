@@ -8,7 +8,7 @@ use axum::{
 use serde::Deserialize;
 use shoal_client::types::{self, Outcome};
 use shoal_proto::state::JobStatus;
-use shoal_queue::{Claimant, End, Lease};
+use shoal_queue::{Bell, Claimant, End, Lease};
 
 use super::{App, Args, JSON_MAX_BYTES, Json, Place, Reply, Who, apps, done, whole};
 use crate::{
@@ -124,8 +124,8 @@ pub(super) async fn finish(
     let job = shared.queue.finish(job, &lease, &end, &regions, now_ms()).await?;
     shared.metrics.job_transitions.with_label_values(&[job.status.as_str()]).inc();
     match job.status {
-        JobStatus::Succeeded => shared.copy_waits.notify_one(),
-        JobStatus::Queued => shared.job_waits.notify_waiters(),
+        JobStatus::Succeeded => shared.ring(Bell::Copies),
+        JobStatus::Queued => shared.ring(Bell::Jobs),
         _ => {}
     }
     let reason = job.reason.as_deref().unwrap_or_default();

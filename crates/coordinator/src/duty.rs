@@ -1,0 +1,62 @@
+//! What only one coordinator at a time does: the reaper, the copies, the ends of rollouts, forgetting machines.
+//!
+//! Each coordinator asks for the duty every [`Duty::PERIOD`]; the one that has it runs these tasks, and ends them when
+//! it loses it. All that they know is in the database, so a successor goes on where the one before stopped.
+
+use std::{panic, sync::Arc};
+
+use shoal_queue::Duty;
+use tokio::task::{JoinError, JoinSet};
+
+use crate::{forget, reaper, replicate, rollout, state::Shared};
+
+/// Asks for the duty and does it, until the process stops. `owner` is this process, in the rows of copies.
+pub(crate) async fn run(shared: Arc<Shared>, owner: String) {
+    let mut duty = shared.queue.duty();
+    loop {
+        if duty.hold().await {
+            on_duty(&shared, &mut duty, &owner).await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duty::PERIOD) => {}
+            () = shared.stop.cancelled() => return,
+        }
+    }
+}
+
+async fn on_duty(shared: &Arc<Shared>, duty: &mut Duty, owner: &str) {
+    tracing::info!("on duty: this coordinator runs the periodic tasks");
+    shared.metrics.on_duty.set(1);
+    let stop = shared.stop.child_token();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(reaper::run(shared.clone(), stop.clone()));
+    tasks.spawn(replicate::run(shared.clone(), owner.into(), stop.clone()));
+    tasks.spawn(rollout::run(shared.clone(), stop.clone()));
+    tasks.spawn(forget::run(shared.clone(), stop.clone()));
+    let mut failed = None;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(Duty::PERIOD) => {
+                if !duty.hold().await {
+                    tracing::warn!("no longer on duty: another coordinator may be");
+                    break;
+                }
+            }
+            Some(Err(error)) = tasks.join_next() => {
+                failed = Some(error);
+                break;
+            }
+            () = stop.cancelled() => break,
+        }
+    }
+    stop.cancel();
+    while let Some(ended) = tasks.join_next().await {
+        failed = failed.or(ended.err());
+    }
+    shared.metrics.on_duty.set(0);
+    duty.release().await;
+    // A task that panics ends the process, as any other of its tasks does.
+    if let Some(Ok(panic)) = failed.map(JoinError::try_into_panic) {
+        panic::resume_unwind(panic);
+    }
+}
