@@ -79,8 +79,16 @@ impl Server {
     /// # Errors
     /// When PostgreSQL is not installed or does not start, with its log.
     pub async fn start(settings: &[&str]) -> anyhow::Result<Self> {
+        Self::start_in(&env::temp_dir(), settings).await
+    }
+
+    /// Starts one in a new directory of `base`, which the user `postgres` must be able to reach.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub async fn start_in(base: &Path, settings: &[&str]) -> anyhow::Result<Self> {
         let programs = programs()?;
-        let dir = tempfile::Builder::new().prefix("shoal-pg-").tempdir()?.keep();
+        let dir = tempfile::Builder::new().prefix("shoal-pg-").tempdir_in(base)?.keep();
         let mut command = Command::new("sh");
         command.args(["-c", RUN, "sh"]).arg(programs).arg(&dir);
         for setting in settings {
@@ -201,6 +209,18 @@ impl Database {
         let mut connection = PgConnection::connect(&self.server_url).await?;
         sqlx::raw_sql(AssertSqlSafe(sql.to_string())).execute(&mut connection).await?;
         Ok(connection.close().await?)
+    }
+
+    /// A setting, as it is for who connects to it.
+    ///
+    /// # Errors
+    /// When the server does not answer, or has no such setting.
+    pub async fn setting(&self, name: &str) -> anyhow::Result<String> {
+        let mut connection = PgConnection::connect(&self.url).await?;
+        let query = sqlx::query_scalar("SELECT current_setting($1)").bind(name);
+        let value = query.fetch_one(&mut connection).await?;
+        connection.close().await?;
+        Ok(value)
     }
 
     /// Removes it, whoever is connected. One that is only dropped stays on a shared server until that ends.
