@@ -179,7 +179,9 @@ pub struct Shape {
     pub region_processes: usize,
     pub agents: usize,
     pub workers: usize,
-    /// More lines for the coordinator's configuration, above its tables.
+    /// How many coordinators; more than one share a database that `coordinator_extra` names.
+    pub coordinators: usize,
+    /// More lines for each coordinator's configuration, above its tables.
     pub coordinator_extra: String,
     /// More lines for each worker's configuration.
     pub worker_extra: String,
@@ -194,6 +196,7 @@ impl Default for Shape {
             region_processes: 2,
             agents: 3,
             workers: 0,
+            coordinators: 1,
             coordinator_extra: String::new(),
             worker_extra: String::new(),
             agent_extra: String::new(),
@@ -206,10 +209,13 @@ pub struct Cluster {
     pub keys: Keys,
     pub client: Client,
     pub coordinator: Process,
+    /// The coordinators beside it.
+    pub others: Vec<Process>,
     pub workers: Vec<Process>,
     pub regions: Vec<Process>,
     pub agents: Vec<Process>,
     pub api: SocketAddr,
+    pub other_apis: Vec<SocketAddr>,
     shape: Shape,
     dir: tempfile::TempDir,
 }
@@ -226,18 +232,26 @@ impl Cluster {
         fs::set_permissions(dir.path(), readable).unwrap();
         let keys = Keys::new("test");
         let root = dir.path().to_path_buf();
-        let mut coordinator = start_coordinator(&keys, &root, &shape, 0);
+        let mut coordinator = start_coordinator(&keys, &root, &shape, 0, 0);
         let api = coordinator.address("api").await;
+        let (mut others, mut other_apis) = (vec![], vec![]);
+        for at in 1..shape.coordinators {
+            let mut other = start_coordinator(&keys, &root, &shape, at, 0);
+            other_apis.push(other.address("api").await);
+            others.push(other);
+        }
         keys.issue(&root.join("operator"), Role::Operator, "tester", None);
         let client = client(&root.join("operator"), api);
         let mut cluster = Self {
             keys,
             client,
             coordinator,
+            others,
             workers: vec![],
             regions: vec![],
             agents: vec![],
             api,
+            other_apis,
             shape,
             dir,
         };
@@ -270,11 +284,16 @@ impl Cluster {
         self.root().join(format!("bucket-{}", region_name(region)))
     }
 
+    /// The addresses of all coordinators.
+    fn urls(&self) -> Vec<String> {
+        [self.api].iter().chain(&self.other_apis).map(|api| format!("https://{api}")).collect()
+    }
+
     /// Starts the coordinator again on the port that it had.
     pub async fn restart_coordinator(&mut self) {
         self.coordinator.kill();
         self.coordinator =
-            start_coordinator(&self.keys, self.dir.path(), &self.shape, self.api.port());
+            start_coordinator(&self.keys, self.dir.path(), &self.shape, 0, self.api.port());
         self.coordinator.address("api").await;
     }
 
@@ -284,9 +303,9 @@ impl Cluster {
         self.keys.issue(&dir.join("identity"), Role::Worker, &name, None);
         fs::create_dir_all(dir.join("data")).unwrap();
         let config = format!(
-            "identity = \"{0}/identity\"\ndata_dir = \"{0}/data\"\ncoordinators = [\"https://{1}\"]\n{2}",
+            "identity = \"{0}/identity\"\ndata_dir = \"{0}/data\"\ncoordinators = {1:?}\n{2}",
             dir.display(),
-            self.api,
+            self.urls(),
             self.shape.worker_extra,
         );
         fs::write(dir.join("config.toml"), config).unwrap();
@@ -308,11 +327,11 @@ impl Cluster {
         fs::create_dir_all(dir.join("data")).unwrap();
         let peers: Vec<String> = gossip.iter().map(ToString::to_string).collect();
         let config = format!(
-            "identity = \"{0}/identity\"\ndata_dir = \"{0}/data\"\ncoordinators = [\"https://{1}\"]\n\
+            "identity = \"{0}/identity\"\ndata_dir = \"{0}/data\"\ncoordinators = {1:?}\n\
              listen = \"{2}\"\ngossip_listen = \"127.0.0.1:0\"\nbucket = \"{3}\"\npeers = {4:?}\n\
              wave_settle_s = 1.0\n",
             dir.display(),
-            self.api,
+            self.urls(),
             listen.map_or("127.0.0.1:0".into(), |listen| listen.to_string()),
             self.bucket(region).display(),
             peers,
@@ -546,10 +565,11 @@ pub fn client(identity: &Path, api: SocketAddr) -> Client {
     Client::new(&[format!("https://{api}")], &id, &trust).unwrap()
 }
 
-fn start_coordinator(keys: &Keys, root: &Path, shape: &Shape, port: u16) -> Process {
-    let dir = root.join("coordinator");
+fn start_coordinator(keys: &Keys, root: &Path, shape: &Shape, at: usize, port: u16) -> Process {
+    let name = if at == 0 { "coordinator".into() } else { format!("coordinator-{}", at + 1) };
+    let dir = root.join(&name);
     if !dir.exists() {
-        keys.issue(&dir.join("identity"), Role::Coordinator, "c1", None);
+        keys.issue(&dir.join("identity"), Role::Coordinator, &format!("c{}", at + 1), None);
         fs::create_dir_all(dir.join("data")).unwrap();
         fs::write(dir.join("goal.key"), keys.signer.to_pem().unwrap()).unwrap();
     }
@@ -568,7 +588,7 @@ fn start_coordinator(keys: &Keys, root: &Path, shape: &Shape, port: u16) -> Proc
         );
     }
     fs::write(dir.join("config.toml"), config).unwrap();
-    Process::start("coordinator", "coordinator", &dir)
+    Process::start("coordinator", &name, &dir)
 }
 
 /// An app that is only published to, for all machines, and only verified there.
