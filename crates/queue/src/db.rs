@@ -11,9 +11,10 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{
     Any, AnyConnection, AnyPool, Connection as _, Row as _, SqlSafeStr as _,
-    any::{AnyPoolOptions, AnyRow},
+    any::{AnyArguments, AnyPoolOptions, AnyRow},
     migrate::{Migration, MigrationType, Migrator},
     pool::PoolConnection,
+    query::Query,
 };
 
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
     bells::Bells,
     dialect::Dialect,
     error::{QueueError, Result},
+    hand::Hand,
 };
 
 /// How long a caller waits for a free connection: a burst is worked off within seconds, and a database
@@ -38,6 +40,7 @@ struct Inner {
     dialect: Dialect,
     writer: AnyPool,
     reader: AnyPool,
+    hand: Hand,
     beats: Beats,
     bells: Bells,
 }
@@ -106,14 +109,19 @@ impl DerefMut for Write {
     }
 }
 
-fn migrations() -> Migrator {
-    let all = [
-        (1, "first", include_str!("../migrations/0001_first.sql")),
-        (2, "several coordinators", include_str!("../migrations/0002_several_coordinators.sql")),
-    ];
+/// The migrations, and whether each is for SQLite, too.
+const MIGRATIONS: [(i64, &str, bool, &str); 3] = [
+    (1, "first", true, include_str!("../migrations/0001_first.sql")),
+    (2, "several coordinators", true, include_str!("../migrations/0002_several_coordinators.sql")),
+    (3, "postgres", false, include_str!("../migrations/0003_postgres.sql")),
+];
+
+fn migrations(dialect: Dialect) -> Migrator {
     Migrator::with_migrations(
-        all.into_iter()
-            .map(|(version, what, sql)| {
+        MIGRATIONS
+            .into_iter()
+            .filter(|(_, _, everywhere, _)| *everywhere || dialect == Dialect::Postgres)
+            .map(|(version, what, _, sql)| {
                 let sql = sql.into_sql_str();
                 Migration::new(version, what.into(), MigrationType::Simple, sql, false)
             })
@@ -150,19 +158,21 @@ impl Queue {
         };
         // The writer first: it creates the file and sets its mode.
         let writer = pool(dialect.writers(), true).connect(url).await?;
-        migrations().run(&writer).await?;
+        migrations(dialect).run(&writer).await?;
         let reader = match dialect.readers() {
             Some(readers) => pool(readers, false).connect(url).await?,
             None => writer.clone(),
         };
+        let hand = Hand::new(dialect.at_hand());
         let (beats, bells) = (Beats::default(), Bells::default());
         Ok(Self {
-            inner: Arc::new(Inner { url: url.into(), dialect, writer, reader, beats, bells }),
+            inner: Arc::new(Inner { url: url.into(), dialect, writer, reader, hand, beats, bells }),
         })
     }
 
     /// Closes all connections; calls that are under way are finished first.
     pub async fn close(&self) {
+        self.inner.hand.empty();
         self.inner.reader.close().await;
         self.inner.writer.close().await;
     }
@@ -185,6 +195,11 @@ impl Queue {
 
     pub(crate) fn bells(&self) -> &Bells {
         &self.inner.bells
+    }
+
+    /// Runs a statement that is a transaction by itself; it is committed when this returns.
+    pub(crate) async fn once(&self, query: Query<'_, Any, AnyArguments>) -> Result<Vec<AnyRow>> {
+        self.inner.hand.run(&self.inner.writer, self.inner.dialect, query).await
     }
 
     pub(crate) async fn write(&self) -> Result<Write> {

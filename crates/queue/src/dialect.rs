@@ -19,6 +19,9 @@ const SQLITE_READERS: u32 = 4;
 /// enough that several coordinators fit below a server's default of 100.
 const POSTGRES_CONNECTIONS: u32 = 24;
 
+/// How many of them are kept for the calls that are one statement.
+const POSTGRES_AT_HAND: u32 = 16;
+
 /// A connection that has rested for this long is tried before it is used: the server may have been restarted.
 const TRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -124,6 +127,15 @@ impl Dialect {
             // One, so that writers queue in memory and not on the file's lock.
             Self::Sqlite => 1,
             Self::Postgres => POSTGRES_CONNECTIONS,
+        }
+    }
+
+    /// How many of the writing connections are kept for the calls that are one statement.
+    pub(crate) fn at_hand(self) -> u32 {
+        match self {
+            // None is: its writer is one, and every call waits for it.
+            Self::Sqlite => 1,
+            Self::Postgres => POSTGRES_AT_HAND,
         }
     }
 

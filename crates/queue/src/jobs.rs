@@ -362,16 +362,13 @@ impl Queue {
         match self.dialect() {
             Dialect::Sqlite => self.claim_alone(claimant, token, now_ms).await,
             Dialect::Postgres => {
-                // To the end of the answer: the row comes before the commit does.
-                let rows = sqlx::query(POSTGRES_CLAIM)
+                let query = sqlx::query(POSTGRES_CLAIM)
                     .bind(token)
                     .bind(claimant.worker.as_str())
                     .bind(claimant.host.as_str())
                     .bind(claimant.incarnation.as_str())
-                    .bind(now_ms)
-                    .fetch_all(self.reader())
-                    .await?;
-                rows.first().map(job).transpose()
+                    .bind(now_ms);
+                self.once(query).await?.first().map(job).transpose()
             }
         }
     }
@@ -528,8 +525,7 @@ impl Queue {
     ) -> Result<Option<Job>> {
         // Names of regions hold no commas.
         let regions: Vec<_> = regions.iter().map(RegionName::as_str).collect();
-        // To the end of the answer: the row comes before the commit does.
-        let rows = sqlx::query(POSTGRES_SUCCEED)
+        let query = sqlx::query(POSTGRES_SUCCEED)
             .bind(id)
             .bind(i64::from(lease.attempt))
             .bind(lease.token.as_str())
@@ -541,10 +537,8 @@ impl Queue {
             .bind(count(stored.encoded_bytes))
             .bind(count(stored.piece_size_bytes))
             .bind(i64::from(stored.pieces))
-            .bind(regions.join(","))
-            .fetch_all(self.reader())
-            .await?;
-        rows.first().map(job).transpose()
+            .bind(regions.join(","));
+        self.once(query).await?.first().map(job).transpose()
     }
 
     /// Cancels a job: at once while it waits, by way of its worker while it runs.

@@ -35,6 +35,7 @@ mod dialect;
 mod duty;
 mod error;
 mod goals;
+mod hand;
 mod jobs;
 mod machines;
 mod reaper;
