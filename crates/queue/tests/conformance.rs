@@ -7,7 +7,7 @@ mod suite;
 
 use std::time::{Duration, Instant};
 
-use shoal_queue::{Bell, Queue, sqlite_url};
+use shoal_queue::{Bell, Claimant, Queue, sqlite_url};
 use shoal_test_postgres::Database;
 
 macro_rules! on_each_database {
@@ -208,5 +208,46 @@ async fn on_postgres_bells_are_heard_by_the_others() {
         }
     }
     assert!((1..1_000).contains(&jobs), "{jobs}");
+    database.remove().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn on_postgres_broken_connections_are_replaced() {
+    let database = Database::create().await.unwrap();
+    let queue = Queue::open(database.url()).await.unwrap();
+    suite::app(&queue, "web").await;
+    let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let listens = queue.clone();
+    tokio::spawn(async move { listens.carry_bells(|bell| heard.send(bell).unwrap()).await });
+    for _ in Bell::ALL {
+        hears.recv().await.unwrap();
+    }
+    let mut duty = queue.duty();
+    assert!(duty.hold().await);
+    let mut kept = vec![];
+    for _ in 0..8 {
+        kept.push(suite::submit(&queue, "web", 1).await);
+    }
+    suite::claim(&queue, 2).await.unwrap();
+    // As a restart of the server does: every session is ended, those at hand included.
+    let name = database.url().rsplit('/').next().unwrap();
+    let end_all = format!(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'"
+    );
+    database.run(&end_all).await.unwrap();
+    // A call may meet a broken connection, and the next one does not.
+    let (web, commit, by) = (suite::name("web"), kept[0].commit.clone(), suite::actor());
+    within_ten_seconds(async || queue.submit(&web, &commit, 2, &by, 3).await.is_ok()).await;
+    let worker = || "w".to_string();
+    let worker = Claimant { worker: worker(), host: worker(), incarnation: worker() };
+    within_ten_seconds(async || queue.claim(&worker, "again", 4).await.is_ok()).await;
+    within_ten_seconds(async || duty.hold().await).await;
+    // What may have been missed meanwhile is rung.
+    for _ in Bell::ALL {
+        hears.recv().await.unwrap();
+    }
+    for job in kept {
+        queue.job(job.id).await.unwrap();
+    }
     database.remove().await.unwrap();
 }
