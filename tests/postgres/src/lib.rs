@@ -179,7 +179,7 @@ impl Database {
         let url = format!("{host}/{name}{query}");
         let mut connection = PgConnection::connect(server_url)
             .await
-            .with_context(|| format!("the PostgreSQL server does not answer"))?;
+            .context("the PostgreSQL server does not answer")?;
         // What a killed test with the same number left.
         let drop_old = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
         sqlx::raw_sql(AssertSqlSafe(drop_old)).execute(&mut connection).await?;
