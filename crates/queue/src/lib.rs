@@ -22,8 +22,10 @@
 //!
 //! The queries are the SQL that SQLite and PostgreSQL share, over sqlx's `Any`; what differs is in one
 //! small module, `dialect`. On SQLite there is one writing connection and a few that read: writers queue in memory,
-//! readers never wait for them, and no caller meets a locked database. The tests in `tests/` are functions
-//! over a database's URL, so that another kind of database runs the same suite.
+//! readers never wait for them, heartbeats share commits, and no caller meets a locked database. On PostgreSQL several
+//! coordinators share the database: rows that are to be changed are locked, waiting jobs that another one is taking
+//! are passed by, a [`Duty`] says who does what only one shall do, and a [`Bell`] wakes those who wait elsewhere. The
+//! tests in `tests/` are functions over a database's URL: both kinds run the same suite.
 
 mod apps;
 mod artifacts;
