@@ -78,6 +78,9 @@ pub struct Config {
     pub neighbours_max: usize,
     /// Peers kept track of in all, at most.
     pub peers_max: usize,
+    /// A swarm that starts calls for more neighbours only after about this, if there are connections enough: those at
+    /// their other ends need so long to say whether they take part.
+    pub want_peers_first: Duration,
     /// First pause between two calls for more neighbours, doubled by each further one, jittered.
     pub want_peers_min: Duration,
     /// The longest pause between two calls for more neighbours.
@@ -152,6 +155,7 @@ impl Default for Config {
             neighbours_target: 32,
             neighbours_max: 96,
             peers_max: 1_024,
+            want_peers_first: ms(250),
             want_peers_min: ms(1_000),
             want_peers_max: ms(60_000),
             want_peers_seed: ms(600_000),

@@ -319,6 +319,13 @@ impl Swarm {
             let have = said.clone();
             self.actions.push(Action::Announce { peer, swarm: key, have });
         }
+        // Those that there is a connection to may take part too, and will say so soon.
+        let expected = self.peers.iter().filter(|(_, peer)| !peer.banned).count();
+        let want_peers_at = if expected * 2 >= self.config.neighbours_target {
+            now + peers::jitter(self.config.want_peers_first, &mut self.rng)
+        } else {
+            now
+        };
         let state = State {
             key,
             pieces,
@@ -328,7 +335,7 @@ impl Swarm {
             untold: Vec::new(),
             tell_at: None,
             reannounce_at: now + peers::jitter(self.config.reannounce, &mut self.rng),
-            want_peers_at: now,
+            want_peers_at,
             want_peers_streak: 0,
             offer_turn: 0,
         };
