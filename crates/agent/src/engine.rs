@@ -140,6 +140,7 @@ impl Engine {
             peers: BTreeMap::new(),
             by_node: HashMap::new(),
             banned: HashSet::new(),
+            asked_for_goals: None,
             dialling: HashSet::new(),
             fetches: HashMap::new(),
             uploads: HashMap::new(),
@@ -204,6 +205,8 @@ struct Driver {
     peers: BTreeMap<PeerKey, Peer>,
     by_node: HashMap<NodeId, PeerKey>,
     banned: HashSet<NodeId>,
+    /// When a neighbour was last asked for goals that we lack.
+    asked_for_goals: Option<Instant>,
     dialling: HashSet<NodeId>,
     fetches: HashMap<RequestId, AbortHandle>,
     /// Questions for pieces that the policy has not answered yet, each held by a task of its own.

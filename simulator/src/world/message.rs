@@ -46,6 +46,10 @@ pub(super) enum What {
     Goal {
         artifact: u16,
     },
+    /// The goals that the sender knows: it has heard of a swarm that it knows nothing of.
+    Known {
+        known: u64,
+    },
     Offer {
         link: u16,
         swarm: u16,
@@ -200,6 +204,7 @@ impl What {
             Self::PollDue { .. } => (28, 0),
             Self::CutNoticed { .. } => (29, 0),
             Self::Offer { piece, .. } => (32, piece),
+            Self::Known { .. } => (33, 0),
             Self::Die => (30, 0),
             Self::Revive => (31, 0),
         }

@@ -1,6 +1,9 @@
 //! Neighbours: meeting them, hearing them, telling them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::{Duration, Instant},
+};
 
 use rand::seq::IteratorRandom as _;
 use shoal_pki::Role;
@@ -35,11 +38,8 @@ impl Driver {
             return;
         }
         let peer = PeerKey(self.key());
-        let mut revisions = self.parts.goals.revisions();
-        revisions.truncate(HELLO_REVISIONS_MAX);
-        let hello = PeerMessage::Hello { me: self.parts.me.clone(), revisions };
         // A new connection's queue is empty.
-        let _ = connection.try_send(&hello);
+        let _ = connection.try_send(&self.hello());
         if let Some(old) = self.by_node.insert(member.node, peer) {
             self.forget(old);
         }
@@ -111,6 +111,7 @@ impl Driver {
                         {
                             state.early.insert(artifact, have);
                         }
+                        self.ask_for_goals(peer);
                     }
                 }
             }
@@ -178,6 +179,28 @@ impl Driver {
             tokio::spawn(async move {
                 let _ = handle.add_peers(vec![gossip]).await;
             });
+        }
+    }
+
+    /// Who we are, and which goals we know.
+    fn hello(&self) -> PeerMessage {
+        let mut revisions = self.parts.goals.revisions();
+        revisions.truncate(HELLO_REVISIONS_MAX);
+        PeerMessage::Hello { me: self.parts.me.clone(), revisions }
+    }
+
+    /// A neighbour is in a swarm that we know nothing of: gossip may have left us out, and our next poll is far away. Who
+    /// hears what we know answers with what we lack.
+    fn ask_for_goals(&mut self, peer: PeerKey) {
+        /// One neighbour's answer is enough, unless it is lost.
+        const PAUSE: Duration = Duration::from_secs(1);
+        if self.asked_for_goals.is_some_and(|asked| asked.elapsed() < PAUSE) {
+            return;
+        }
+        self.asked_for_goals = Some(Instant::now());
+        let hello = self.hello();
+        if let Some(state) = self.peers.get(&peer) {
+            let _ = state.connection.try_send(&hello);
         }
     }
 

@@ -28,6 +28,9 @@ const CONNECTIONS_MAX: usize = 96;
 /// Dials of a machine under way.
 const DIALS_MAX: usize = 64;
 
+/// A machine asks neighbours for goals no more often than this, as the agent.
+const ASK_GOALS_NS: u64 = 1_000_000_000;
+
 impl Machine {
     /// A connection that stands before the run begins.
     pub(in crate::world) fn stands(&mut self, world: &Static, out: &mut Out, other: Actor) {
@@ -127,6 +130,40 @@ impl Machine {
             return self.drop_task(world, out, now, artifact);
         }
         self.start(world, out, now, artifact);
+    }
+
+    /// A neighbour is in a swarm that this machine knows nothing of: gossip left it out, or comes only now.
+    pub(super) fn ask_for_goals(
+        &mut self,
+        world: &Static,
+        out: &mut Out,
+        now: u64,
+        from: Actor,
+        artifact: u16,
+    ) {
+        if self.known >> artifact & 1 == 0 && self.asks_goals_at <= now {
+            self.asks_goals_at = now + ASK_GOALS_NS;
+            out.counts.control(ENVELOPE * 4);
+            let known = self.known;
+            self.send(world, out, now, from, What::Known { known });
+        }
+    }
+
+    /// Tells a neighbour of goals that it does not know.
+    pub(super) fn tell_goals(
+        &mut self,
+        world: &Static,
+        out: &mut Out,
+        now: u64,
+        to: Actor,
+        known: u64,
+    ) {
+        for artifact in 0..world.setup.artifacts.len() as u16 {
+            if (self.known & !known) >> artifact & 1 == 1 {
+                out.counts.control(ENVELOPE * 20);
+                self.send(world, out, now, to, What::Goal { artifact });
+            }
+        }
     }
 
     pub(super) fn drop_task(&mut self, world: &Static, out: &mut Out, now: u64, artifact: u16) {

@@ -110,6 +110,8 @@ pub(super) struct Machine {
     /// The planned wake-up that counts; others are void.
     wake: u64,
     known: u64,
+    /// When it may ask a neighbour for goals again.
+    asks_goals_at: u64,
     pub(super) tasks: Vec<Task>,
     pub(super) events: u64,
     pub(super) digest: u64,
@@ -164,6 +166,7 @@ impl Machine {
             seq: 0,
             wake: u64::MAX,
             known: 0,
+            asks_goals_at: 0,
             tasks: artifacts.iter().map(task).collect(),
             events: 0,
             digest: 0xcbf2_9ce4_8422_2325,
@@ -246,6 +249,7 @@ impl Machine {
         match what {
             What::Join { link, swarm, have } => {
                 if let Some(peer) = self.key(world, from, link) {
+                    self.ask_for_goals(world, out, now, from, swarm);
                     let swarm = SwarmKey(u64::from(swarm));
                     self.tell(world, out, now, Event::PeerJoined { peer, swarm, have });
                 }
@@ -269,6 +273,7 @@ impl Machine {
                 }
             }
             What::Goal { artifact } => self.goal(world, out, now, artifact),
+            What::Known { known } => self.tell_goals(world, out, now, from, known),
             What::Ask { link, swarm, piece, number } => {
                 if let Some(peer) = self.key(world, from, link) {
                     let id = UploadId(u64::from(self.number()));
