@@ -430,7 +430,7 @@ impl Across {
     fn new(fetch: &Fetching, salt: u64, now: Time) -> Self {
         /// Machines of a zone that a piece falls to: at the start, and added until the end, in 16ths.
         const START: u32 = 16;
-        const MORE: u32 = 240;
+        const MORE: u32 = 160;
         /// A machine does not know how large its zone is: most regions have three.
         const ZONES: u32 = 3;
         let held = u64::from(fetch.pieces - fetch.missing());
