@@ -63,6 +63,10 @@ struct Free {
 impl Swarm {
     /// Fills the budget of requests: late ones first, then new ones, then the endgame.
     pub(super) fn ask_peers(&mut self, now: Time) {
+        // Who has rested for long enough no longer counts as busy, whether it offered a slot or not.
+        for at in 0..self.fetching.len() {
+            self.look_at_watched(now, self.fetching[at]);
+        }
         if self.has_budget() {
             self.join_requests(now, |request, _| request.late);
         }
@@ -161,23 +165,31 @@ impl Swarm {
             .map(|(key, _)| key)
     }
 
+    /// Finds out which of those that are watched may be asked again, if the time has come for any.
+    fn look_at_watched(&mut self, now: Time, key: SwarmKey) {
+        let Some(state) = self.states.get_mut(key) else { return };
+        let neighbours = &mut state.neighbours;
+        if neighbours.watch_at() > now {
+            return;
+        }
+        let (mut free, mut until) = (0, Time(u64::MAX));
+        for slot in members(neighbours.watched()) {
+            let Some(peer) = self.peers.get(neighbours.place(slot)) else { continue };
+            let may_ask = peer.is_free(now, self.config.requests_per_peer_max);
+            free |= Slots::from(may_ask) << slot;
+            if peer.rests_until > now {
+                until = until.min(peer.rests_until);
+            }
+        }
+        neighbours.unwatch(free);
+        neighbours.watched_until(until);
+    }
+
     /// Who may be asked. Only the few that are watched are looked at.
     fn free(&mut self, now: Time, key: SwarmKey) -> Free {
-        let Some(state) = self.states.get_mut(key) else { return Free::default() };
-        let neighbours = &mut state.neighbours;
-        if neighbours.watch_at() <= now {
-            let (mut free, mut until) = (0, Time(u64::MAX));
-            for slot in members(neighbours.watched()) {
-                let Some(peer) = self.peers.get(neighbours.place(slot)) else { continue };
-                let may_ask = peer.is_free(now, self.config.requests_per_peer_max);
-                free |= Slots::from(may_ask) << slot;
-                if peer.rests_until > now {
-                    until = until.min(peer.rests_until);
-                }
-            }
-            neighbours.unwatch(free);
-            neighbours.watched_until(until);
-        }
+        self.look_at_watched(now, key);
+        let Some(state) = self.states.get(key) else { return Free::default() };
+        let neighbours = &state.neighbours;
         let near = neighbours.near();
         let mut free = neighbours.taken() & !neighbours.watched();
         if neighbours.beginners() != 0
@@ -185,7 +197,6 @@ impl Swarm {
         {
             free &= !(neighbours.beginners() & near);
         }
-        let neighbours = &state.neighbours;
         let far = free & !near;
         let mut zone = free & near;
         if far != 0 {

@@ -118,7 +118,8 @@ impl Swarm {
         for read in self.reads.iter().filter(|read| !read.late) {
             at(read.at + self.config.origin_late);
         }
-        let may_ask = self.has_budget();
+        // However many are busy: that their rest ends is what is waited for.
+        let may_ask = self.requests.len() < self.config.requests_wanted;
         for state in self.states.iter() {
             state.tell_at.into_iter().for_each(&mut at);
             at(state.reannounce_at);

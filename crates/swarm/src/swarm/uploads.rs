@@ -22,7 +22,7 @@ use crate::{
     time::Time,
 };
 
-/// The most that were turned away and are remembered: as many as there are neighbours.
+/// The most that were turned away and are remembered; any more ask again after a rest.
 const TURNED_AWAY_MAX: usize = 64;
 
 #[derive(Debug, Clone)]
@@ -163,13 +163,13 @@ impl Swarm {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, vec::Vec};
+    use std::{collections::BTreeSet, sync::Arc, vec::Vec};
 
     use shoal_proto::{Bitmap, PieceIndex};
 
     use super::*;
     use crate::{
-        event::{Event, Purpose},
+        event::{Event, Outcome, Purpose},
         swarm::Swarm,
     };
 
@@ -223,6 +223,42 @@ mod tests {
         assert_eq!(offers_after(&mut swarm, 10), [4], "one slot is free, and 4 was refused first");
         assert_eq!(offers_after(&mut swarm, 11), [3, 1], "then those that lack something");
         assert_eq!(offers_after(&mut swarm, 11), [], "it ended before");
+    }
+
+    #[test]
+    fn who_was_turned_away_by_all_asks_again_though_nobody_offers() {
+        let config = Config::default();
+        let asks_max = config.asks_max;
+        let mut swarm = Swarm::new(config, 7);
+        let purpose = Purpose::Fetch { priority: 0, may_lease: false, fleet: 1_000 };
+        let have = Bitmap::empty(100);
+        swarm.handle(Time(1), Event::Start { swarm: SWARM, pieces: 100, have, purpose });
+        for peer in (0..40).map(PeerKey) {
+            swarm.handle(Time(2), Event::PeerUp { peer, same_zone: true });
+            let have = Arc::new(Bitmap::full(100));
+            swarm.handle(Time(3), Event::PeerJoined { peer, swarm: SWARM, have });
+        }
+        let mut now = Time(4);
+        // All that is asked is refused; who was asked.
+        let refuse = |swarm: &mut Swarm, now: Time| {
+            let mut asked = BTreeSet::new();
+            while let Some(action) = swarm.poll_action() {
+                if let Action::Fetch { request, peer, .. } = action {
+                    asked.insert(peer.0);
+                    let outcome = Outcome::Busy;
+                    swarm.handle(now, Event::FetchEnded { request, outcome });
+                }
+            }
+            asked
+        };
+        assert_eq!(refuse(&mut swarm, now).len(), asks_max, "then it waits for offers");
+        let mut again = 0;
+        while let Some(next) = swarm.next_timeout().filter(|next| next.0 < 1_000_000_000) {
+            now = next;
+            swarm.handle(now, Event::Timeout);
+            again += refuse(&mut swarm, now).len();
+        }
+        assert!(again > asks_max, "asked {again} more, though all have rested");
     }
 
     #[test]
