@@ -104,6 +104,23 @@ fn a_small_fleet_comes_near_the_bound_and_reads_the_bucket_once() {
 }
 
 #[test]
+fn a_last_piece_of_one_byte_blocks_no_line() {
+    // At 10 Gbit/s it needs less than a nanosecond.
+    let run = json(&[
+        "--nodes",
+        "30",
+        "--size",
+        "4194305B",
+        "--nic",
+        "10Gbps",
+        "--piece-size",
+        "1MiB",
+        "--json",
+    ]);
+    assert!(run["makespan_s"].as_f64().unwrap() < 1.0, "{run}");
+}
+
+#[test]
 fn one_machine_and_one_piece_are_a_fleet() {
     let run = json(&["--nodes", "1", "--size", "1B", "--json"]);
     assert_eq!((&run["completed"], &run["pieces"]), (&1.into(), &1.into()));

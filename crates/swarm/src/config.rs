@@ -135,7 +135,7 @@ impl Default for Config {
             upload_start_pieces: 4,
             uploads_per_peer_max: 4,
             offers_max: 2,
-            pick_scan: 256,
+            pick_scan: 32,
             late_first: ms(5_000),
             late_min: ms(200),
             late_max: ms(30_000),

@@ -4,13 +4,21 @@
 //! part each; a flow has at most [`FLOW_PARTS_MAX`] parts on their way, and waits for the receiver's line to be through with one
 //! before it sends the next. The receiver's line takes the parts as they come. So both ends share their line
 //! evenly to within a part, nothing is idle that has something to do, and a slow receiver slows its sender.
+//! What a line sends is settled [`TURN_PARTS`] parts at a time, or up to the end of a flow.
 
 use shoal_swarm::UploadId;
+use smallvec::SmallVec;
 
 use super::message::Actor;
 
 /// Parts of one flow that may be on their way: one is received while the next is sent.
 pub(super) const FLOW_PARTS_MAX: u32 = 2;
+
+/// Parts that a line puts on its way at once, one after the other: one event for both.
+pub(super) const TURN_PARTS: u32 = 2;
+
+/// Flows that lie in the line itself: as many as a machine has slots.
+const FLOWS: usize = 8;
 
 /// The longest part, in bytes.
 const PART_MAX: u64 = 4 << 20;
@@ -28,7 +36,12 @@ pub(super) fn part_bytes(piece_bytes: u64) -> u64 {
 
 /// How long a line of `bits_per_s` needs for `bytes`, in nanoseconds.
 pub(super) fn line_ns(bytes: u64, bits_per_s: u64) -> u64 {
-    (u128::from(bytes) * 8 * 1_000_000_000 / u128::from(bits_per_s.max(1))) as u64
+    const BIT_NS: u64 = 8_000_000_000;
+    let rate = bits_per_s.max(1);
+    match bytes.checked_mul(BIT_NS) {
+        Some(bit_ns) => bit_ns / rate,
+        None => (u128::from(bytes) * u128::from(BIT_NS) / u128::from(rate)) as u64,
+    }
 }
 
 /// Pieces on their way to one receiver, one after the other.
@@ -37,25 +50,25 @@ pub(super) struct Flow {
     pub(super) to: Actor,
     /// The receiver's number for it.
     pub(super) number: u32,
-    pub(super) swarm: u16,
     pub(super) piece: u32,
     /// The last piece; the bucket sends several in one answer.
     pub(super) last: u32,
     /// Bytes of `piece` that were not sent.
     pub(super) left: u64,
-    pub(super) in_flight: u32,
     pub(super) upload: UploadId,
+    pub(super) swarm: u16,
+    pub(super) in_flight: u16,
 }
 
 /// The sending side of a line.
 #[derive(Debug, Default)]
 pub(super) struct Line {
-    flows: Vec<Flow>,
-    /// Whose turn it is.
-    turn: usize,
     pub(super) busy: bool,
     /// What was sent whole when the line is free again.
     pub(super) ending: Option<UploadId>,
+    /// Whose turn it is.
+    turn: usize,
+    flows: SmallVec<[Flow; FLOWS]>,
 }
 
 impl Line {
@@ -65,7 +78,7 @@ impl Line {
 
     /// Reads the flows, so that they are in the cache.
     pub(super) fn warm(&self) -> u64 {
-        self.flows.first().map_or(0, |flow| flow.left)
+        self.flows.iter().fold(0, |sum, flow| sum ^ flow.left)
     }
 
     fn remove_at(&mut self, at: usize) -> Flow {
@@ -91,16 +104,21 @@ impl Line {
         }
     }
 
-    /// The next part of whichever flow's turn it is: the flow as it was before, and the part's bytes.
+    /// The next part of whichever flow's turn it is: the flow as it was before, and the part's bytes. None too once
+    /// a flow has ended, until that is known.
     pub(super) fn next(
         &mut self,
         part: impl Fn(u16) -> u64,
         piece_len: impl Fn(u16, u32) -> u64,
     ) -> Option<(Flow, u64)> {
+        if self.ending.is_some() {
+            return None;
+        }
         let count = self.flows.len();
-        let at = (0..count)
-            .map(|step| (self.turn + step) % count)
-            .find(|at| self.flows[*at].in_flight < FLOW_PARTS_MAX)?;
+        let turn = self.turn.min(count);
+        let at = (turn..count)
+            .chain(0..turn)
+            .find(|at| u32::from(self.flows[*at].in_flight) < FLOW_PARTS_MAX)?;
         self.turn = at + 1;
         let flow = &mut self.flows[at];
         let before = *flow;

@@ -53,13 +53,13 @@ pub(super) enum What {
     Offer {
         link: u16,
         swarm: u16,
-        piece: u32,
+        piece: PieceIndex,
     },
     // Between machines, a stream for each piece.
     Ask {
         link: u16,
         swarm: u16,
-        piece: u32,
+        piece: PieceIndex,
         number: u32,
     },
     Cancel {
@@ -178,7 +178,7 @@ impl What {
             Self::Have { ref pieces, .. } => (2, pieces.first().map_or(0, |piece| piece.0)),
             Self::Leave { swarm, .. } => (3, u32::from(swarm)),
             Self::Goal { artifact } => (4, u32::from(artifact)),
-            Self::Ask { piece, .. } => (5, piece),
+            Self::Ask { piece, .. } => (5, piece.0),
             Self::Cancel { number } => (6, number),
             Self::Refused { number, .. } => (7, number),
             Self::Bytes { number, .. } => (8, number),
@@ -203,7 +203,7 @@ impl What {
             Self::ReadTimeout { number, .. } => (27, number),
             Self::PollDue { .. } => (28, 0),
             Self::CutNoticed { .. } => (29, 0),
-            Self::Offer { piece, .. } => (32, piece),
+            Self::Offer { piece, .. } => (32, piece.0),
             Self::Known { .. } => (33, 0),
             Self::Die => (30, 0),
             Self::Revive => (31, 0),

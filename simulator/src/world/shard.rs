@@ -215,8 +215,10 @@ impl Shard {
         let machine =
             |message: &Message| self.machines.get(message.to.wrapping_sub(self.out.first) as usize);
         let mut sum = 0;
-        for machine in messages.iter().filter_map(machine) {
-            sum ^= machine.warm();
+        for message in messages {
+            if let Some(machine) = machine(message) {
+                sum ^= machine.warm(message);
+            }
         }
         for message in messages {
             if let Some(machine) = machine(message) {

@@ -80,8 +80,11 @@ impl Actions {
                 return Some(action);
             }
             let done = self.queue.pop_front();
-            if self.queue.is_empty() && self.queue.capacity() > KEPT_MAX {
+            if self.queue.capacity() > KEPT_MAX && self.queue.is_empty() {
                 self.queue = VecDeque::new();
+            } else if self.queue.is_empty() {
+                // The next one begins at the front again, which is in the cache.
+                self.queue.clear();
             }
             match done {
                 Some(Todo::Act(action)) => return Some(action),

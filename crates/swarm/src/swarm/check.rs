@@ -30,15 +30,20 @@ impl Swarm {
         ensure!(open <= config.lease_asks_max, "{open} lease questions open");
         ensure!(self.wake.is_none_or(|wake| wake > self.now), "the next timeout is in the past");
         for (at, (key, peer)) in self.peers.iter().enumerate() {
+            for state in self.states.iter().filter(|state| peer.slot(state.key).is_some()) {
+                let slot = state.neighbours.find(key);
+                ensure!(slot == peer.slot(state.key), "{key:?} is in another slot");
+            }
             ensure!(self.peers.find(key) == Some(at), "{key:?} is there twice");
-            let own = self.requests.iter().filter(|request| request.peer == at).count();
+            let own =
+                self.requests.iter().filter(|request| usize::from(request.peer) == at).count();
             ensure!(own == usize::from(peer.requests), "{key:?} has {own} requests");
             ensure!(peer.requests <= config.requests_per_peer_max, "{own} requests to {key:?}");
             ensure!(own == 0 || !peer.banned, "{key:?} is banned and asked");
         }
         let mut asked = BTreeSet::new();
         for request in &self.requests {
-            ensure!(self.peers.get(request.peer).is_some(), "{request:?} to nobody");
+            ensure!(self.peers.get(request.peer.into()).is_some(), "{request:?} to nobody");
             let new = asked.insert((request.swarm, request.piece, request.peer));
             ensure!(new, "{request:?} twice to one peer");
         }

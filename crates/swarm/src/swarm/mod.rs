@@ -12,6 +12,9 @@ mod state;
 mod tell;
 mod timers;
 mod uploads;
+mod warm;
+
+pub use warm::Upcoming;
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::cmp::Reverse;
@@ -19,6 +22,7 @@ use core::cmp::Reverse;
 use rand::SeedableRng;
 use rand_pcg::Pcg32;
 use shoal_proto::{Bitmap, PieceIndex, manifest::PIECES_MAX};
+use smallvec::SmallVec;
 
 use self::{
     actions::Actions,
@@ -83,6 +87,9 @@ pub struct Load {
     pub uploads: usize,
 }
 
+/// Requests that lie in the machine itself: no pointer lies between for most.
+const REQUESTS: usize = 10;
+
 /// The policy of one machine, for all its swarms.
 #[derive(Debug, Clone)]
 pub struct Swarm {
@@ -94,9 +101,9 @@ pub struct Swarm {
     peers: Peers,
     states: States,
     /// The swarms that fetch, the highest priority first.
-    fetching: Vec<SwarmKey>,
+    fetching: SmallVec<[SwarmKey; 1]>,
     /// At most `requests_max`: looked through from end to end.
-    requests: Vec<Request>,
+    requests: SmallVec<[Request; REQUESTS]>,
     next_request: u64,
     /// At most `origin_reads_max`.
     reads: Vec<Read>,
@@ -121,8 +128,8 @@ impl Swarm {
             now: Time::ZERO,
             peers: Peers::default(),
             states: States::default(),
-            fetching: Vec::new(),
-            requests: Vec::new(),
+            fetching: SmallVec::new(),
+            requests: SmallVec::new(),
             next_request: 0,
             reads: Vec::new(),
             uploads: Uploads::default(),
@@ -251,32 +258,6 @@ impl Swarm {
         &self.config
     }
 
-    /// Reads from all over the machine and says nothing that means anything: a driver of very many machines that knows
-    /// whose turn is next has them in the cache by then.
-    #[must_use]
-    pub fn warm(&self) -> u64 {
-        let own = [
-            self.salt,
-            self.now.0,
-            self.next_request,
-            self.requests.len() as u64,
-            self.reads.len() as u64,
-            self.uploads.count() as u64,
-            self.peers.len() as u64,
-            self.fetching.len() as u64,
-            u64::from(self.wake.is_some()),
-            u64::from(self.origin_stirred),
-        ];
-        let states = self.states.at(0).map_or(0, |state| state.neighbours.warm());
-        own.into_iter().fold(states, |sum, word| sum ^ word)
-    }
-
-    /// Reads what an [`Event::PeerHave`] would, like [`Self::warm`].
-    #[must_use]
-    pub fn warm_for(&self, peer: PeerKey, swarm: SwarmKey, pieces: &[PieceIndex]) -> u64 {
-        self.states.get(swarm).map_or(0, |state| state.neighbours.warm_for(peer, pieces))
-    }
-
     fn stir(&mut self) {
         self.peers_stirred = true;
         self.origin_stirred = true;
@@ -354,6 +335,7 @@ impl Swarm {
 
     fn stop(&mut self, key: SwarmKey) {
         let Some(state) = self.states.remove(key) else { return };
+        self.peers.iter_mut().for_each(|peer| peer.has_no_slot(key));
         self.stir();
         self.fetching.retain(|other| *other != key);
         self.cancel(|request| request.swarm == key);
@@ -385,7 +367,7 @@ impl Swarm {
         self.uploads.peer_down(key);
         self.forget_pieces_of(now, key);
         // Its requests ended with the connection: nothing to cancel.
-        self.take_requests(|request| request.peer == place);
+        self.take_requests(|request| usize::from(request.peer) == place);
         self.peers.remove(place);
         // Another one has its place now.
         let before = self.peers.len();
@@ -398,8 +380,8 @@ impl Swarm {
                 state.neighbours.moved(slot, place);
             }
         }
-        for request in self.requests.iter_mut().filter(|request| request.peer == before) {
-            request.peer = place;
+        for request in self.requests.iter_mut().filter(|request| request.peer == before as u16) {
+            request.peer = place as u16;
         }
     }
 
@@ -414,6 +396,9 @@ impl Swarm {
     fn forget_neighbour(&mut self, now: Time, peer: PeerKey, swarm: SwarmKey) {
         let Some(state) = self.states.get_mut(swarm) else { return };
         let Some(slot) = state.neighbours.find(peer) else { return };
+        if let Some(peer) = self.peers.get_mut(state.neighbours.place(slot)) {
+            peer.has_no_slot(swarm);
+        }
         state.neighbours.remove(slot);
         if state.neighbours.len() * 2 < self.config.neighbours_target && state.fetch.is_some() {
             // Many are gone at once: do not wait out the long pause of a swarm that had enough.
@@ -433,7 +418,10 @@ impl Swarm {
         }
         let who = (peer, place, known.same_zone);
         let joined = state.joined(who, have, self.config.neighbours_max);
-        let Some((answer, news)) = joined else { return };
+        let Some((slot, answer, news)) = joined else { return };
+        if let Some(peer) = self.peers.get_mut(place) {
+            peer.has_slot(swarm, slot);
+        }
         if answer {
             // It may have thrown our announcement away because it was not in the swarm yet.
             let have = Arc::new(state.held.clone());
@@ -468,7 +456,7 @@ impl Swarm {
     fn peer_left(&mut self, now: Time, peer: PeerKey, swarm: SwarmKey) {
         self.forget_neighbour(now, peer, swarm);
         if let Some(place) = self.peers.find(peer) {
-            self.cancel(|request| request.peer == place && request.swarm == swarm);
+            self.cancel(|request| usize::from(request.peer) == place && request.swarm == swarm);
         }
     }
 
@@ -491,8 +479,8 @@ impl Swarm {
         let Some(at) = self.requests.iter().position(|request| request.id == id) else { return };
         let request = self.take_request(at);
         let took = now.since(request.at);
-        let key = self.peers.key(request.peer);
-        let Some(peer) = self.peers.get_mut(request.peer) else { return };
+        let place = usize::from(request.peer);
+        let Some(peer) = self.peers.get_mut(place) else { return };
         let Some(state) = self.states.get_mut(request.swarm) else { return };
         let (config, rng) = (&self.config, &mut self.rng);
         self.peers_stirred = true;
@@ -511,25 +499,29 @@ impl Swarm {
                 let min = usual.map_or(least, |usual| (usual / 2).max(least));
                 let max = usual.map_or(config.busy_backoff_max, |usual| usual * 2);
                 peer.was_busy(now, min, max.min(config.busy_backoff_max).max(min), rng);
-                self.watch(now, request.peer);
+                self.watch(now, place);
                 if let Some(state) = self.states.get_mut(request.swarm)
-                    && let Some(slot) = state.neighbours.find(key)
+                    && let Some(slot) = state.neighbours.find(self.peers.key(place))
                 {
                     state.neighbours.is_busy(slot);
                 }
                 self.ask_another(now, request.swarm, request.piece);
                 return;
             }
-            Outcome::NotHere => state.has_not(key, request.piece),
+            Outcome::NotHere => state.has_not(self.peers.key(place), request.piece),
             Outcome::Failed => {
                 peer.has_failed(now, config.failed_backoff_min, config.failed_backoff_max, rng);
-                self.watch(now, request.peer);
+                self.watch(now, place);
             }
             Outcome::Corrupt => {
-                state.has_not(key, request.piece);
                 peer.corrupt = peer.corrupt.saturating_add(1);
-                if peer.corrupt >= config.corrupt_max {
-                    peer.banned = true;
+                let corrupt = peer.corrupt;
+                let key = self.peers.key(place);
+                state.has_not(key, request.piece);
+                if corrupt >= config.corrupt_max {
+                    if let Some(peer) = self.peers.get_mut(place) {
+                        peer.banned = true;
+                    }
                     self.actions.push(Action::Ban { peer: key });
                     self.cancel(|other| other.peer == request.peer);
                     self.forget_pieces_of(now, key);

@@ -6,7 +6,10 @@ use core::time::Duration;
 use rand::RngExt;
 use rand_pcg::Pcg32;
 
-use crate::{event::PeerKey, time::Time};
+use crate::{
+    event::{PeerKey, SwarmKey},
+    time::Time,
+};
 
 /// How long a measured piece time says something about a peer's load.
 const MEASURE_KEEP: Duration = Duration::from_secs(5);
@@ -46,6 +49,10 @@ impl Peers {
         self.peers.get_mut(at)
     }
 
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
+        self.peers.iter_mut()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (PeerKey, &Peer)> {
         self.keys.iter().copied().zip(&self.peers)
     }
@@ -74,6 +81,8 @@ pub(super) struct Peer {
     measured_at: Time,
     /// The smoothed time that it takes for a piece; 0 before the first.
     piece_nanos: u64,
+    /// The swarm in which it became a neighbour last, and its slot there: most machines have one, and need not look.
+    neighbour: Option<(SwarmKey, u8)>,
     pub(super) same_zone: bool,
     pub(super) banned: bool,
     /// Requests on their way from it, over all swarms.
@@ -92,6 +101,7 @@ impl Peer {
             rests_until: Time::ZERO,
             measured_at: Time::ZERO,
             piece_nanos: 0,
+            neighbour: None,
             same_zone,
             banned: false,
             requests: 0,
@@ -99,6 +109,21 @@ impl Peer {
             busy: 0,
             failed: 0,
         }
+    }
+
+    /// It has this slot in a swarm.
+    pub(super) fn has_slot(&mut self, swarm: SwarmKey, slot: usize) {
+        self.neighbour = u8::try_from(slot).ok().map(|slot| (swarm, slot));
+    }
+
+    /// It is no neighbour in a swarm any more.
+    pub(super) fn has_no_slot(&mut self, swarm: SwarmKey) {
+        self.neighbour.take_if(|(of, _)| *of == swarm);
+    }
+
+    /// Its slot in a swarm, if that is known here.
+    pub(super) fn slot(&self, swarm: SwarmKey) -> Option<usize> {
+        self.neighbour.filter(|(of, _)| *of == swarm).map(|(_, slot)| slot.into())
     }
 
     /// Whether it may be asked for one more piece.

@@ -38,13 +38,13 @@ const RESTS_SHORTLY: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     pub(super) id: RequestId,
-    /// The peer's place.
-    pub(super) peer: usize,
     pub(super) swarm: SwarmKey,
-    pub(super) piece: u32,
     pub(super) at: Time,
     pub(super) late_at: Time,
     pub(super) give_up_at: Time,
+    pub(super) piece: u32,
+    /// The peer's place.
+    pub(super) peer: u16,
     /// Whether `late_at` has passed.
     pub(super) late: bool,
 }
@@ -210,19 +210,17 @@ impl Swarm {
 
     /// What lets a peer be asked or not has changed: notes it wherever it is a neighbour.
     pub(super) fn watch(&mut self, now: Time, place: usize) {
-        let key = self.peers.key(place);
         let Some(peer) = self.peers.get(place) else { return };
         let may_ask = peer.is_free(now, self.config.requests_per_peer_max);
         let until = if peer.rests_until > now { peer.rests_until } else { Time(u64::MAX) };
         for swarm in &self.fetching {
-            if let Some(state) = self.states.get_mut(*swarm)
-                && let Some(slot) = state.neighbours.find(key)
-            {
-                if may_ask {
-                    state.neighbours.unwatch(1 << slot);
-                } else {
-                    state.neighbours.watch(1 << slot, until);
-                }
+            let Some(state) = self.states.get_mut(*swarm) else { continue };
+            let find = || state.neighbours.find(self.peers.key(place));
+            let Some(slot) = peer.slot(*swarm).or_else(find) else { continue };
+            if may_ask {
+                state.neighbours.unwatch(1 << slot);
+            } else {
+                state.neighbours.watch(1 << slot, until);
             }
         }
     }
@@ -300,7 +298,8 @@ impl Swarm {
             let Some(state) = self.states.get(key) else { continue };
             let asked =
                 self.requests.iter().filter(|r| r.swarm == key && r.piece == piece).map(|r| r.peer);
-            for slot in asked.filter_map(|peer| state.neighbours.find(self.peers.key(peer))) {
+            for slot in asked.filter_map(|peer| state.neighbours.find(self.peers.key(peer.into())))
+            {
                 free.near &= !(1 << slot);
                 free.far &= !(1 << slot);
             }
@@ -330,12 +329,12 @@ impl Swarm {
         self.next_request += 1;
         self.requests.push(Request {
             id,
-            peer: place,
             swarm: key,
-            piece,
             at: now,
             late_at: now + late,
             give_up_at: now + give_up,
+            piece,
+            peer: place as u16,
             late: false,
         });
         self.watch(now, place);
@@ -346,9 +345,10 @@ impl Swarm {
     /// Takes a request out; its piece is missing again unless another request or fate has it.
     pub(super) fn take_request(&mut self, at: usize) -> Request {
         let request = self.requests.swap_remove(at);
-        if let Some(peer) = self.peers.get_mut(request.peer) {
+        let place = usize::from(request.peer);
+        if let Some(peer) = self.peers.get_mut(place) {
             peer.requests -= 1;
-            self.watch(self.now, request.peer);
+            self.watch(self.now, place);
         }
         let still = self
             .requests

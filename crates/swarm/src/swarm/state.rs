@@ -217,14 +217,14 @@ impl Deadlines {
 }
 
 impl State {
-    /// Notes a neighbour's pieces anew, if there is room for it. Whether it shall be answered (it was no
+    /// Notes a neighbour's pieces anew, if there is room for it. Its slot, whether it shall be answered (it was no
     /// neighbour, or was complete and no longer is), and whether it is news at all.
     pub(super) fn joined(
         &mut self,
         (key, place, near): (PeerKey, usize, bool),
         have: &Bitmap,
         max: usize,
-    ) -> Option<(bool, bool)> {
+    ) -> Option<(usize, bool, bool)> {
         let known = self.neighbours.find(key);
         let slot = match known {
             Some(slot) => slot,
@@ -232,7 +232,7 @@ impl State {
         };
         let lost = self.neighbours.is_complete(slot) && !have.is_full();
         let changed = self.neighbours.set_all(slot, have);
-        Some((known.is_none() || lost, known.is_none() || changed))
+        Some((slot, known.is_none() || lost, known.is_none() || changed))
     }
 
     /// A neighbour holds one more piece; true when it is news about a piece that we lack.

@@ -34,12 +34,13 @@ impl Swarm {
             if request.give_up_at <= now {
                 let request = self.take_request(at);
                 self.actions.push(Action::CancelFetch { request: request.id });
-                if let Some(peer) = self.peers.get_mut(request.peer) {
+                let place = usize::from(request.peer);
+                if let Some(peer) = self.peers.get_mut(place) {
                     let (min, max) =
                         (self.config.failed_backoff_min, self.config.failed_backoff_max);
                     peer.has_failed(now, min, max, &mut self.rng);
                 }
-                self.watch(now, request.peer);
+                self.watch(now, place);
                 if let Some(fetch) = self.states.fetch_mut(request.swarm) {
                     fetch.times.gave_up();
                 }
@@ -49,7 +50,7 @@ impl Swarm {
             if !request.late && request.late_at <= now {
                 request.late = true;
                 let so_far = now.since(request.at);
-                if let Some(peer) = self.peers.get_mut(request.peer) {
+                if let Some(peer) = self.peers.get_mut(request.peer.into()) {
                     peer.is_late(now, so_far);
                 }
                 self.peers_stirred = true;

@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 
 use rand::RngExt;
 use shoal_proto::PieceIndex;
+use smallvec::SmallVec;
 
 use super::{
     Swarm,
@@ -25,6 +26,9 @@ use crate::{
 /// The most that were turned away and are remembered; any more ask again after a rest.
 const TURNED_AWAY_MAX: usize = 64;
 
+/// Uploads that lie in the machine itself: as many as it has slots.
+const SERVED: usize = 8;
+
 #[derive(Debug, Clone)]
 pub(super) struct Upload {
     id: UploadId,
@@ -33,7 +37,7 @@ pub(super) struct Upload {
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Uploads {
-    served: Vec<Upload>,
+    served: SmallVec<[Upload; SERVED]>,
     /// Who was answered BUSY, and not offered a slot since; longest ago first.
     turned_away: Vec<PeerKey>,
     /// The swarm whose neighbours are offered a slot first.
@@ -144,17 +148,15 @@ impl Swarm {
 
     /// A peer has a free slot, and holds a piece: asks for that or a better one, if there is room for one more.
     pub(super) fn offered(&mut self, now: Time, key: PeerKey, swarm: SwarmKey, piece: u32) {
-        let Some(place) = self.peers.find(key) else { return };
+        let Some(state) = self.states.get_mut(swarm) else { return };
+        let Some(slot) = state.neighbours.find(key) else { return };
+        // It may come before the news that the piece is there.
+        state.neighbours.set(slot, piece);
+        let place = state.neighbours.place(slot);
         let Some(peer) = self.peers.get_mut(place) else { return };
         peer.offers(now);
         let may_ask = peer.is_free(now, self.config.requests_per_peer_max);
         self.watch(now, place);
-        // It may come before the news that the piece is there.
-        if let Some(state) = self.states.get_mut(swarm)
-            && let Some(slot) = state.neighbours.find(key)
-        {
-            state.neighbours.set(slot, piece);
-        }
         if may_ask && self.has_room() {
             self.ask_one(now, key);
         }

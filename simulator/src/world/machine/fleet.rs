@@ -262,7 +262,7 @@ impl Machine {
         let found = self.peers.binary_search_by_key(&machine, |peer| peer.machine);
         let Ok(at) = found else { return };
         let peer = self.peers.remove(at);
-        self.live.retain(|live| live.request.is_none_or(|(_, to)| to != machine));
+        self.live.retain(|live| live.from != machine);
         for at in (0..self.uploads.len()).rev() {
             if self.uploads[at].to == machine {
                 let upload = self.uploads.swap_remove(at);

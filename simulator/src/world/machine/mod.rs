@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use rand::RngExt;
 use rand_pcg::Pcg32;
-use shoal_proto::{Bitmap, PieceIndex};
-use shoal_swarm::{Event, Outcome, PeerKey, RequestId, Swarm, SwarmKey, Time, UploadId};
+use shoal_proto::Bitmap;
+use shoal_swarm::{Event, Outcome, PeerKey, RequestId, Swarm, SwarmKey, Time, Upcoming, UploadId};
+use smallvec::SmallVec;
 
 use super::{
     REGIONS, Static,
@@ -19,6 +20,10 @@ use super::{
 
 /// A machine asks for its goals every this long, half more or less.
 const POLL_NS: u64 = 30_000_000_000;
+
+/// Requests of ours that lie in the machine itself, and uploads: as many as there are mostly.
+const LIVE: usize = 10;
+const UPLOADS: usize = 8;
 
 /// One connection, seen from one end.
 #[derive(Debug, Clone, Copy)]
@@ -31,15 +36,16 @@ struct Peer {
 #[derive(Debug, Clone, Copy)]
 struct Live {
     number: u32,
+    from: Actor,
     /// None: a read of the bucket.
-    request: Option<(RequestId, Actor)>,
-    swarm: u16,
+    request: Option<RequestId>,
     piece: u32,
     last: u32,
     /// Bytes of `piece` that have not arrived.
-    left: u64,
+    left: u32,
+    swarm: u16,
     /// Pieces that arrived and are being verified.
-    storing: u32,
+    storing: u16,
 }
 
 /// A lease question that is open.
@@ -73,21 +79,38 @@ pub(super) struct Task {
     pub(super) completed_at: Option<u64>,
 }
 
-/// A machine.
+/// A machine. What most happens to needs comes first and lies side by side: machines are touched in random order, and
+/// what that costs is the cache lines that are waited for.
+#[repr(C, align(64))]
 pub(super) struct Machine {
     id: Actor,
     zone: u32,
     /// Which part of its line works.
     rate_bps: u64,
+    rng: Pcg32,
+    numbers: u32,
+    seq: u32,
+    life: u16,
+    alive: bool,
     /// It sends wrong bytes.
     corrupt: bool,
     pub(super) healthy: bool,
-    alive: bool,
-    life: u16,
-    swarm: Swarm,
+    pub(super) events: u64,
+    pub(super) digest: u64,
+    /// When the receiving side is through with everything that is on its way.
+    down_free: u64,
+    hash_free: u64,
+    disk_free: u64,
     /// What its clock shows when the run begins, in nanoseconds.
     clock: u64,
-    rng: Pcg32,
+    /// The planned wake-up that counts; others are void.
+    wake: u64,
+    line: Line,
+    live: SmallVec<[Live; LIVE]>,
+    uploads: SmallVec<[Upload; UPLOADS]>,
+    pub(super) tasks: SmallVec<[Task; 1]>,
+    swarm: Swarm,
+    known: u64,
     peers: Vec<Peer>,
     dials: Vec<Peer>,
     /// Those whose connections are refused for good.
@@ -95,26 +118,11 @@ pub(super) struct Machine {
     /// The machines that it was connected with when it died.
     remembered: Vec<Actor>,
     links: u16,
-    line: Line,
-    /// When the receiving side is through with everything that is on its way.
-    down_free: u64,
-    hash_free: u64,
-    disk_free: u64,
-    live: Vec<Live>,
-    uploads: Vec<Upload>,
     asks: Vec<LeaseAsk>,
     silent_until: [u64; REGIONS],
     region_turn: usize,
-    numbers: u32,
-    seq: u32,
-    /// The planned wake-up that counts; others are void.
-    wake: u64,
-    known: u64,
     /// When it may ask a neighbour for goals again.
     asks_goals_at: u64,
-    pub(super) tasks: Vec<Task>,
-    pub(super) events: u64,
-    pub(super) digest: u64,
 }
 
 /// How a machine is made.
@@ -157,8 +165,8 @@ impl Machine {
             down_free: 0,
             hash_free: 0,
             disk_free: 0,
-            live: Vec::new(),
-            uploads: Vec::new(),
+            live: SmallVec::new(),
+            uploads: SmallVec::new(),
             asks: Vec::new(),
             silent_until: [0; REGIONS],
             region_turn: made.id as usize % REGIONS,
@@ -173,39 +181,44 @@ impl Machine {
         }
     }
 
-    /// Reads from all over the machine, so that it is in the cache when something happens to it.
-    pub(super) fn warm(&self) -> u64 {
-        let own = [
-            self.digest,
-            self.events,
-            self.wake,
-            self.down_free,
-            self.rate_bps,
-            u64::from(self.seq),
-            u64::from(self.life),
-            self.live.len() as u64,
-            self.uploads.len() as u64,
-            self.tasks.len() as u64,
-            self.peers.len() as u64,
-            u64::from(self.line.busy),
-        ];
-        own.into_iter().fold(self.swarm.warm(), |sum, word| sum ^ word)
+    /// Reads what a message will need of the machine itself, so that it is in the cache then.
+    pub(super) fn warm(&self, message: &Message) -> u64 {
+        let live = || self.live.iter().fold(0, |sum, live| sum ^ u64::from(live.left));
+        let own = self.digest ^ self.down_free;
+        own ^ match &message.what {
+            What::Bytes { .. } => live(),
+            What::Stored { .. } => live() ^ self.swarm.warm(),
+            What::Credit { .. } | What::LineFree { .. } => self.line.warm(),
+            _ => self.swarm.warm(),
+        }
     }
 
     /// Reads what a message needs beyond that.
     pub(super) fn warm_for(&self, message: &Message) -> u64 {
-        let peer = key(Peer { machine: message.from, link: 0 });
-        match &message.what {
+        let of = |link: u16, swarm: u16| {
+            (key(Peer { machine: message.from, link }), SwarmKey(swarm.into()))
+        };
+        self.swarm.warm_for(match &message.what {
             What::Have { link, swarm, pieces } => {
-                let peer = key(Peer { machine: message.from, link: *link });
-                self.swarm.warm_for(peer, SwarmKey(u64::from(*swarm)), pieces)
+                let (peer, swarm) = of(*link, *swarm);
+                Upcoming::Have(peer, swarm, pieces)
             }
-            What::Bytes { .. } | What::Stored { .. } => {
-                self.live.first().map_or(0, |live| live.left)
+            What::Offer { link, swarm, .. } => {
+                let (peer, swarm) = of(*link, *swarm);
+                Upcoming::Offered(peer, swarm)
             }
-            What::Credit { .. } | What::LineFree { .. } => self.line.warm(),
-            _ => self.swarm.warm_for(peer, SwarmKey(0), &[]),
-        }
+            What::Ask { link, swarm, piece, .. } => {
+                let (peer, swarm) = of(*link, *swarm);
+                Upcoming::Asked(peer, swarm, *piece)
+            }
+            What::Stored { number, .. } => {
+                let live = self.live.iter().find(|live| live.number == *number);
+                let Some(request) = live.and_then(|live| live.request) else { return 0 };
+                Upcoming::Ended(request)
+            }
+            What::LineFree { .. } if self.line.ending.is_some() => return self.swarm.warm(),
+            _ => return 0,
+        })
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -268,7 +281,7 @@ impl Machine {
             }
             What::Offer { link, swarm, piece } => {
                 if let Some(peer) = self.key(world, from, link) {
-                    let (swarm, piece) = (SwarmKey(u64::from(swarm)), PieceIndex(piece));
+                    let swarm = SwarmKey(u64::from(swarm));
                     self.tell(world, out, now, Event::Offered { peer, swarm, piece });
                 }
             }
@@ -277,8 +290,8 @@ impl Machine {
             What::Ask { link, swarm, piece, number } => {
                 if let Some(peer) = self.key(world, from, link) {
                     let id = UploadId(u64::from(self.number()));
-                    self.uploads.push(Upload { id, to: from, number, swarm, piece });
-                    let (swarm, piece) = (SwarmKey(u64::from(swarm)), PieceIndex(piece));
+                    self.uploads.push(Upload { id, to: from, number, swarm, piece: piece.0 });
+                    let swarm = SwarmKey(u64::from(swarm));
                     let asked = Event::UploadAsked { upload: id, peer, swarm, piece };
                     self.tell(world, out, now, asked);
                 }
@@ -308,7 +321,9 @@ impl Machine {
             What::LineFree { life } if life == self.life => {
                 self.line.busy = false;
                 if let Some(upload) = self.line.ending.take() {
-                    self.uploads.retain(|other| other.id != upload);
+                    if let Some(at) = self.uploads.iter().position(|own| own.id == upload) {
+                        self.uploads.swap_remove(at);
+                    }
                     self.tell(world, out, now, Event::UploadEnded { upload });
                 }
                 self.send_next(world, out, now);

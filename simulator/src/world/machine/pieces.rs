@@ -7,7 +7,7 @@ use shoal_swarm::{Action, Event, Outcome, SwarmKey, UploadId};
 use super::{LeaseAsk, Live, Machine, parts};
 use crate::world::{
     Static,
-    line::{FLOW_PARTS_MAX, Flow, line_ns},
+    line::{FLOW_PARTS_MAX, Flow, TURN_PARTS, line_ns},
     message::{Actor, ENVELOPE, What},
     shard::Out,
 };
@@ -42,27 +42,25 @@ impl Machine {
             Action::Fetch { request, peer, swarm, piece } => {
                 out.counts.control(ENVELOPE);
                 let (to, link) = parts(peer);
-                let (swarm, piece, number) = (swarm.0 as u16, piece.0, self.number());
+                let (swarm, number) = (swarm.0 as u16, self.number());
                 self.live.push(Live {
                     number,
-                    request: Some((request, to)),
+                    from: to,
+                    request: Some(request),
                     swarm,
-                    piece,
-                    last: piece,
-                    left: world.piece_len(swarm, piece),
+                    piece: piece.0,
+                    last: piece.0,
+                    left: world.piece_len(swarm, piece.0) as u32,
                     storing: 0,
                 });
                 self.send(world, out, now, to, What::Ask { link, swarm, piece, number });
             }
             Action::CancelFetch { request } => {
-                let same = |live: &Live| live.request.is_some_and(|own| own.0 == request);
+                let same = |live: &Live| live.request == Some(request);
                 if let Some(at) = self.live.iter().position(same) {
-                    let live = self.live.swap_remove(at);
-                    if let Some((_, to)) = live.request {
-                        out.counts.control(ENVELOPE / 2);
-                        let number = live.number;
-                        self.send(world, out, now, to, What::Cancel { number });
-                    }
+                    let Live { from, number, .. } = self.live.swap_remove(at);
+                    out.counts.control(ENVELOPE / 2);
+                    self.send(world, out, now, from, What::Cancel { number });
                 }
             }
             Action::Serve { upload } => {
@@ -83,7 +81,7 @@ impl Machine {
             Action::Offer { peer, swarm, piece } => {
                 out.counts.control(ENVELOPE);
                 let ((to, link), swarm) = (parts(peer), swarm.0 as u16);
-                self.send(world, out, now, to, What::Offer { link, swarm, piece: piece.0 });
+                self.send(world, out, now, to, What::Offer { link, swarm, piece });
             }
             Action::RefuseBusy { upload } => self.refuse(world, out, now, upload, true),
             Action::RefuseNotHere { upload } => self.refuse(world, out, now, upload, false),
@@ -106,11 +104,12 @@ impl Machine {
                 let (swarm, number) = (swarm.0 as u16, self.number());
                 self.live.push(Live {
                     number,
+                    from: world.bucket(),
                     request: None,
                     swarm,
                     piece: first,
                     last: first + count - 1,
-                    left: world.piece_len(swarm, first),
+                    left: world.piece_len(swarm, first) as u32,
                     storing: 0,
                 });
                 let (life, count) = (self.life, count as u16);
@@ -158,32 +157,38 @@ impl Machine {
         }
     }
 
-    /// Puts the next part on the line, if it is free.
+    /// Puts the next parts on the line, if it is free.
     pub(super) fn send_next(&mut self, world: &Static, out: &mut Out, now: u64) {
         if self.line.busy {
             return;
         }
-        let next =
-            self.line.next(|swarm| world.part_bytes(swarm), |swarm, p| world.piece_len(swarm, p));
-        let Some((flow, bytes)) = next else { return };
-        self.line.busy = true;
-        let took = line_ns(bytes, self.rate_bps);
-        let life = self.life;
-        self.plan(out, now + took, What::LineFree { life });
-        let zone = world.zone(flow.to);
-        if zone != self.zone {
-            out.counts.cross_zone_bytes += bytes;
+        let mut begins = now;
+        for _ in 0..TURN_PARTS {
+            let part = |swarm| world.part_bytes(swarm);
+            let next = self.line.next(part, |swarm, piece| world.piece_len(swarm, piece));
+            let Some((flow, bytes)) = next else { break };
+            self.line.busy = true;
+            let took = line_ns(bytes, self.rate_bps);
+            let zone = world.zone(flow.to);
+            if zone != self.zone {
+                out.counts.cross_zone_bytes += bytes;
+            }
+            let arrives = begins + world.one_way_ns(self.zone, zone, self.rng.random());
+            let part = What::Bytes {
+                to: flow.to,
+                number: flow.number,
+                bytes: bytes as u32,
+                tail_ns: took as u32,
+                corrupt: self.corrupt,
+            };
+            let hop = world.first_hop(self.id, flow.to);
+            self.post(world, out, arrives, hop, part);
+            begins += took;
         }
-        let arrives = now + world.one_way_ns(self.zone, zone, self.rng.random());
-        let part = What::Bytes {
-            to: flow.to,
-            number: flow.number,
-            bytes: bytes as u32,
-            tail_ns: took as u32,
-            corrupt: self.corrupt,
-        };
-        let hop = world.first_hop(self.id, flow.to);
-        self.post(world, out, arrives, hop, part);
+        if self.line.busy {
+            let life = self.life;
+            self.plan(out, begins, What::LineFree { life });
+        }
     }
 
     pub(super) fn received(
@@ -202,17 +207,17 @@ impl Machine {
             out.counts.wasted_bytes += u64::from(bytes);
             return;
         };
-        live.left = live.left.saturating_sub(u64::from(bytes));
+        live.left = live.left.saturating_sub(bytes);
         let whole = live.left == 0;
         let (swarm, piece, ends) = (live.swarm, live.piece, whole && live.piece == live.last);
         // The sender waits for it only if there is a part that it may not send yet.
         let credit = live.piece < live.last
-            || live.left.div_ceil(world.part_bytes(swarm)) >= u64::from(FLOW_PARTS_MAX);
+            || u64::from(live.left) > world.part_bytes(swarm) * u64::from(FLOW_PARTS_MAX - 1);
         if whole {
             live.storing += 1;
             if !ends {
                 live.piece += 1;
-                live.left = world.piece_len(swarm, live.piece);
+                live.left = world.piece_len(swarm, live.piece) as u32;
             }
         }
         if credit {
@@ -272,7 +277,7 @@ impl Machine {
             out.counts.wasted_bytes += len;
         }
         let event = match live.request {
-            Some((request, _)) => Event::FetchEnded { request, outcome },
+            Some(request) => Event::FetchEnded { request, outcome },
             None => {
                 let (swarm, piece) = (SwarmKey(u64::from(live.swarm)), PieceIndex(live.piece));
                 Event::OriginEnded { swarm, piece, outcome }
@@ -284,7 +289,7 @@ impl Machine {
     pub(super) fn read_failed(&mut self, world: &Static, out: &mut Out, now: u64, number: u32) {
         let Some(at) = self.live.iter().position(|live| live.number == number) else { return };
         let live = self.live.swap_remove(at);
-        for piece in live.piece - live.storing..=live.last {
+        for piece in live.piece - u32::from(live.storing)..=live.last {
             self.ended(world, out, now, Live { piece, ..live }, Outcome::Failed);
         }
     }
