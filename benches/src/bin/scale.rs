@@ -37,6 +37,31 @@ const CASES: &[Case] = &[
         flags: "--nodes 100000 --size 10GB --nic 10Gbps --piece-size 4MiB --seed 1",
     },
     Case {
+        name: "100k-1g",
+        asked: 0.90,
+        flags: "--nodes 100000 --size 10GB --nic 1Gbps --piece-size 16MiB --seed 1",
+    },
+    Case {
+        name: "100k-25g",
+        asked: 0.85,
+        flags: "--nodes 100000 --size 10GB --nic 25Gbps --piece-size 16MiB --seed 1",
+    },
+    Case {
+        name: "100k-zones",
+        asked: 0.90,
+        flags: "--nodes 100000 --size 10GB --nic 10Gbps --piece-size 16MiB --zones 3 --seed 1",
+    },
+    Case {
+        name: "regions-20k",
+        asked: 0.90,
+        flags: "--regions 10 --nodes 20000 --size 10GB --nic 10Gbps --piece-size 16MiB --seed 1",
+    },
+    Case {
+        name: "regions-100k",
+        asked: 0.90,
+        flags: "--regions 10 --nodes 100000 --size 10GB --nic 10Gbps --piece-size 16MiB --seed 1",
+    },
+    Case {
         name: "10k",
         asked: 0.90,
         flags: "--nodes 10000 --size 10GB --nic 10Gbps --piece-size 16MiB --seed 1",
@@ -162,7 +187,7 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     if args.list {
         for case in CASES {
-            println!("{:9} {}", case.name, case.flags);
+            println!("{:12} {}", case.name, case.flags);
         }
         return Ok(());
     }
@@ -181,7 +206,7 @@ fn main() -> anyhow::Result<()> {
     let before = lines(&args.history)?;
     if !args.json {
         println!(
-            "case      efficiency  asked  before  origin  zones  msg/piece  wall s  cpu s  us/piece  MiB"
+            "case         efficiency  asked  before  origin  zones  msg/piece  wall s  cpu s  us/piece  MiB"
         );
     }
     for case in cases {
@@ -192,7 +217,7 @@ fn main() -> anyhow::Result<()> {
         } else {
             let last = last.map_or("-".to_owned(), |last| format!("{:.4}", last.efficiency));
             println!(
-                "{:9} {:10.4} {:6.2} {:>7} {:7.3} {:6.2} {:10.1} {:7.1} {:6.1} {:9.2} {:4}",
+                "{:12} {:10.4} {:6.2} {:>7} {:7.3} {:6.2} {:10.1} {:7.1} {:6.1} {:9.2} {:4}",
                 line.case,
                 line.efficiency,
                 case.asked,

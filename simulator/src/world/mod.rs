@@ -1,9 +1,10 @@
 //! The world: machines that are the real policy, and what lies between them.
 //!
 //! [`run`] builds it from a [`Setup`] and lets it happen. [`shard`] says how that is done on several
-//! threads with one result; [`machine`] is the model of an agent; [`mod@line`] of what it is joined to others with;
+//! threads with one result; [`fixed`] what never changes; [`machine`] is the model of an agent; [`mod@line`] of what it is joined to others with;
 //! [`services`] of region processes, bucket and trunks; [`triggers`] of what goes wrong and when.
 
+mod fixed;
 mod line;
 mod machine;
 mod message;
@@ -14,7 +15,7 @@ mod triggers;
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
@@ -22,10 +23,9 @@ use std::{
 
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
-use shoal_proto::{ArtifactId, NodeId};
-use shoal_swarm::{Config, lease_owners, machine_hash, may_lease};
 
 use self::{
+    fixed::Static,
     machine::{Machine, Made},
     message::Actor,
     services::{Bucket, Region},
@@ -33,7 +33,7 @@ use self::{
     triggers::Triggers,
 };
 use crate::setup::{
-    BUCKET_NICS, Completion, Fault, Fetched, REGION_PROCESSES, Run, Sample, Setup, Violation,
+    BUCKET_NICS, Completion, Fetched, REGION_PROCESSES, Run, Sample, Setup, Violation,
 };
 
 /// Round trip between two machines of a zone, before jitter, in nanoseconds.
@@ -44,12 +44,6 @@ const RTT_CROSS_NS: u64 = 1_500_000;
 
 /// One hop of gossip.
 const GOSSIP_HOP_NS: u64 = 5_000_000;
-
-/// One control message of this many is lost, and sent again after [`RESEND_RTTS`] round trips.
-const LOSS_ONE_IN: u64 = 1_000;
-
-/// When a lost message is sent again: quinn's probe timeout is about three round trips.
-const RESEND_RTTS: u64 = 3;
 
 /// Region processes of a region, as an index.
 const REGIONS: usize = REGION_PROCESSES as usize;
@@ -97,34 +91,6 @@ pub(crate) struct Progress {
     pub(crate) done: u64,
 }
 
-/// What does not change while the world runs, and every actor may read.
-struct Static {
-    setup: Setup,
-    config: Arc<Config>,
-    /// The machines of each artifact, ascending.
-    members: Vec<Vec<u32>>,
-    /// Which newer artifact replaces each.
-    replaced_by: Vec<Option<u16>>,
-    parts: Vec<u64>,
-    check_every: u64,
-    /// No connection ever ends: what came over one need not be looked at twice.
-    links_stand: bool,
-    /// Owners of each lease block of each artifact, best first.
-    owners: Vec<Vec<[usize; REGIONS]>>,
-}
-
-fn artifact_id(artifact: u16) -> ArtifactId {
-    let mut id = ArtifactId::EMPTY;
-    id.0[..2].copy_from_slice(&artifact.to_le_bytes());
-    id
-}
-
-fn node_id(n: u32) -> NodeId {
-    let mut bytes = [0x51; 32];
-    bytes[..4].copy_from_slice(&n.to_le_bytes());
-    NodeId(bytes)
-}
-
 fn machines_of(shard: usize, nodes: u32, shards: usize) -> (u32, u32) {
     let each = nodes.div_ceil(shards as u32);
     let first = (shard as u32 * each).min(nodes);
@@ -134,97 +100,6 @@ fn machines_of(shard: usize, nodes: u32, shards: usize) -> (u32, u32) {
 fn shard_of(actor: Actor, nodes: u32, shards: usize) -> usize {
     // Services live in the first.
     if actor < nodes { (actor / nodes.div_ceil(shards as u32)) as usize } else { 0 }
-}
-
-impl Static {
-    fn new(setup: &Setup) -> Self {
-        let region_ids: [NodeId; REGIONS] = std::array::from_fn(|at| node_id(u32::MAX - at as u32));
-        let count = setup.artifacts.len();
-        let owners = (0..count as u16).map(|at| {
-            let pieces = setup.artifacts[usize::from(at)].pieces;
-            (0..pieces.div_ceil(shoal_proto::region::LEASE_BLOCK_PIECES))
-                .map(|block| {
-                    let order = lease_owners(&artifact_id(at), block, &region_ids);
-                    std::array::from_fn(|place| order[place])
-                })
-                .collect()
-        });
-        Self {
-            config: Arc::new(Config::default()),
-            members: (0..count).map(|at| setup.members(at)).collect(),
-            owners: owners.collect(),
-            replaced_by: (0..count)
-                .map(|at| setup.replaced_by(at).map(|newer| newer as u16))
-                .collect(),
-            parts: setup.artifacts.iter().map(|a| line::part_bytes(a.piece_bytes)).collect(),
-            check_every: if setup.nodes <= 100 { 1 << 12 } else { 1 << 17 },
-            links_stand: setup.faults.iter().all(|fault| {
-                !matches!(
-                    fault,
-                    Fault::Churn { .. }
-                        | Fault::ZoneCut { .. }
-                        | Fault::Corrupt { .. }
-                        | Fault::Late { .. }
-                )
-            }),
-            setup: setup.clone(),
-        }
-    }
-
-    /// A machine's zone; services have one of their own.
-    fn zone(&self, actor: Actor) -> u32 {
-        if actor < self.setup.nodes { actor % self.setup.zones } else { u32::MAX }
-    }
-
-    fn rack(&self, machine: Actor) -> u32 {
-        let in_zone = machine / self.setup.zones;
-        machine % self.setup.zones * self.setup.racks + in_zone % self.setup.racks
-    }
-
-    fn region(&self, number: usize) -> Actor {
-        self.setup.nodes + number as Actor
-    }
-
-    fn bucket(&self) -> Actor {
-        self.setup.nodes + REGIONS as Actor
-    }
-
-    /// One way, with its jitter.
-    fn one_way_ns(&self, from: u32, to: u32, roll: u32) -> u64 {
-        let rtt = if from == to { RTT_ZONE_NS } else { RTT_CROSS_NS };
-        rtt / 4 + ((u64::from(roll) * (rtt / 2)) >> 32)
-    }
-
-    /// One way of a message that may be lost once.
-    fn control_ns(&self, from: u32, to: u32, roll: u64) -> u64 {
-        let rtt = if from == to { RTT_ZONE_NS } else { RTT_CROSS_NS };
-        let lost = (roll >> 32).is_multiple_of(LOSS_ONE_IN);
-        self.one_way_ns(from, to, roll as u32) + if lost { rtt * RESEND_RTTS } else { 0 }
-    }
-
-    fn owners(&self, artifact: u16, block: u32) -> [usize; REGIONS] {
-        let blocks = &self.owners[usize::from(artifact)];
-        blocks[(block as usize).min(blocks.len() - 1)]
-    }
-
-    fn newer(&self, artifact: u16) -> Option<u16> {
-        self.replaced_by[usize::from(artifact)]
-    }
-
-    /// How many machines fetch an artifact, and whether this one may lease.
-    fn place(&self, machine: Actor, artifact: u16) -> (u32, bool) {
-        let fleet = self.members[usize::from(artifact)].len() as u32;
-        let hash = machine_hash(&node_id(machine), &artifact_id(artifact));
-        (fleet, may_lease(hash, fleet))
-    }
-
-    fn piece_len(&self, artifact: u16, piece: u32) -> u64 {
-        self.setup.artifacts[usize::from(artifact)].piece_len(piece)
-    }
-
-    fn part_bytes(&self, artifact: u16) -> u64 {
-        self.parts[usize::from(artifact)]
-    }
 }
 
 /// Threads meet here at a window's end. They spin for a while: windows are short.
@@ -390,14 +265,6 @@ fn drive(
         }
         triggers.fire(meet.world, shard, at_ns, held);
         shard.simulate(meet.world, window);
-    }
-}
-
-impl Static {
-    /// Piece bytes that all machines hold in the end.
-    fn total_bytes(&self) -> u64 {
-        let sizes = self.setup.artifacts.iter().zip(&self.members);
-        sizes.map(|(artifact, members)| artifact.size_bytes * members.len() as u64).sum()
     }
 }
 
