@@ -13,12 +13,16 @@ const NODES_MAX: u32 = 1_000_000;
 /// The most regions in one run: each takes as long as the first.
 const REGIONS_MAX: u32 = 100;
 
+/// The most parts that a piece is sent in.
+const PARTS_MAX: u32 = 64;
+
 /// Racks are filled with about this many machines unless their number is given.
 const MACHINES_PER_RACK: u32 = 40;
 
 const NODES: u32 = 1_000;
 const SIZE: Size = Size(10_000_000_000);
 const NIC: Rate = Rate(10_000_000_000);
+const PARTS: u32 = 2;
 const SEED: u64 = 1;
 
 /// What is simulated, apart from artifacts and faults. What is not given has a default.
@@ -49,6 +53,9 @@ pub(crate) struct Options {
     /// Each zone's line to the others, each way. [default: it never fills]
     #[arg(long, value_name = "RATE")]
     pub(crate) zone_uplink: Option<Rate>,
+    /// Parts that a piece is sent in, 1 to 64: the more, the evener a line is shared, and the dearer the run. [default: 2]
+    #[arg(long)]
+    pub(crate) parts: Option<u32>,
     /// One seed gives one run. [default: 1]
     #[arg(long)]
     pub(crate) seed: Option<u64>,
@@ -70,6 +77,7 @@ impl Options {
             racks: self.racks.or(other.racks),
             rack_uplink: self.rack_uplink.or(other.rack_uplink),
             zone_uplink: self.zone_uplink.or(other.zone_uplink),
+            parts: self.parts.or(other.parts),
             seed: self.seed.or(other.seed),
             regions: self.regions.or(other.regions),
         }
@@ -104,6 +112,7 @@ impl Options {
             nic_bps: self.nic.unwrap_or(NIC).0,
             rack_bps: self.rack_uplink.map(|rate| rate.0),
             zone_bps: self.zone_uplink.map(|rate| rate.0),
+            parts: within("parts", self.parts.unwrap_or(PARTS), PARTS_MAX)?,
             artifacts: Vec::new(),
             faults: Vec::new(),
             seed: self.seed.unwrap_or(SEED),

@@ -24,6 +24,8 @@ pub(crate) struct Setup {
     pub(crate) rack_bps: Option<u64>,
     /// Each zone's line to the others, each way; none: it never fills.
     pub(crate) zone_bps: Option<u64>,
+    /// Parts that a piece is sent in.
+    pub(crate) parts: u32,
     /// At least one; their place in the list is their number.
     pub(crate) artifacts: Vec<Artifact>,
     pub(crate) faults: Vec<Fault>,
@@ -236,6 +238,7 @@ mod tests {
             nic_bps: 1,
             rack_bps: None,
             zone_bps: None,
+            parts: 2,
             artifacts,
             faults: Vec::new(),
             seed: 1,

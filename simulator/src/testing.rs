@@ -11,6 +11,7 @@ pub(crate) fn setup(nodes: u32, size_bytes: u64) -> Setup {
         nic_bps: 1_000_000_000,
         rack_bps: None,
         zone_bps: None,
+        parts: 2,
         artifacts: vec![artifact(size_bytes)],
         faults: Vec::new(),
         seed: 1,

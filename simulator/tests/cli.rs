@@ -249,6 +249,7 @@ fn wrong_input_is_one_line_and_exit_2() {
         &["--nodes", "2", "--zones", "3"],
         &["--zones", "0"],
         &["--racks", "0"],
+        &["--parts", "65"],
         &["--rack-uplink", "0bps"],
         &["--zone-uplink", "fast"],
         &["--seed", "-1"],

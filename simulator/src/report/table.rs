@@ -51,6 +51,7 @@ fn lines(report: &Report, setup: &Setup, about: Option<&str>) -> Vec<(&'static s
             let nic = Rate(setup.nic_bps);
             format!("{nic} a machine; between racks {rack}, between zones {zone}")
         }),
+        ("parts", format!("{} a piece: lines are shared evenly to within one", setup.parts)),
         ("zones", format!("{}, of {} racks each", setup.zones, setup.racks)),
         ("artifact", {
             let (size, piece) = (Size(report.size_bytes), Size(report.piece_size_bytes));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use shoal_proto::{ArtifactId, NodeId};
 use shoal_swarm::{Config, lease_owners, machine_hash, may_lease};
 
-use super::{REGIONS, RTT_CROSS_NS, RTT_ZONE_NS, line, message::Actor};
+use super::{REGIONS, RTT_CROSS_NS, RTT_ZONE_NS, line::Parts, message::Actor};
 use crate::setup::{Fault, Setup};
 
 /// One control message of this many is lost, and sent again after [`RESEND_RTTS`] round trips.
@@ -22,7 +22,7 @@ pub(super) struct Static {
     pub(super) members: Vec<Vec<u32>>,
     /// Which newer artifact replaces each.
     pub(super) replaced_by: Vec<Option<u16>>,
-    pub(super) parts: Vec<u64>,
+    pub(super) parts: Vec<Parts>,
     pub(super) check_every: u64,
     /// No connection ever ends: what came over one need not be looked at twice.
     pub(super) links_stand: bool,
@@ -62,7 +62,11 @@ impl Static {
             replaced_by: (0..count)
                 .map(|at| setup.replaced_by(at).map(|newer| newer as u16))
                 .collect(),
-            parts: setup.artifacts.iter().map(|a| line::part_bytes(a.piece_bytes)).collect(),
+            parts: setup
+                .artifacts
+                .iter()
+                .map(|a| Parts::of(a.piece_bytes, setup.parts, setup.nic_bps))
+                .collect(),
             check_every: if setup.nodes <= 100 { 1 << 12 } else { 1 << 17 },
             links_stand: setup.faults.iter().all(|fault| {
                 !matches!(
@@ -128,7 +132,7 @@ impl Static {
         self.setup.artifacts[usize::from(artifact)].piece_len(piece)
     }
 
-    pub(super) fn part_bytes(&self, artifact: u16) -> u64 {
+    pub(super) fn parts(&self, artifact: u16) -> Parts {
         self.parts[usize::from(artifact)]
     }
 

@@ -1,37 +1,34 @@
 //! Lines: who may send next, and when what was sent has arrived.
 //!
-//! A piece goes over a line in parts of at most [`part_bytes`]. The sender's line serves its flows in turn, a
-//! part each; a flow has at most [`FLOW_PARTS_MAX`] parts on their way, and waits for the receiver's line to be through with one
-//! before it sends the next. The receiver's line takes the parts as they come. So both ends share their line
-//! evenly to within a part, nothing is idle that has something to do, and a slow receiver slows its sender.
-//! What a line sends is settled [`TURN_PARTS`] parts at a time, or up to the end of a flow.
+//! A piece goes over a line in parts of at most [`part_bytes`]. The sender's line serves its flows in turn, a part
+//! each. A flow has a window of few parts ([`Parts`]): the next one beyond it arrives when the receiver's line is
+//! through with the first, not earlier. The receiver's line takes the parts as they come. So both ends share their line evenly to within a part, nothing is
+//! idle that has something to do, and a slow receiver slows its sender.
 
 use shoal_swarm::UploadId;
 use smallvec::SmallVec;
 
-use super::message::Actor;
-
-/// Parts of one flow that may be on their way: one is received while the next is sent.
-pub(super) const FLOW_PARTS_MAX: u32 = 2;
-
-/// Parts that a line puts on its way at once, one after the other: one event for both.
-pub(super) const TURN_PARTS: u32 = 2;
+use super::{RTT_CROSS_NS, message::Actor};
 
 /// Flows that lie in the line itself: as many as a machine has slots.
 const FLOWS: usize = 8;
 
-/// The longest part, in bytes.
-const PART_MAX: u64 = 4 << 20;
+/// How an artifact's pieces go over a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Parts {
+    /// The length of a part, in bytes.
+    pub(super) bytes: u64,
+    /// Parts of one flow that may be on their way: what keeps a line busy for a round trip.
+    pub(super) window: u16,
+}
 
-/// Parts that a piece has, but for the limits.
-const PARTS_OF_PIECE: u64 = 4;
-
-/// The shortest part of a piece that is longer, in bytes: less costs events and changes nothing.
-const PART_MIN: u64 = 1 << 20;
-
-/// The length of a part for a size of pieces, in bytes.
-pub(super) fn part_bytes(piece_bytes: u64) -> u64 {
-    (piece_bytes / PARTS_OF_PIECE).clamp(PART_MIN, PART_MAX).min(piece_bytes)
+impl Parts {
+    /// For pieces of that length, sent in that many parts on lines of that rate.
+    pub(super) fn of(piece_bytes: u64, count: u32, bits_per_s: u64) -> Self {
+        let bytes = piece_bytes.div_ceil(u64::from(count));
+        let window = RTT_CROSS_NS.div_ceil(line_ns(bytes, bits_per_s).max(1));
+        Self { bytes, window: u16::try_from(window).unwrap_or(u16::MAX) }
+    }
 }
 
 /// How long a line of `bits_per_s` needs for `bytes`, in nanoseconds.
@@ -57,6 +54,7 @@ pub(super) struct Flow {
     pub(super) left: u64,
     pub(super) upload: UploadId,
     pub(super) swarm: u16,
+    /// Parts on their way.
     pub(super) in_flight: u16,
 }
 
@@ -96,7 +94,7 @@ impl Line {
         }
     }
 
-    /// The receiver is through with a part.
+    /// The receiver is about to be through with a part.
     pub(super) fn credit(&mut self, to: Actor, number: u32) {
         let flow = self.flows.iter_mut().find(|flow| flow.to == to && flow.number == number);
         if let Some(flow) = flow {
@@ -104,25 +102,21 @@ impl Line {
         }
     }
 
-    /// The next part of whichever flow's turn it is: the flow as it was before, and the part's bytes. None too once
-    /// a flow has ended, until that is known.
+    /// The next part of whichever flow's turn it is: the flow as it was before, and the part's bytes.
     pub(super) fn next(
         &mut self,
-        part: impl Fn(u16) -> u64,
+        parts: impl Fn(u16) -> Parts,
         piece_len: impl Fn(u16, u32) -> u64,
     ) -> Option<(Flow, u64)> {
-        if self.ending.is_some() {
-            return None;
-        }
         let count = self.flows.len();
         let turn = self.turn.min(count);
         let at = (turn..count)
             .chain(0..turn)
-            .find(|at| u32::from(self.flows[*at].in_flight) < FLOW_PARTS_MAX)?;
+            .find(|at| self.flows[*at].in_flight < parts(self.flows[*at].swarm).window)?;
         self.turn = at + 1;
         let flow = &mut self.flows[at];
         let before = *flow;
-        let bytes = flow.left.min(part(flow.swarm));
+        let bytes = flow.left.min(parts(flow.swarm).bytes);
         flow.left -= bytes;
         flow.in_flight += 1;
         if flow.left == 0 && flow.piece < flow.last {
@@ -141,7 +135,7 @@ impl Line {
 mod tests {
     use super::*;
 
-    const PART: u64 = 4;
+    const PARTS: Parts = Parts { bytes: 4, window: 1 };
 
     fn flow(to: Actor, left: u64) -> Flow {
         let upload = UploadId(u64::from(to));
@@ -149,22 +143,22 @@ mod tests {
     }
 
     fn next(line: &mut Line) -> Option<(Actor, u64)> {
-        line.next(|_| PART, |_, _| 10).map(|(flow, bytes)| (flow.to, bytes))
+        line.next(|_| PARTS, |_, _| 10).map(|(flow, bytes)| (flow.to, bytes))
     }
 
     #[test]
     fn flows_take_turns_and_wait_for_their_receivers() {
         let mut line = Line::default();
         line.add(flow(1, 10));
-        line.add(flow(2, 10));
-        let sent: Vec<_> = (0..4).filter_map(|_| next(&mut line)).collect();
-        assert_eq!(sent, [(1, 4), (2, 4), (1, 4), (2, 4)]);
-        assert_eq!(next(&mut line), None, "two parts of each are on their way");
+        line.add(flow(2, 6));
+        let sent: Vec<_> = (0..2).filter_map(|_| next(&mut line)).collect();
+        assert_eq!(sent, [(1, 4), (2, 4)]);
+        assert_eq!(next(&mut line), None, "a part of each is on its way");
         line.credit(2, 7);
         assert_eq!(next(&mut line), Some((2, 2)), "the rest");
         assert_eq!(line.ending.take(), Some(UploadId(2)));
         line.credit(1, 7);
-        assert_eq!(next(&mut line), Some((1, 2)));
+        assert_eq!(next(&mut line), Some((1, 4)));
         assert_eq!(next(&mut line), None);
     }
 
@@ -174,6 +168,7 @@ mod tests {
         line.add(Flow { last: 1, ..flow(1, 3) });
         assert_eq!(next(&mut line), Some((1, 3)));
         assert_eq!(line.ending, None);
+        line.credit(1, 7);
         assert_eq!(next(&mut line), Some((1, 4)), "the next piece has ten");
         line.remove(1, 7);
         line.credit(1, 7);
@@ -181,10 +176,11 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_quarters_within_limits() {
-        let mib = 1 << 20;
-        let parts = [256 << 10, mib, 4 * mib, 8 * mib, 16 * mib].map(part_bytes);
-        assert_eq!(parts, [256 << 10, mib, mib, 2 * mib, 4 * mib]);
+    fn a_window_of_parts_fills_a_round_trip() {
+        let parts = |piece_mib: u64, count| Parts::of(piece_mib << 20, count, 10_000_000_000);
+        assert_eq!(parts(16, 2), Parts { bytes: 8 << 20, window: 1 });
+        assert_eq!(parts(16, 32), Parts { bytes: 512 << 10, window: 4 });
+        assert_eq!(parts(1, 3), Parts { bytes: 349_526, window: 6 });
         assert_eq!(line_ns(1_250_000_000, 10_000_000_000), 1_000_000_000);
     }
 }

@@ -196,8 +196,7 @@ impl Bucket {
         if self.line.busy {
             return;
         }
-        let next =
-            self.line.next(|swarm| world.part_bytes(swarm), |swarm, p| world.piece_len(swarm, p));
+        let next = self.line.next(|swarm| world.parts(swarm), |swarm, p| world.piece_len(swarm, p));
         let Some((flow, bytes)) = next else { return };
         self.line.busy = true;
         out.counts.origin_bytes += bytes;

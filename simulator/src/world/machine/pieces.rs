@@ -7,7 +7,7 @@ use shoal_swarm::{Action, Event, Outcome, SwarmKey, UploadId};
 use super::{LeaseAsk, Live, Machine, parts};
 use crate::world::{
     Static,
-    line::{FLOW_PARTS_MAX, Flow, TURN_PARTS, line_ns},
+    line::{Flow, Parts, line_ns},
     message::{Actor, ENVELOPE, What},
     shard::Out,
 };
@@ -157,38 +157,31 @@ impl Machine {
         }
     }
 
-    /// Puts the next parts on the line, if it is free.
+    /// Puts the next part on the line, if it is free.
     pub(super) fn send_next(&mut self, world: &Static, out: &mut Out, now: u64) {
         if self.line.busy {
             return;
         }
-        let mut begins = now;
-        for _ in 0..TURN_PARTS {
-            let part = |swarm| world.part_bytes(swarm);
-            let next = self.line.next(part, |swarm, piece| world.piece_len(swarm, piece));
-            let Some((flow, bytes)) = next else { break };
-            self.line.busy = true;
-            let took = line_ns(bytes, self.rate_bps);
-            let zone = world.zone(flow.to);
-            if zone != self.zone {
-                out.counts.cross_zone_bytes += bytes;
-            }
-            let arrives = begins + world.one_way_ns(self.zone, zone, self.rng.random());
-            let part = What::Bytes {
-                to: flow.to,
-                number: flow.number,
-                bytes: bytes as u32,
-                tail_ns: took as u32,
-                corrupt: self.corrupt,
-            };
-            let hop = world.first_hop(self.id, flow.to);
-            self.post(world, out, arrives, hop, part);
-            begins += took;
+        let next = self.line.next(|swarm| world.parts(swarm), |swarm, p| world.piece_len(swarm, p));
+        let Some((flow, bytes)) = next else { return };
+        self.line.busy = true;
+        let took = line_ns(bytes, self.rate_bps);
+        let life = self.life;
+        self.plan(out, now + took, What::LineFree { life });
+        let zone = world.zone(flow.to);
+        if zone != self.zone {
+            out.counts.cross_zone_bytes += bytes;
         }
-        if self.line.busy {
-            let life = self.life;
-            self.plan(out, begins, What::LineFree { life });
-        }
+        let arrives = now + world.one_way_ns(self.zone, zone, self.rng.random());
+        let part = What::Bytes {
+            to: flow.to,
+            number: flow.number,
+            bytes: bytes as u32,
+            tail_ns: took as u32,
+            corrupt: self.corrupt,
+        };
+        let hop = world.first_hop(self.id, flow.to);
+        self.post(world, out, arrives, hop, part);
     }
 
     pub(super) fn received(
@@ -211,8 +204,8 @@ impl Machine {
         let whole = live.left == 0;
         let (swarm, piece, ends) = (live.swarm, live.piece, whole && live.piece == live.last);
         // The sender waits for it only if there is a part that it may not send yet.
-        let credit = live.piece < live.last
-            || u64::from(live.left) > world.part_bytes(swarm) * u64::from(FLOW_PARTS_MAX - 1);
+        let Parts { bytes: part, window } = world.parts(swarm);
+        let credit = live.piece < live.last || u64::from(live.left) > part * u64::from(window - 1);
         if whole {
             live.storing += 1;
             if !ends {
@@ -222,7 +215,9 @@ impl Machine {
         }
         if credit {
             let way = world.one_way_ns(self.zone, world.zone(from), self.rng.random());
-            self.post(world, out, through + way, from, What::Credit { number });
+            // The next part is on its way while the end of this one comes in.
+            let at = (now + way).max(through.saturating_sub(way));
+            self.post(world, out, at, from, What::Credit { number });
         }
         if whole {
             let len = world.piece_len(swarm, piece);
