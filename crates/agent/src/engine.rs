@@ -314,6 +314,7 @@ impl Driver {
         let swarm = SwarmKey(self.key());
         let have = artifact.have();
         let pieces = artifact.manifest().piece_count();
+        let piece_bytes = artifact.manifest().piece_size.bytes();
         let layout = Arc::new(artifact.index().layout());
         self.by_artifact.insert(id, swarm);
         let encoding = artifact.encoding();
@@ -323,7 +324,7 @@ impl Driver {
             Purpose::Seed
         } else {
             let hash = machine_hash(&self.parts.me.node, &id);
-            Purpose::Fetch { priority, may_lease: may_lease(hash, fleet), fleet }
+            Purpose::Fetch { priority, piece_bytes, may_lease: may_lease(hash, fleet), fleet }
         };
         self.tell(Event::Start { swarm, pieces, have, purpose });
         let early: Vec<_> = self

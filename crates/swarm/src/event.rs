@@ -27,8 +27,10 @@ pub struct UploadId(pub u64);
 pub enum Purpose {
     /// To get the pieces that it lacks, and to go on serving once it has them all.
     Fetch {
-        /// Higher fetches first; equal ones share evenly.
+        /// Higher fetches first; equal ones share the line evenly, by bytes.
         priority: u8,
+        /// The length of a piece, in bytes, but for the last one.
+        piece_bytes: u64,
         /// Whether this machine is one of those that ask for origin leases: [`crate::may_lease`].
         may_lease: bool,
         /// About how many machines of the region fetch this artifact.

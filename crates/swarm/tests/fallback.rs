@@ -25,7 +25,7 @@ impl Lone {
     fn new(pieces: u32, neighbours: u64, held: u32, fleet: u32, seed: u64) -> Self {
         let swarm = Swarm::new(Config::default(), seed);
         let mut lone = Self { swarm, now: Time::ZERO, open: vec![], reads: vec![] };
-        let purpose = Purpose::Fetch { priority: 0, may_lease: true, fleet };
+        let purpose = Purpose::Fetch { priority: 0, piece_bytes: 1 << 20, may_lease: true, fleet };
         let have = Bitmap::empty(pieces);
         lone.swarm.handle(lone.now, Event::Start { swarm: SWARM, pieces, have, purpose });
         let mut have = Bitmap::empty(pieces);

@@ -16,7 +16,8 @@ fn one_seed_serves_little_more_than_one_copy_to_eight_leechers() {
         net.put(0, SWARM, Bitmap::full(256));
         net.start(millis(0), 0, SWARM, Purpose::Seed);
         for machine in 1..9 {
-            let purpose = Purpose::Fetch { priority: 0, may_lease: false, fleet: 8 };
+            let purpose =
+                Purpose::Fetch { priority: 0, piece_bytes: 1 << 20, may_lease: false, fleet: 8 };
             net.start(millis(1), machine, SWARM, purpose);
         }
         net.run(secs(60));
@@ -119,7 +120,8 @@ fn a_fleet_without_leasers_falls_back() {
     let mut net = Net::new(setup);
     net.region_dies(millis(0), 0);
     for machine in 0..5 {
-        let purpose = Purpose::Fetch { priority: 0, may_lease: false, fleet: 100_000 };
+        let purpose =
+            Purpose::Fetch { priority: 0, piece_bytes: 1 << 20, may_lease: false, fleet: 100_000 };
         net.start(millis(1), machine, SWARM, purpose);
     }
     net.run(secs(600));

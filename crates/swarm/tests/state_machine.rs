@@ -93,7 +93,12 @@ impl Driver {
                 let fleet = [0, 1, 4, 1_000, 100_000][(c % 5) as usize];
                 let purpose = match c % 9 {
                     0 => Purpose::Seed,
-                    n => Purpose::Fetch { priority: n as u8 / 3, may_lease: n % 2 == 0, fleet },
+                    n => Purpose::Fetch {
+                        priority: n as u8 / 3,
+                        piece_bytes: 1 << 20,
+                        may_lease: n % 2 == 0,
+                        fleet,
+                    },
                 };
                 Event::Start { swarm, pieces, have, purpose }
             }
@@ -281,7 +286,7 @@ proptest! {
         let mut policy = Swarm::new(Config::default(), seed);
         let (swarm, peer) = (SwarmKey(1), PeerKey(1));
         let mut now = Time::ZERO;
-        let purpose = Purpose::Fetch { priority: 0, may_lease: false, fleet: 1_000_000_000 };
+        let purpose = Purpose::Fetch { priority: 0, piece_bytes: 1 << 20, may_lease: false, fleet: 1_000_000_000 };
         let have = bitmap(pieces, have);
         let mut events = vec![
             Event::PeerJoined { peer, swarm, have: Bitmap::full(pieces).into() },

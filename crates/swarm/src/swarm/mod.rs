@@ -106,6 +106,8 @@ pub struct Swarm {
     /// At most `requests_max`: looked through from end to end.
     requests: SmallVec<[Request; REQUESTS]>,
     next_request: u64,
+    /// Whose turn it is, as [`Fetching::turn`] counts.
+    turn: u64,
     /// At most `origin_reads_max`.
     reads: Vec<Read>,
     uploads: Uploads,
@@ -132,6 +134,7 @@ impl Swarm {
             fetching: SmallVec::new(),
             requests: SmallVec::new(),
             next_request: 0,
+            turn: 0,
             reads: Vec::new(),
             uploads: Uploads::default(),
             peers_stirred: false,
@@ -270,7 +273,7 @@ impl Swarm {
         }
         self.stir();
         if let Some(state) = self.states.get_mut(key) {
-            let Purpose::Fetch { priority, may_lease, fleet } = purpose else { return };
+            let Purpose::Fetch { priority, may_lease, fleet, .. } = purpose else { return };
             if let Some(fetch) = &mut state.fetch {
                 (fetch.priority, fetch.fleet) = (priority, fleet);
                 fetch.let_lease(may_lease);
@@ -286,9 +289,11 @@ impl Swarm {
             self.stop(key);
         }
         let fetch = match purpose {
-            Purpose::Fetch { priority, may_lease, fleet } if !have.is_full() => {
+            Purpose::Fetch { priority, piece_bytes, may_lease, fleet } if !have.is_full() => {
                 let config = &self.config;
-                Some(Box::new(Fetching::new(&have, priority, may_lease, fleet, now, config)))
+                let mut fetch = Fetching::new(&have, priority, may_lease, fleet, now, config);
+                fetch.shares(piece_bytes, self.turn);
+                Some(Box::new(fetch))
             }
             _ => None,
         };
@@ -379,6 +384,7 @@ impl Swarm {
                 peer.delivered(now, took);
                 if let Some(fetch) = &mut state.fetch {
                     fetch.served(now, took);
+                    fetch.gained += fetch.piece_bytes;
                 }
                 self.hold(now, request.swarm, request.piece);
                 return;

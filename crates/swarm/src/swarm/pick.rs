@@ -34,6 +34,9 @@ const USUAL_GUESS: Duration = Duration::from_millis(50);
 /// A neighbour of our zone that rests no longer than this is worth waiting for.
 const RESTS_SHORTLY: Duration = Duration::from_millis(100);
 
+/// How many bytes a fetch may catch up with others of its priority.
+const TURN_LAG: u64 = 256 << 20;
+
 /// A piece asked from a peer.
 #[derive(Debug, Clone)]
 pub(super) struct Request {
@@ -144,8 +147,8 @@ impl Swarm {
         }
     }
 
-    /// The swarm whose turn it is: the highest priority, among equal ones the one with the fewest
-    /// requests under way, among those any.
+    /// The swarm whose turn it is: the highest priority, among equal ones the one that got the fewest bytes, what is
+    /// on its way counted, among those any.
     fn next_swarm(&mut self, stuck: &[SwarmKey]) -> Option<SwarmKey> {
         let wanting = |key: &SwarmKey| {
             let fetch = self.states.fetch(*key).filter(|fetch| fetch.missing() > 0)?;
@@ -161,7 +164,7 @@ impl Swarm {
             .chain(later)
             .filter(|key| !stuck.contains(key))
             .filter_map(wanting)
-            .min_by_key(|(_, fetch)| (u8::MAX - fetch.priority, fetch.requests))
+            .min_by_key(|(_, fetch)| (u8::MAX - fetch.priority, fetch.turn()))
             .map(|(key, _)| key)
     }
 
@@ -323,6 +326,9 @@ impl Swarm {
             late.saturating_mul(config.give_up_factor.saturating_mul(fetch.times.strain()));
         let give_up = give_up.clamp(config.give_up_min, config.give_up_max.max(config.give_up_min));
         fetch.set(piece, PieceState::Asked);
+        // Who could not be served for long does not keep all others waiting for as long.
+        fetch.gained = fetch.gained.max(self.turn.saturating_sub(TURN_LAG));
+        self.turn = self.turn.max(fetch.turn());
         fetch.requests += 1;
         asked.requests += 1;
         let id = RequestId(self.next_request);
@@ -541,4 +547,99 @@ fn choose_in<const LINES: usize>(
         }
     }
     best.map(|(_, _, word, some)| word as u32 * u64::BITS + any_bit(some, salt))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::{BTreeMap, VecDeque},
+        sync::Arc,
+        vec::Vec,
+    };
+
+    use shoal_proto::Bitmap;
+
+    use super::*;
+    use crate::{
+        config::Config,
+        event::{Event, Outcome, Purpose},
+    };
+
+    const PIECES: u32 = 4_000;
+
+    /// A machine that fetches from forty that have everything, each piece in the order in which it was asked for.
+    struct Fetches {
+        swarm: Swarm,
+        asked: VecDeque<(RequestId, SwarmKey)>,
+        piece_bytes: BTreeMap<SwarmKey, u64>,
+        gained: BTreeMap<SwarmKey, u64>,
+    }
+
+    impl Fetches {
+        fn new() -> Self {
+            let mut swarm = Swarm::new(Config::default(), 7);
+            for peer in (0..40).map(PeerKey) {
+                swarm.handle(Time(1), Event::PeerUp { peer, same_zone: true });
+            }
+            Self {
+                swarm,
+                asked: VecDeque::new(),
+                piece_bytes: BTreeMap::new(),
+                gained: BTreeMap::new(),
+            }
+        }
+
+        fn start(&mut self, key: u64, piece_bytes: u64, priority: u8) {
+            let (swarm, have) = (SwarmKey(key), Bitmap::empty(PIECES));
+            self.piece_bytes.insert(swarm, piece_bytes);
+            let purpose = Purpose::Fetch { priority, piece_bytes, may_lease: false, fleet: 1_000 };
+            self.swarm.handle(Time(2), Event::Start { swarm, pieces: PIECES, have, purpose });
+            for peer in (0..40).map(PeerKey) {
+                let have = Arc::new(Bitmap::full(PIECES));
+                self.swarm.handle(Time(3), Event::PeerJoined { peer, swarm, have });
+            }
+        }
+
+        /// What each swarm gained of the next so many bytes.
+        fn gain(&mut self, bytes: u64) -> Vec<u64> {
+            self.gained = self.piece_bytes.keys().map(|swarm| (*swarm, 0)).collect();
+            let mut now = Time(4);
+            while self.gained.values().sum::<u64>() < bytes {
+                while let Some(action) = self.swarm.poll_action() {
+                    if let Action::Fetch { request, swarm, .. } = action {
+                        self.asked.push_back((request, swarm));
+                    }
+                }
+                let (request, swarm) = self.asked.pop_front().expect("it asks for something");
+                *self.gained.entry(swarm).or_default() += self.piece_bytes[&swarm];
+                now = now + Duration::from_millis(1);
+                let outcome = Outcome::Verified;
+                self.swarm.handle(now, Event::FetchEnded { request, outcome });
+            }
+            self.gained.values().copied().collect()
+        }
+    }
+
+    #[test]
+    fn fetches_of_one_priority_share_by_bytes_whatever_their_pieces() {
+        const MIB: u64 = 1 << 20;
+        let mut fetches = Fetches::new();
+        fetches.start(1, 4 << 20, 0);
+        assert_eq!(fetches.gain(400 * MIB), [400 * MIB]);
+        // Another one neither waits for what the first has, nor takes all until it has as much.
+        fetches.start(2, 1 << 20, 0);
+        // At the start all that is on its way is the first one's.
+        fetches.gain(40 * MIB);
+        let even =
+            |shares: &[u64], each: u64| shares.iter().all(|own| own.abs_diff(each) < 48 * MIB);
+        let shares = fetches.gain(400 * MIB);
+        assert!(even(&shares, 200 * MIB), "{shares:?}");
+        fetches.start(3, 1 << 20, 0);
+        let shares = fetches.gain(600 * MIB);
+        assert!(even(&shares, 200 * MIB), "{shares:?}");
+        // A higher one comes before all, once what was asked for has come.
+        fetches.start(4, 4 << 20, 1);
+        fetches.gain(40 * MIB);
+        assert_eq!(fetches.gain(200 * MIB)[3], 200 * MIB);
+    }
 }

@@ -139,6 +139,9 @@ pub(super) struct Fetching {
     pub(super) served_at: Time,
     /// Requests to peers under way.
     pub(super) requests: usize,
+    pub(super) piece_bytes: u64,
+    /// Bytes that neighbours gave us, from what others of this machine had when the fetch began.
+    pub(super) gained: u64,
     /// Only for a machine that may lease.
     pub(super) blocks: Box<[Block]>,
     /// Pieces in state [`PieceState::Leased`], and until when.
@@ -304,6 +307,8 @@ impl Fetching {
             progressed_at: now,
             served_at: now,
             requests: 0,
+            piece_bytes: 0,
+            gained: 0,
             blocks: Box::default(),
             leases: Deadlines::default(),
             spoilt: Deadlines::default(),
@@ -316,6 +321,16 @@ impl Fetching {
         };
         fetch.let_lease(may_lease);
         fetch
+    }
+
+    /// From now on it takes its turn with others, by the bytes of its pieces.
+    pub(super) fn shares(&mut self, piece_bytes: u64, turn: u64) {
+        (self.piece_bytes, self.gained) = (piece_bytes, turn);
+    }
+
+    /// Bytes gained and asked for: among fetches of one priority the least has its turn.
+    pub(super) fn turn(&self) -> u64 {
+        self.gained + self.piece_bytes * self.requests as u64
     }
 
     pub(super) fn may_lease(&self) -> bool {

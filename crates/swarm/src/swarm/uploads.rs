@@ -232,7 +232,8 @@ mod tests {
         let config = Config::default();
         let asks_max = config.asks_max;
         let mut swarm = Swarm::new(config, 7);
-        let purpose = Purpose::Fetch { priority: 0, may_lease: false, fleet: 1_000 };
+        let purpose =
+            Purpose::Fetch { priority: 0, piece_bytes: 1 << 20, may_lease: false, fleet: 1_000 };
         let have = Bitmap::empty(100);
         swarm.handle(Time(1), Event::Start { swarm: SWARM, pieces: 100, have, purpose });
         for peer in (0..40).map(PeerKey) {

@@ -194,7 +194,7 @@ impl Net {
     pub(crate) fn fetch_purpose(&self, machine: usize, priority: u8) -> Purpose {
         let fleet = self.machines.len() as u32;
         let may_lease = may_lease(machine_hash(&node(machine), &ArtifactId::EMPTY), fleet);
-        Purpose::Fetch { priority, may_lease, fleet }
+        Purpose::Fetch { priority, piece_bytes: 1 << 20, may_lease, fleet }
     }
 
     /// All machines fetch [`SWARM`], each from about now.

@@ -188,7 +188,8 @@ impl Machine {
         let purpose = if have.is_full() {
             Purpose::Seed
         } else {
-            Purpose::Fetch { priority, may_lease, fleet }
+            let piece_bytes = world.piece_len(artifact, 0);
+            Purpose::Fetch { priority, piece_bytes, may_lease, fleet }
         };
         let (swarm, pieces) = (SwarmKey(u64::from(artifact)), have.len());
         self.tell(world, out, now, Event::Start { swarm, pieces, have, purpose });

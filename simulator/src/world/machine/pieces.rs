@@ -200,30 +200,34 @@ impl Machine {
             out.counts.wasted_bytes += u64::from(bytes);
             return;
         };
-        live.left = live.left.saturating_sub(bytes);
-        let whole = live.left == 0;
-        let (swarm, piece, ends) = (live.swarm, live.piece, whole && live.piece == live.last);
+        // Parts of two pieces of one flow may come in the wrong order: the flow's bytes count, whichever they are.
+        let (swarm, first, mut more) = (live.swarm, live.piece, bytes);
+        while more >= live.left {
+            more -= live.left;
+            live.left = 0;
+            live.storing += 1;
+            if live.piece == live.last {
+                break;
+            }
+            live.piece += 1;
+            live.left = world.piece_len(swarm, live.piece) as u32;
+        }
+        live.left = live.left.saturating_sub(more);
+        let end = live.piece + u32::from(live.left == 0);
         // The sender waits for it only if there is a part that it may not send yet.
         let Parts { bytes: part, window } = world.parts(swarm);
         let credit = live.piece < live.last || u64::from(live.left) > part * u64::from(window - 1);
-        if whole {
-            live.storing += 1;
-            if !ends {
-                live.piece += 1;
-                live.left = world.piece_len(swarm, live.piece) as u32;
-            }
-        }
         if credit {
             let way = world.one_way_ns(self.zone, world.zone(from), self.rng.random());
             // The next part is on its way while the end of this one comes in.
             let at = (now + way).max(through.saturating_sub(way));
             self.post(world, out, at, from, What::Credit { number });
         }
-        if whole {
+        let life = self.life;
+        for piece in first..end {
             let len = world.piece_len(swarm, piece);
             self.hash_free = self.hash_free.max(through) + line_ns(len, HASH_BPS);
             self.disk_free = self.disk_free.max(self.hash_free) + line_ns(len, DISK_BPS);
-            let life = self.life;
             self.plan(out, self.disk_free, What::Stored { life, number, piece, corrupt });
         }
     }
