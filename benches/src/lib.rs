@@ -4,8 +4,14 @@
 //! benchmark runs what it compares in one run, in interleaved rounds, and gives medians and their ratios. A
 //! contender that is not installed is named and left out.
 
+pub mod bare;
+pub mod cluster;
+pub mod namespaces;
+pub mod process;
+
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, Read as _, Write as _},
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -13,9 +19,6 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde::Serialize;
-
-/// The kernel's unit of CPU time in `/proc`, as Linux shows it to every program: 1/100 s.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// What one command took.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -26,15 +29,18 @@ pub struct Cost {
     pub cpu_s: f64,
 }
 
-/// User and system time of all children that were waited for.
-fn children_cpu_s() -> anyhow::Result<f64> {
+/// User and system time of all children that were waited for, in seconds; to 10 ms.
+///
+/// # Errors
+/// When `/proc/self/stat` does not say.
+pub fn children_cpu_s() -> anyhow::Result<f64> {
     let stat = fs::read_to_string("/proc/self/stat")?;
     // The name in parentheses may hold anything; cutime and cstime are the 16th and 17th fields (proc(5)).
     let (_, fields) = stat.rsplit_once(')').context("no name in /proc/self/stat")?;
     let mut fields = fields.split_whitespace().skip(13);
     let mut ticks = || fields.next().and_then(|field| field.parse::<f64>().ok());
     match (ticks(), ticks()) {
-        (Some(user), Some(system)) => Ok((user + system) / TICKS_PER_SECOND),
+        (Some(user), Some(system)) => Ok((user + system) / process::TICKS_PER_SECOND),
         _ => bail!("/proc/self/stat has no CPU times of children"),
     }
 }
@@ -71,14 +77,18 @@ pub fn installed(program: &str) -> anyhow::Result<bool> {
     }
 }
 
+/// The median; none of none.
+#[must_use]
+pub fn median_of(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut all: Vec<f64> = values.collect();
+    all.sort_by(f64::total_cmp);
+    all.get(all.len() / 2).copied()
+}
+
 /// The median of wall and of CPU time, each by itself; none of none.
 #[must_use]
 pub fn median(costs: &[Cost]) -> Option<Cost> {
-    let middle = |pick: fn(&Cost) -> f64| {
-        let mut all: Vec<f64> = costs.iter().map(pick).collect();
-        all.sort_by(f64::total_cmp);
-        all.get(all.len() / 2).copied()
-    };
+    let middle = |pick: fn(&Cost) -> f64| median_of(costs.iter().map(pick));
     Some(Cost { wall_s: middle(|c| c.wall_s)?, cpu_s: middle(|c| c.cpu_s)? })
 }
 
@@ -105,4 +115,24 @@ pub fn settle(dir: &Path) -> anyhow::Result<Duration> {
     let status = Command::new("sync").arg("-f").arg(dir).status().context("cannot run sync")?;
     anyhow::ensure!(status.success(), "sync failed: {status}");
     Ok(start.elapsed())
+}
+
+/// Writes a file of random bytes, so that nothing compresses it.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn random_file(path: &Path, bytes: u64) -> anyhow::Result<()> {
+    let mut seed = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut seed)?;
+    let mut stream = blake3::Hasher::new_keyed(&seed).finalize_xof();
+    let mut file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
+    let mut chunk = vec![0; 1 << 20];
+    let mut left = bytes;
+    while left > 0 {
+        let part = &mut chunk[..left.min(1 << 20) as usize];
+        stream.fill(part);
+        file.write_all(part)?;
+        left -= part.len() as u64;
+    }
+    Ok(())
 }

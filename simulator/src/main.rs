@@ -15,6 +15,7 @@ mod args;
 mod bounds;
 mod fair;
 mod options;
+mod pages;
 mod pipeline;
 mod plan;
 mod plot;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
 /// Runs everything that the arguments ask for. An error is wrong input, or a result that cannot be written.
 fn simulate(args: &Args, given: &[OsString]) -> Result<Ended, String> {
     let plan = Plan::new(args)?;
+    pages::use_large(plan.regions[0].nodes);
     let plot = args.plot.as_deref().map(Plot::open).transpose()?;
     let begun = Instant::now();
     let mut progress = Progress::new(plan.regions.len() as u32, plan.regions[0].fetches());

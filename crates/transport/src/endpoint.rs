@@ -18,14 +18,13 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    config::{EndpointConfig, Quic},
+    config::EndpointConfig,
     connection::Connection,
     control::{self, Control},
     dial::{self, CROSSING, decided},
     error::{ConnectError, TransportError, code},
     peers::{Peers, Want},
     request::IncomingRequest,
-    socket,
 };
 
 /// What waits for the process, all connections together. Messages are at most 16 KiB and requests 256 KiB,
@@ -77,16 +76,8 @@ impl Endpoint {
     pub fn bind(
         config: &EndpointConfig,
     ) -> Result<(Self, mpsc::Receiver<Incoming>), TransportError> {
-        let Quic { endpoint, server, client } = config.quic()?;
         let failed = |error| TransportError::Listen { addr: config.listen, error };
-        let socket = socket::bind(config).map_err(failed)?;
-        let socket = socket::wrap(socket, config.mtu_max).map_err(failed)?;
-        let runtime = Arc::new(quinn::TokioRuntime);
-        let mut quinn =
-            quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)
-                .map_err(failed)?;
-        quinn.set_default_client_config(client);
-
+        let quinn = config.bare()?;
         let me = config.identity.member().node;
         let (incoming, receiver) = mpsc::channel(INCOMING_QUEUE);
         let peers = Peers::new(me, config.max_connections, config.receive_budget_bytes, CROSSING);

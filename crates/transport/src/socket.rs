@@ -4,7 +4,10 @@ use std::{
     fmt, io,
     net::{SocketAddr, UdpSocket},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -45,17 +48,31 @@ pub(crate) fn bind(config: &EndpointConfig) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Gives the socket to quinn, held to what segments of up to `mtu_max` bytes allow.
-pub(crate) fn wrap(socket: UdpSocket, mtu_max: u16) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+/// Gives the socket to quinn, held to what the kernel takes in one call.
+pub(crate) fn wrap(socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
     let inner = TokioRuntime.wrap_udp_socket(socket)?;
-    let segments = (SEGMENTED_MAX_BYTES / usize::from(mtu_max)).max(1);
-    Ok(Arc::new(HeldSocket { inner, segments }))
+    Ok(Arc::new(HeldSocket { inner, longest: AtomicUsize::new(1) }))
 }
 
-/// quinn's own socket, with fewer segments a call.
+/// quinn's own socket, with fewer segments a call where they are long. quinn asks how many it may hand over before it
+/// says how long they are, and paths differ: so the longest that any path had so far counts.
 struct HeldSocket {
     inner: Arc<dyn AsyncUdpSocket>,
-    segments: usize,
+    /// The longest segment so far, in bytes.
+    longest: AtomicUsize,
+}
+
+impl HeldSocket {
+    /// Sends in several calls what is too long for one: the first segments of a path that was just found to take more.
+    fn send_in_parts(&self, transmit: &Transmit<'_>, segment: usize) -> io::Result<()> {
+        let whole = (SEGMENTED_MAX_BYTES / segment).max(1) * segment;
+        let mut parts = transmit.contents.chunks(whole);
+        let send = |contents| self.inner.try_send(&Transmit { contents, ..*transmit });
+        parts.next().map_or(Ok(()), send)?;
+        // The first is on its way: what the kernel has no room for now is lost like any packet, and sent again.
+        parts.for_each(|part| drop(send(part)));
+        Ok(())
+    }
 }
 
 impl fmt::Debug for HeldSocket {
@@ -70,6 +87,11 @@ impl AsyncUdpSocket for HeldSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let Some(segment) = transmit.segment_size else { return self.inner.try_send(transmit) };
+        self.longest.fetch_max(segment, Ordering::Relaxed);
+        if transmit.contents.len() > SEGMENTED_MAX_BYTES {
+            return self.send_in_parts(transmit, segment);
+        }
         self.inner.try_send(transmit)
     }
 
@@ -87,7 +109,8 @@ impl AsyncUdpSocket for HeldSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.inner.max_transmit_segments().min(self.segments)
+        let fit = (SEGMENTED_MAX_BYTES / self.longest.load(Ordering::Relaxed)).max(1);
+        self.inner.max_transmit_segments().min(fit)
     }
 
     fn max_receive_segments(&self) -> usize {

@@ -6,23 +6,20 @@
 //! machines have no disks.
 
 mod bucket;
-mod cluster;
 mod net;
 mod report;
 mod rounds;
 
 use std::{
-    env, fs,
-    io::{self, Read as _},
+    env, fs, io,
     net::SocketAddr,
-    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    thread,
 };
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
+use shoal_benches::namespaces;
 
 /// Where the benchmark's files lie, in its own mounts.
 const ROOT: &str = "/run/real-swarm";
@@ -38,10 +35,10 @@ struct Args {
     #[arg(long, default_value_t = 16)]
     agents: usize,
     /// Each line's rate, each way, in Mbit/s.
-    #[arg(long, default_value_t = 30.0)]
+    #[arg(long, default_value_t = 20.0)]
     rate_mbit: f64,
     /// The length of the artifact, in MiB; random, so that it is stored as it is.
-    #[arg(long, default_value_t = 72)]
+    #[arg(long, default_value_t = 64)]
     size_mib: u64,
     /// How many deployments are measured, each of another artifact. One more goes before them, to make the
     /// connections that stand between agents at rest; it is reported apart.
@@ -81,7 +78,7 @@ fn main() -> ExitCode {
         (Some(dir), Some(listen)) => bucket::serve(dir, listen).map(|()| ExitCode::SUCCESS),
         _ if args.inside => inside(&args),
         _ => match check(&args) {
-            Ok(()) => outside(),
+            Ok(()) => namespaces::again(&[]),
             Err(error) => {
                 eprintln!("error: {error:#}");
                 return ExitCode::from(2);
@@ -154,29 +151,8 @@ impl Args {
     }
 }
 
-/// Starts the benchmark again in namespaces of its own.
-fn outside() -> anyhow::Result<ExitCode> {
-    let mut child = Command::new("unshare")
-        .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"])
-        .arg(env::current_exe()?)
-        .arg("--inside")
-        .args(env::args_os().skip(1))
-        // Closed by the kernel when this process ends, however it does.
-        .stdin(Stdio::piped())
-        .spawn()
-        .context("cannot start unshare")?;
-    let _held = child.stdin.take();
-    let status = child.wait()?;
-    let code = status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(1);
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
-}
-
 fn inside(args: &Args) -> anyhow::Result<ExitCode> {
-    thread::spawn(|| {
-        let _ = io::stdin().read_to_end(&mut Vec::new());
-        // The first process of its namespace: all the others end with it.
-        std::process::exit(130);
-    });
+    namespaces::end_with_parent();
     // Named namespaces and all files lie in /run: in a mount that nobody else sees.
     let mut mount = Command::new("mount");
     mount.args(["-t", "tmpfs", "-o", "size=100%,mode=755", "tmpfs", "/run"]);

@@ -5,6 +5,7 @@ use std::{env, process::Command};
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
 use serde_json::Value;
+use shoal_benches::median_of;
 
 use crate::{
     Args,
@@ -44,9 +45,8 @@ pub(crate) struct Report {
     last_over_simulated_percent: f64,
 }
 
-fn median(mut values: Vec<f64>) -> anyhow::Result<f64> {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().context("nothing to take the median of")
+fn median(values: Vec<f64>) -> anyhow::Result<f64> {
+    median_of(values.into_iter()).context("nothing to take the median of")
 }
 
 /// Simulates the same deployment, seed after seed.

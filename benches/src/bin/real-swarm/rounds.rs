@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::Write as _,
+    env, fs,
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -12,11 +11,18 @@ use anyhow::{Context as _, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
+use shoal_benches::{
+    cluster::{Agent, Artifact, Cluster, text},
+    process, random_file,
+};
+
 use crate::{
     Args,
-    cluster::{BUCKET_ADDRESS, Cluster},
-    net::{self, Carried, Rate},
+    net::{self, CONTROL, Carried, Rate},
 };
+
+/// Where the agents find the bucket.
+const BUCKET_ADDRESS: &str = "10.77.0.2";
 
 /// The bucket's line has this many times a machine's rate, as the simulated one has.
 const BUCKET_LINES: f64 = 10.0;
@@ -81,13 +87,6 @@ pub(crate) struct Measured {
     pub(crate) payload_bits_per_s: f64,
 }
 
-/// An artifact in the region's bucket.
-struct Artifact {
-    name: String,
-    size_bytes: u64,
-    piece_size_bytes: u64,
-}
-
 pub(crate) fn measure(args: &Args, root: &Path) -> anyhow::Result<Measured> {
     let mut cluster = start(args, root)?;
     let measured = measure_with(args, &mut cluster);
@@ -102,19 +101,39 @@ fn start(args: &Args, root: &Path) -> anyhow::Result<Cluster> {
     let bucket = Rate { bits_per_s: line.bits_per_s * BUCKET_LINES, ..line };
     net::bridge()?;
     net::machine("bucket", BUCKET_ADDRESS, bucket)?;
-    let mut cluster = Cluster::create(&args.shoal()?, root)?;
-    cluster.start_bucket("bucket")?;
+    let mut cluster = Cluster::create(&args.shoal()?, root, CONTROL)?;
+    start_bucket(&mut cluster, root)?;
     cluster.start_control()?;
     for number in 1..=args.agents {
         let (name, address) = (format!("m{number:03}"), format!("10.77.1.{number}"));
         net::machine(&name, &address, line)?;
-        cluster.start_agent(&name, &address)?;
+        let mut program = net::on_machine(&name, &args.shoal()?);
+        program.env("AWS_ENDPOINT", format!("http://{BUCKET_ADDRESS}"));
+        program.env("AWS_ALLOW_HTTP", "true").env("AWS_SKIP_SIGNATURE", "true");
+        program.env("AWS_REGION", "none");
+        cluster.start_agent(Agent {
+            name: &name,
+            program,
+            address: &address,
+            port: 7410,
+            bucket: "s3://bucket",
+            // The disk is memory here: what was deployed before makes room.
+            settings: "keep_builds = 0\nreserve_free_mib = 64\n",
+        })?;
     }
     cluster.wait("the machines to be known", LIMIT, |cluster| {
         let machines = cluster.operator(&["machines"])?;
         Ok(machines.as_array().is_some_and(|known| known.len() == args.agents))
     })?;
     Ok(cluster)
+}
+
+/// Starts the bucket's server on its machine.
+fn start_bucket(cluster: &mut Cluster, root: &Path) -> anyhow::Result<()> {
+    let mut command = net::on_machine("bucket", &env::current_exe()?);
+    command.arg("--serve-bucket").arg(root.join("bucket"));
+    command.args(["--listen", &format!("{BUCKET_ADDRESS}:80")]);
+    cluster.spawn("bucket", &mut command)
 }
 
 fn measure_with(args: &Args, cluster: &mut Cluster) -> anyhow::Result<Measured> {
@@ -134,55 +153,13 @@ fn measure_with(args: &Args, cluster: &mut Cluster) -> anyhow::Result<Measured> 
     Ok(Measured { size_bytes, piece_size_bytes, pair, cold, rounds, payload_bits_per_s })
 }
 
-/// Makes a random file an artifact of an app, and waits until it may be deployed.
+/// Makes a random file an artifact of an app.
 fn publish(cluster: &Cluster, app: &str, size_mib: u64) -> anyhow::Result<Artifact> {
     let path = Path::new(crate::ROOT).join("file");
-    let mut file = File::create(&path)?;
-    let mut seed = [0; 32];
-    std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut seed)?;
-    let mut stream = blake3::Hasher::new_keyed(&seed).finalize_xof();
-    let mut chunk = vec![0; 1 << 20];
-    for _ in 0..size_mib {
-        stream.fill(&mut chunk);
-        file.write_all(&chunk)?;
-    }
-    drop(file);
-    let path_text = path.to_str().context("a path that is no text")?;
-    let made = cluster.operator(&["publish", path_text, "--app", app])?;
+    random_file(&path, size_mib << 20)?;
+    let artifact = cluster.publish(app, &path)?;
     fs::remove_file(&path)?;
-    let name = text(&made, "name")?;
-    cluster.operator(&["artifact", &name, "--wait"])?;
-    let number = |key: &str| made.get(key).and_then(Value::as_u64).context("no number");
-    Ok(Artifact {
-        name,
-        size_bytes: number("size_bytes")?,
-        piece_size_bytes: number("piece_size_bytes")?,
-    })
-}
-
-fn text(value: &Value, key: &str) -> anyhow::Result<String> {
-    let text = value.get(key).and_then(Value::as_str);
-    Ok(text.with_context(|| format!("no {key} in the answer"))?.to_owned())
-}
-
-/// Sets an app's goal; returns its revision as logs name it.
-fn deploy(cluster: &Cluster, app: &str, artifact: &Artifact) -> anyhow::Result<String> {
-    let rollout = cluster.operator(&["deploy", app, &artifact.name])?;
-    let part = |key: &str| rollout.get("revision")?.get(key)?.as_u64();
-    let (epoch, number) = part("epoch").zip(part("number")).context("a rollout has no revision")?;
-    Ok(format!("{epoch}.{number}"))
-}
-
-/// Waits until a rollout has ended well, and returns it.
-fn ended(cluster: &mut Cluster, app: &str, limit: Duration) -> anyhow::Result<Value> {
-    let mut rollout = Value::Null;
-    cluster.wait("the rollout to end", limit, |cluster| {
-        let status = cluster.operator(&["status", app])?;
-        rollout = status.get(0).and_then(|app| app.get("rollout")).cloned().unwrap_or_default();
-        Ok(matches!(text(&rollout, "status")?.as_str(), "SUCCEEDED" | "FAILED"))
-    })?;
-    ensure!(text(&rollout, "status")? == "SUCCEEDED", "a rollout failed: {rollout}");
-    Ok(rollout)
+    Ok(artifact)
 }
 
 /// The first machine gets an artifact from the bucket, the second from the first.
@@ -192,14 +169,14 @@ fn measure_pair(cluster: &mut Cluster, line_bits_per_s: f64) -> anyhow::Result<P
     let size_mib = (PAIR_S * line_bits_per_s / 8.0 / f64::from(1 << 20)).ceil() as u64;
     let artifact = publish(cluster, "pair", size_mib)?;
     let limit = LIMIT + slowest(&artifact, line_bits_per_s);
-    deploy(cluster, "pair", &artifact)?;
-    ended(cluster, "pair", limit)?;
+    cluster.deploy("pair", &artifact)?;
+    cluster.ended("pair", limit)?;
 
     cluster.operator(&["app", "set", "pair", "--selector", &format!("machine={from}|{to}")])?;
     let sent = net::carried(&from)?;
     let received = net::carried(&to)?;
-    let revision = deploy(cluster, "pair", &artifact)?;
-    ended(cluster, "pair", limit)?;
+    let revision = cluster.deploy("pair", &artifact)?;
+    cluster.ended("pair", limit)?;
     let sent = net::carried(&from)?.since(sent);
     let received = net::carried(&to)?.since(received);
     let machines = cluster.operator(&["machines", "--app", "pair"])?;
@@ -252,22 +229,12 @@ fn measure_round(
     let carried = || agents.iter().map(|agent| net::carried(agent)).collect::<Result<Vec<_>, _>>();
     let before = carried()?;
     let cpu_before = Cpu::now()?;
-    let revision = deploy(cluster, "swarm", artifact)?;
-    let mut verified = BTreeMap::<String, SystemTime>::new();
-    cluster.wait("every agent to have verified", limit, |cluster| {
-        for agent in
-            agents.iter().filter(|agent| !verified.contains_key(*agent)).collect::<Vec<_>>()
-        {
-            if let Some(at) = cluster.state_at(agent, "swarm", &revision, "VERIFIED")? {
-                verified.insert(agent.clone(), at);
-            }
-        }
-        Ok(verified.len() == agents.len())
-    })?;
+    let revision = cluster.deploy("swarm", artifact)?;
+    let verified = cluster.verified(&agents, "swarm", &revision, limit)?;
     let cpu = Cpu::now()?.since(cpu_before);
     let (cpu_share, own_cpu_share) = (cpu.share(cpu.busy), cpu.share(cpu.own));
     let after = carried()?;
-    let rollout = ended(cluster, "swarm", LIMIT)?;
+    let rollout = cluster.ended("swarm", LIMIT)?;
 
     let goal = cluster.goal_at("swarm", &revision)?.context("no region process has the goal")?;
     let since = |at: SystemTime| anyhow::Ok(at.duration_since(goal)?.as_secs_f64());
@@ -320,7 +287,7 @@ impl Cpu {
             if entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()) {
                 // It may just have ended.
                 let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-                own += process_ticks(&stat).unwrap_or(0);
+                own += process::ticks(&stat).unwrap_or(0);
             }
         }
         Ok(Self { busy: all - ticks[3] - ticks[4], all, own })
@@ -339,11 +306,4 @@ impl Cpu {
 
 fn numbers(text: &str) -> Vec<u64> {
     text.split_whitespace().map_while(|field| field.parse().ok()).collect()
-}
-
-/// User and system time in a process's stat; its name, in brackets, may hold anything.
-fn process_ticks(stat: &str) -> Option<u64> {
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let mut ticks = || fields.next()?.parse::<u64>().ok();
-    Some(ticks()? + ticks()?)
 }

@@ -1,0 +1,147 @@
+//! One seed and N leechers, each an agent process as operators run it: mutual TLS, verification, piece files, sled. And in
+//! the same run the same bytes from one process to another over bare quinn, with the same TLS and the same settings: the
+//! bar to be compared with.
+//!
+//! All of it runs in a network namespace whose only link is a loopback of the MTU that is asked for, so no path is
+//! longer than that.
+
+mod run;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, ensure};
+use clap::Parser;
+use shoal_benches::{
+    bare::{self, Bare},
+    cluster::Cluster,
+    median_of, namespaces,
+};
+
+/// Headers of IPv4 and UDP, in bytes.
+const HEADERS_BYTES: u32 = 28;
+
+/// Measures one seed and some leechers, beside bare quinn. Needs iproute2 and util-linux.
+#[derive(Parser)]
+#[command(max_term_width = 100)]
+struct Args {
+    /// How many agents fetch from the seed and from each other.
+    #[arg(long, default_value_t = 8)]
+    leechers: usize,
+    /// The length of the artifact, such as 1GiB; random bytes.
+    #[arg(long, default_value = "1GiB", conflicts_with = "file")]
+    size: bytesize::ByteSize,
+    /// This file instead.
+    #[arg(long)]
+    file: Option<PathBuf>,
+    /// The largest UDP payload of the path: 8972 with jumbo frames, 1472 on Ethernet.
+    #[arg(long, default_value_t = 8_972)]
+    mtu: u32,
+    /// How many deployments of another artifact each; medians are given.
+    #[arg(long, default_value_t = 1)]
+    rounds: usize,
+    /// Where files lie: what is measured is no disk, unless you give one.
+    #[arg(long, default_value = "/dev/shm")]
+    dir: PathBuf,
+    /// The program `shoal`; by default the one beside this one.
+    #[arg(long, value_name = "PATH")]
+    shoal: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Set by the benchmark when it starts itself in its namespaces.
+    #[arg(long, hide = true)]
+    inside: bool,
+    #[command(flatten)]
+    bare: Bare,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = match args.bare.run() {
+        Some(done) => done,
+        None if args.inside => inside(&args),
+        None => match check(&args) {
+            Ok(()) => {
+                return namespaces::again(namespaces::as_anybody())
+                    .unwrap_or_else(|error| failed(&error));
+            }
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                return ExitCode::from(2);
+            }
+        },
+    };
+    done.map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}
+
+/// What must be so before anything is begun.
+fn check(args: &Args) -> anyhow::Result<()> {
+    ensure!((1..=64).contains(&args.leechers), "--leechers is 1 to 64");
+    ensure!((1_472..=65_507).contains(&args.mtu), "--mtu is 1472 to 65507");
+    ensure!((1..=100).contains(&args.rounds), "--rounds is 1 to 100");
+    ensure!(args.size.as_u64() > 0, "--size is more than 0");
+    let dir = args.dir.display();
+    ensure!(args.dir.is_dir(), "there is no directory {dir}: give --dir");
+    if let Some(file) = &args.file {
+        let length =
+            fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
+        ensure!(length.is_file() && length.len() > 0, "{} is no file, or empty", file.display());
+    }
+    let shoal = shoal(args)?;
+    ensure!(shoal.is_file(), "{} is missing: cargo build --release -p shoal", shoal.display());
+    let size = args
+        .file
+        .as_ref()
+        .map_or(Ok(args.size.as_u64()), |file| fs::metadata(file).map(|file| file.len()))?;
+    // Each agent's, the two buckets', the file itself, and what the next round writes before the last one's is gone.
+    let copies =
+        args.leechers as u64 + 4 + if args.rounds > 1 { args.leechers as u64 + 1 } else { 0 };
+    let free = rustix::fs::statvfs(&args.dir)?;
+    let free = free.f_bavail * free.f_frsize;
+    ensure!(
+        free > size * copies,
+        "it needs {} MiB in {dir}, and {} are free: give another --dir, or less",
+        (size * copies) >> 20,
+        free >> 20
+    );
+    Ok(())
+}
+
+fn shoal(args: &Args) -> anyhow::Result<PathBuf> {
+    match &args.shoal {
+        Some(path) => fs::canonicalize(path).with_context(|| format!("no {}", path.display())),
+        None => Ok(env::current_exe()?.with_file_name("shoal")),
+    }
+}
+
+fn inside(args: &Args) -> anyhow::Result<()> {
+    namespaces::end_with_parent();
+    let mtu = (args.mtu + HEADERS_BYTES).to_string();
+    let mut link = Command::new("ip");
+    let up = link.args(["link", "set", "lo", "mtu", &mtu, "up"]).status();
+    ensure!(up.context("cannot run ip: install iproute2")?.success(), "cannot set loopback up");
+    let root = tempfile::Builder::new().prefix("shoal-swarm-").tempdir_in(&args.dir)?;
+    let mut cluster = Cluster::create(&shoal(args)?, root.path(), "127.0.0.1")?;
+    let mut bars = vec![bare::measure(&cluster, root.path(), args.size.as_u64())?];
+    let mut rounds = run::start(args, &mut cluster)?;
+    for round in 0..args.rounds {
+        rounds.push(run::round(args, &mut cluster, root.path(), round)?);
+        bars.push(bare::measure(&cluster, root.path(), args.size.as_u64())?);
+    }
+    let bar = median_of(bars.into_iter()).context("nothing was measured")?;
+    run::print(args, &rounds, bar)
+}
+
+/// A path as text, for a command line.
+fn text(path: &Path) -> anyhow::Result<&str> {
+    path.to_str().with_context(|| format!("{} is no text", path.display()))
+}

@@ -1,0 +1,48 @@
+//! Namespaces of a benchmark's own: mounts, network, process ids. Nothing of what it makes there is seen outside, and
+//! however it ends, the kernel takes all of it away.
+
+use std::{
+    env,
+    io::{self, Read as _},
+    os::unix::process::ExitStatusExt as _,
+    process::{Command, ExitCode, Stdio},
+    thread,
+};
+
+use anyhow::Context as _;
+
+/// Runs this program again in namespaces of its own, with its arguments and `--inside`, and gives its exit code. `more`
+/// are further flags of `unshare`.
+///
+/// # Errors
+/// When `unshare` cannot be run.
+pub fn again(more: &[&str]) -> anyhow::Result<ExitCode> {
+    let mut child = Command::new("unshare")
+        .args(more)
+        .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(env::current_exe()?)
+        .arg("--inside")
+        .args(env::args_os().skip(1))
+        // Closed by the kernel when this process ends, however it does.
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("cannot start unshare: install util-linux")?;
+    let _held = child.stdin.take();
+    let status = child.wait()?;
+    let code = status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+/// Flags for [`again`] with which it needs no root, where the system lets users have namespaces.
+#[must_use]
+pub fn as_anybody() -> &'static [&'static str] {
+    if rustix::process::geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] }
+}
+
+/// Ends this process, the first of its namespace, and all others in it, when the one outside ends.
+pub fn end_with_parent() {
+    thread::spawn(|| {
+        let _ = io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(130);
+    });
+}
