@@ -1,8 +1,8 @@
 //! Lines: who may send next, and when what was sent has arrived.
 //!
-//! A piece goes over a line in parts of at most [`part_bytes`]. The sender's line serves its flows in turn, a part
-//! each. A flow has a window of few parts ([`Parts`]): the next one beyond it arrives when the receiver's line is
-//! through with the first, not earlier. The receiver's line takes the parts as they come. So both ends share their line evenly to within a part, nothing is
+//! A piece goes over a line in [`Parts`]. The sender's line serves its flows in turn, a part each. A flow has a window
+//! of few parts: the next one beyond it arrives when the receiver's line is through with the first, not earlier. The
+//! receiver's line takes the parts as they come. So both ends share their line evenly to within a part, nothing is
 //! idle that has something to do, and a slow receiver slows its sender.
 
 use shoal_swarm::UploadId;
