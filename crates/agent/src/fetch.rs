@@ -129,8 +129,9 @@ impl Kitchen {
         let Ok(_budget) = self.receive.acquire_many(raw_len as u32).await else {
             return Fetched::without(Outcome::Failed);
         };
-        match body.read(len).await {
-            Ok(stored) => self.take_in(artifact, piece, codec, Bytes::from(stored)).await,
+        let mut stored = artifact.buffers().take();
+        match body.read_into(len, &mut stored).await {
+            Ok(()) => self.take_in(artifact, piece, codec, Bytes::from_owner(stored)).await,
             Err(_) => Fetched::without(Outcome::Failed),
         }
     }

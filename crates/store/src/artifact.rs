@@ -15,6 +15,7 @@ use shoal_proto::{
 };
 
 use crate::{
+    buffers::Buffers,
     disk::{self, lock},
     error::{At, StoreError},
     ledger::FileIdentity,
@@ -345,9 +346,16 @@ impl Artifact {
             }
             body.shared.cache.discard(body.id(), index);
         }
-        let mut raw = vec![0; body.manifest.piece_len(index)];
+        let mut raw = self.buffers().take();
+        raw.resize(body.manifest.piece_len(index), 0);
         body.read(index, &mut raw)?;
-        Ok(Some((Codec::Raw, raw.into())))
+        Ok(Some((Codec::Raw, Bytes::from_owner(raw))))
+    }
+
+    /// Where the store's piece buffers lie between two uses.
+    #[must_use]
+    pub fn buffers(&self) -> &Buffers {
+        &self.body.shared.buffers
     }
 
     /// Verifies an encoded piece that an earlier process left.

@@ -27,6 +27,7 @@
 //! Everything here blocks: call it where blocking is allowed. All of it can be called from any thread.
 
 mod artifact;
+mod buffers;
 mod cache;
 mod cut;
 mod disk;
@@ -38,6 +39,7 @@ mod resume;
 mod store;
 
 pub use artifact::{Artifact, Progress};
+pub use buffers::{Buffer, Buffers};
 pub use error::{CutError, StoreError};
 pub use parts::{Cut, CutOptions, INDEX_NAME, cut, part_name};
 pub use store::{ArtifactSummary, Store, StoreConfig};

@@ -20,6 +20,7 @@ use shoal_proto::{
 
 use crate::{
     artifact::{Artifact, Body, DATA_NAME, PARTIAL_NAME, State},
+    buffers::Buffers,
     cache::Cache,
     disk::{self, lock},
     error::{At, StoreError},
@@ -69,6 +70,7 @@ pub(crate) struct Shared {
     trash: PathBuf,
     pub(crate) ledger: Ledger,
     pub(crate) cache: Cache,
+    pub(crate) buffers: Buffers,
     /// The artifacts that may have bytes still to be allocated; held while space is taken.
     space: Mutex<Vec<Weak<Body>>>,
     /// Numbers what is staged and removed.
@@ -193,6 +195,7 @@ impl Store {
             trash,
             ledger: Ledger::open(dir.join("ledger")),
             cache,
+            buffers: Buffers::default(),
             space: Mutex::default(),
             counter: AtomicU64::new(0),
             _lock: lock_file,

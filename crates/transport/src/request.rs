@@ -102,15 +102,26 @@ impl ReplyBody {
     /// # Errors
     /// [`RequestError`]; the body cannot be read further then.
     pub async fn read(&mut self, len: usize) -> Result<Vec<u8>, RequestError> {
+        let mut out = Vec::new();
+        self.read_into(len, &mut out).await?;
+        Ok(out)
+    }
+
+    /// Like [`Self::read`], into `out`, replacing what it held.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub async fn read_into(&mut self, len: usize, out: &mut Vec<u8>) -> Result<(), RequestError> {
         if len > self.left {
             return Err(RequestError::PastEnd { asked: len, left: self.left });
         }
-        let mut out = Vec::with_capacity(len);
+        out.clear();
+        out.reserve_exact(len);
         if len == self.left {
-            self.read_whole(&mut out).await?;
+            self.read_whole(out).await?;
             self.end().await?;
             self.connection.touch();
-            return Ok(out);
+            return Ok(());
         }
         while out.len() < len {
             let chunk = self.stream.read_chunk(len - out.len(), true).await;
@@ -120,7 +131,7 @@ impl ReplyBody {
             self.left -= chunk.bytes.len();
         }
         self.connection.touch();
-        Ok(out)
+        Ok(())
     }
 
     /// Reads all that is left, many packets a wake-up.
