@@ -12,7 +12,7 @@ pub mod process;
 use std::{
     fs::{self, File},
     io::{self, Read as _, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -75,6 +75,23 @@ pub fn installed(program: &str) -> anyhow::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error).with_context(|| format!("cannot run {program}")),
     }
+}
+
+/// A program of this project: the one that was given, or the one beside this one.
+///
+/// # Errors
+/// When it is not there; it says how to make it.
+pub fn program(given: Option<&Path>, name: &str) -> anyhow::Result<PathBuf> {
+    let path = match given {
+        Some(path) => path.to_path_buf(),
+        None => std::env::current_exe()?.with_file_name(name),
+    };
+    anyhow::ensure!(
+        path.is_file(),
+        "{} is missing: cargo build --release -p {name}",
+        path.display()
+    );
+    Ok(fs::canonicalize(path)?)
 }
 
 /// The median; none of none.

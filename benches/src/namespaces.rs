@@ -16,7 +16,7 @@ use anyhow::Context as _;
 ///
 /// # Errors
 /// When `unshare` cannot be run.
-pub fn again(more: &[&str]) -> anyhow::Result<ExitCode> {
+fn again(more: &[&str]) -> anyhow::Result<ExitCode> {
     let mut child = Command::new("unshare")
         .args(more)
         .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"])
@@ -33,14 +33,43 @@ pub fn again(more: &[&str]) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
-/// Flags for [`again`] with which it needs no root, where the system lets users have namespaces.
+/// What a benchmark's `main` does that works in namespaces of its own: outside, it checks what must be so before
+/// anything is begun (exit 2 if it is not), and starts itself again with these flags of `unshare`; inside, it works.
+pub fn main(
+    inside: bool,
+    flags: &[&str],
+    check: impl FnOnce() -> anyhow::Result<()>,
+    work: impl FnOnce() -> anyhow::Result<ExitCode>,
+) -> ExitCode {
+    if inside {
+        end_with_parent();
+        return ended(work());
+    }
+    match check() {
+        Ok(()) => ended(again(flags)),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The exit code of what was done, its error printed.
+pub fn ended(done: anyhow::Result<ExitCode>) -> ExitCode {
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Flags for [`main`] with which it needs no root, where the system lets users have namespaces.
 #[must_use]
 pub fn as_anybody() -> &'static [&'static str] {
     if rustix::process::geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] }
 }
 
 /// Ends this process, the first of its namespace, and all others in it, when the one outside ends.
-pub fn end_with_parent() {
+fn end_with_parent() {
     thread::spawn(|| {
         let _ = io::stdin().read_to_end(&mut Vec::new());
         std::process::exit(130);

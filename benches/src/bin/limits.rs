@@ -2,8 +2,7 @@
 //! reading a file. The bars that the agents are compared with, all in one run, in interleaved rounds.
 
 use std::{
-    env, fs,
-    fs::File,
+    fs::{self, File},
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
@@ -16,7 +15,7 @@ use serde::Serialize;
 use shoal_benches::{
     bare::{self, Bare},
     cluster::Cluster,
-    median_of, namespaces, process, random_file,
+    median_of, namespaces, process, program, random_file,
 };
 
 /// What is hashed, encoded, written and read at once: the length of a piece.
@@ -64,44 +63,25 @@ struct Limit {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let done = match args.bare.run() {
-        Some(done) => done.map(|()| ExitCode::SUCCESS),
-        None if args.inside => inside(&args).map(|()| ExitCode::SUCCESS),
-        None => match check(&args) {
-            Ok(()) => namespaces::again(namespaces::as_anybody()),
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                return ExitCode::from(2);
-            }
-        },
-    };
-    done.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        ExitCode::FAILURE
-    })
+    if let Some(done) = args.bare.run() {
+        return namespaces::ended(done.map(|()| ExitCode::SUCCESS));
+    }
+    let flags = namespaces::as_anybody();
+    namespaces::main(args.inside, flags, || check(&args), || inside(&args))
 }
 
 fn check(args: &Args) -> anyhow::Result<()> {
     ensure!(args.size.as_u64() >= BLOCK_BYTES as u64, "--size is 4MiB or more");
     ensure!((1..=100).contains(&args.rounds), "--rounds is 1 to 100");
     ensure!(args.dir.is_dir(), "there is no directory {}: give --dir", args.dir.display());
-    for program in [args.shoal(), args.encoded()] {
-        let program = program?;
-        ensure!(
-            program.is_file(),
-            "{} is missing: cargo build --release -p shoal",
-            program.display()
-        );
-    }
-    Ok(())
+    let encoded = args.encoded()?;
+    ensure!(encoded.is_file(), "{} is no file: give another --file", encoded.display());
+    args.shoal().map(drop)
 }
 
 impl Args {
     fn shoal(&self) -> anyhow::Result<PathBuf> {
-        match &self.shoal {
-            Some(path) => fs::canonicalize(path).with_context(|| format!("no {}", path.display())),
-            None => Ok(env::current_exe()?.with_file_name("shoal")),
-        }
+        program(self.shoal.as_deref(), "shoal")
     }
 
     fn encoded(&self) -> anyhow::Result<PathBuf> {
@@ -116,8 +96,7 @@ fn set_mtu(payload: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn inside(args: &Args) -> anyhow::Result<()> {
-    namespaces::end_with_parent();
+fn inside(args: &Args) -> anyhow::Result<ExitCode> {
     let root = tempfile::Builder::new().prefix("shoal-limits-").tempdir_in(&args.dir)?;
     let cluster = Cluster::create(&args.shoal()?, root.path(), "127.0.0.1")?;
     let file = root.path().join("random");
@@ -174,13 +153,13 @@ fn inside(args: &Args) -> anyhow::Result<()> {
     let limits: Vec<Limit> = limits.collect();
     if args.json {
         println!("{}", serde_json::to_string(&limits)?);
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     println!("{:30}  GB/s  CPU s/GB", "");
     for limit in limits {
         println!("{:30}  {:4.2}      {:4.2}", limit.what, limit.gb_per_s, limit.cpu_s_per_gb);
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A file's blocks, again and again, of so many bytes in all.

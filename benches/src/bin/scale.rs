@@ -5,7 +5,7 @@
 //! commit alone, so they are compared exactly; the cost of simulating depends on the machine too.
 
 use std::{
-    env, fs,
+    fs,
     io::Write as _,
     path::{Path, PathBuf},
     process::Command,
@@ -15,7 +15,7 @@ use anyhow::{Context, ensure};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use shoal_benches::run;
+use shoal_benches::{program, run};
 
 /// A case: its name, what it asks for as efficiency, and the flags.
 struct Case {
@@ -197,11 +197,7 @@ fn main() -> anyhow::Result<()> {
         case.with_context(|| format!("no case {name:?}: --list names them"))
     };
     let cases = wanted.iter().map(find).collect::<anyhow::Result<Vec<_>>>()?;
-    let sim = match args.sim {
-        Some(sim) => sim,
-        None => env::current_exe()?.with_file_name("shoal-sim"),
-    };
-    ensure!(sim.exists(), "{} is missing: cargo build --release -p shoal-sim", sim.display());
+    let sim = program(args.sim.as_deref(), "shoal-sim")?;
     let commit = commit()?;
     let before = lines(&args.history)?;
     if !args.json {

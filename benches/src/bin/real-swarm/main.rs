@@ -11,7 +11,7 @@ mod report;
 mod rounds;
 
 use std::{
-    env, fs, io,
+    fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
-use shoal_benches::namespaces;
+use shoal_benches::{namespaces, program};
 
 /// Where the benchmark's files lie, in its own mounts.
 const ROOT: &str = "/run/real-swarm";
@@ -74,21 +74,10 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let done = match (&args.serve_bucket, args.listen) {
-        (Some(dir), Some(listen)) => bucket::serve(dir, listen).map(|()| ExitCode::SUCCESS),
-        _ if args.inside => inside(&args),
-        _ => match check(&args) {
-            Ok(()) => namespaces::again(&[]),
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                return ExitCode::from(2);
-            }
-        },
-    };
-    done.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        ExitCode::FAILURE
-    })
+    if let (Some(dir), Some(listen)) = (&args.serve_bucket, args.listen) {
+        return namespaces::ended(bucket::serve(dir, listen).map(|()| ExitCode::SUCCESS));
+    }
+    namespaces::main(args.inside, &[], || check(&args), || inside(&args))
 }
 
 /// What must be so before anything is begun.
@@ -107,14 +96,8 @@ fn check(args: &Args) -> anyhow::Result<()> {
     ensure!((1..=65_536).contains(&args.size_mib), "--size-mib is 1 to 65536");
     ensure!((1..=100).contains(&args.rounds), "--rounds is 1 to 100");
     ensure!((1..=100).contains(&args.seeds), "--seeds is 1 to 100");
-    for program in [args.shoal(), args.sim()] {
-        let program = program?;
-        let path = program.display();
-        ensure!(
-            program.is_file(),
-            "{path} is missing: cargo build --release -p shoal -p shoal-sim"
-        );
-    }
+    args.shoal()?;
+    args.sim()?;
     // While one artifact is fetched, the one before is still there; buckets and the cut hold all of them.
     let copies = 2 * args.agents + 2 * (args.rounds + 1) + 3;
     let needed_mib = args.size_mib * copies as u64;
@@ -135,24 +118,16 @@ fn memory_free_mib() -> anyhow::Result<u64> {
 }
 
 impl Args {
-    fn beside(given: Option<&PathBuf>, name: &str) -> anyhow::Result<PathBuf> {
-        match given {
-            Some(path) => fs::canonicalize(path).with_context(|| format!("no {}", path.display())),
-            None => Ok(env::current_exe()?.with_file_name(name)),
-        }
-    }
-
     fn shoal(&self) -> anyhow::Result<PathBuf> {
-        Self::beside(self.shoal.as_ref(), "shoal")
+        program(self.shoal.as_deref(), "shoal")
     }
 
     fn sim(&self) -> anyhow::Result<PathBuf> {
-        Self::beside(self.sim.as_ref(), "shoal-sim")
+        program(self.sim.as_deref(), "shoal-sim")
     }
 }
 
 fn inside(args: &Args) -> anyhow::Result<ExitCode> {
-    namespaces::end_with_parent();
     // Named namespaces and all files lie in /run: in a mount that nobody else sees.
     let mut mount = Command::new("mount");
     mount.args(["-t", "tmpfs", "-o", "size=100%,mode=755", "tmpfs", "/run"]);

@@ -8,7 +8,7 @@
 mod run;
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
@@ -18,7 +18,7 @@ use clap::Parser;
 use shoal_benches::{
     bare::{self, Bare},
     cluster::Cluster,
-    median_of, namespaces,
+    median_of, namespaces, program,
 };
 
 /// Headers of IPv4 and UDP, in bytes.
@@ -61,26 +61,11 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let done = match args.bare.run() {
-        Some(done) => done,
-        None if args.inside => inside(&args),
-        None => match check(&args) {
-            Ok(()) => {
-                return namespaces::again(namespaces::as_anybody())
-                    .unwrap_or_else(|error| failed(&error));
-            }
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                return ExitCode::from(2);
-            }
-        },
-    };
-    done.map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
-}
-
-fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
-    ExitCode::FAILURE
+    if let Some(done) = args.bare.run() {
+        return namespaces::ended(done.map(|()| ExitCode::SUCCESS));
+    }
+    let flags = namespaces::as_anybody();
+    namespaces::main(args.inside, flags, || check(&args), || inside(&args))
 }
 
 /// What must be so before anything is begun.
@@ -96,8 +81,7 @@ fn check(args: &Args) -> anyhow::Result<()> {
             fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
         ensure!(length.is_file() && length.len() > 0, "{} is no file, or empty", file.display());
     }
-    let shoal = shoal(args)?;
-    ensure!(shoal.is_file(), "{} is missing: cargo build --release -p shoal", shoal.display());
+    shoal(args)?;
     let size = args
         .file
         .as_ref()
@@ -117,14 +101,10 @@ fn check(args: &Args) -> anyhow::Result<()> {
 }
 
 fn shoal(args: &Args) -> anyhow::Result<PathBuf> {
-    match &args.shoal {
-        Some(path) => fs::canonicalize(path).with_context(|| format!("no {}", path.display())),
-        None => Ok(env::current_exe()?.with_file_name("shoal")),
-    }
+    program(args.shoal.as_deref(), "shoal")
 }
 
-fn inside(args: &Args) -> anyhow::Result<()> {
-    namespaces::end_with_parent();
+fn inside(args: &Args) -> anyhow::Result<ExitCode> {
     let mtu = (args.mtu + HEADERS_BYTES).to_string();
     let mut link = Command::new("ip");
     let up = link.args(["link", "set", "lo", "mtu", &mtu, "up"]).status();
@@ -138,7 +118,8 @@ fn inside(args: &Args) -> anyhow::Result<()> {
         bars.push(bare::measure(&cluster, root.path(), args.size.as_u64())?);
     }
     let bar = median_of(bars.into_iter()).context("nothing was measured")?;
-    run::print(args, &rounds, bar)
+    run::print(args, &rounds, bar)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A path as text, for a command line.
