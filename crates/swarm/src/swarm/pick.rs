@@ -421,11 +421,12 @@ fn any_bit(mut among: u64, salt: u64) -> u32 {
     among.trailing_zeros()
 }
 
-/// A fetch that gains nothing for this long stalls: several pieces should have come.
+/// A fetch that gains nothing for this long stalls: many pieces should have come. In a large zone a machine waits for
+/// some pieces' time at the start, and that is no reason to fetch from outside.
 pub(super) fn stall(fetch: &Fetching) -> Duration {
     /// The first piece of a large, slow swarm needs some time.
     const FIRST: Duration = Duration::from_secs(2);
-    fetch.times.mean().map_or(FIRST, |mean| (mean * 4).max(Duration::from_millis(1)))
+    fetch.times.mean().map_or(FIRST, |mean| (mean * 16).max(Duration::from_millis(1)))
 }
 
 /// Whether a fetch has gained nothing for that long.
