@@ -15,7 +15,7 @@ use serde::Serialize;
 use shoal_benches::{
     bare::{self, Bare},
     cluster::Cluster,
-    median_of, namespaces, process, program, random_file,
+    median_of, namespaces, process, program,
 };
 
 /// What is hashed, encoded, written and read at once: the length of a piece.
@@ -136,7 +136,6 @@ fn inside(args: &Args) -> anyhow::Result<ExitCode> {
             }
             Ok(())
         })?);
-        random_file(&file, 1)?;
         limits.push(own("write a file", bytes, || write(&file, bytes))?);
         limits.push(own("read a file", bytes, || read(&file))?);
         fs::remove_file(&file)?;

@@ -14,8 +14,8 @@
 //!
 //! - **Asking peers** (`pick`). The rarest missing piece of a random sample, an even choice among equals;
 //!   from a neighbour of our zone, the one that will have it here soonest. At most two requests to a peer: one
-//!   hides the other's round trip, more only load seeds. Higher priorities first; among equal ones the fetch that got the fewest bytes since the
-//!   others' start, what is on its way counted.
+//!   hides the other's round trip, more only load seeds. Higher priorities first; among equal ones the fetch that got
+//!   the fewest bytes since it began, counted from where the others were then, with what is on its way.
 //! - **Across zones** (`pick`). What no neighbour of our zone has falls to few machines of the zone, by a hash of
 //!   machine and piece: to about one at the start, to more the further the fetch is, and to ever more while nothing
 //!   comes in. So each piece enters a zone about once, and none stays out.

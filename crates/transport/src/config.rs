@@ -15,7 +15,8 @@ use shoal_proto::peer::ALPN;
 use crate::{error::TransportError, socket};
 
 /// The largest UDP payload that a path of jumbo frames, 9,000 bytes, carries over IPv4. It is looked for on every path:
-/// where it is not found, that cost a few probes, and where it is, a byte costs half as much CPU.
+/// where it is not found, that cost a few probes, and where it is, bare QUIC needs 0.6 of the CPU for a byte (the
+/// benchmark `limits`: 1.56 s a GB, 2.65 at 1,472 bytes).
 const MTU_JUMBO_BYTES: u16 = 8_972;
 
 /// A connection may send this many of the largest packets before anything was acknowledged. quinn's own 12,000 bytes do

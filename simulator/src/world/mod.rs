@@ -1,8 +1,8 @@
 //! The world: machines that are the real policy, and what lies between them.
 //!
 //! [`run`] builds it from a [`Setup`] and lets it happen. [`shard`] says how that is done on several
-//! threads with one result; [`fixed`] what never changes; [`machine`] is the model of an agent; [`mod@line`] of what it is joined to others with;
-//! [`services`] of region processes, bucket and trunks; [`triggers`] of what goes wrong and when.
+//! threads with one result; [`fixed`] what never changes; [`machine`] is the model of an agent; [`mod@line`] of what
+//! it is joined to others with; [`services`] of region processes, bucket and trunks; [`triggers`] of what goes wrong and when.
 
 mod fixed;
 mod line;
