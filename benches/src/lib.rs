@@ -7,6 +7,7 @@
 pub mod bare;
 pub mod cluster;
 pub mod namespaces;
+pub mod plot;
 pub mod process;
 
 use std::{
