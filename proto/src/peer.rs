@@ -1,7 +1,7 @@
 //! Machine to machine, over one QUIC connection a pair: a control stream of [`PeerMessage`]s each way,
 //! and one short stream for each [`StreamRequest`].
 
-use alloc::{string::String, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 use core::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -14,8 +14,21 @@ use crate::{
     region::{RegionReply, RegionRequest},
 };
 
-/// The protocol versions that this release speaks, best first, as TLS ALPN names.
-pub const ALPN: &[&[u8]] = &[b"shoal/1"];
+/// The protocol versions that this release speaks, newest first: its own and the one before, so that machines swarm while
+/// a fleet is upgraded. There is one so far.
+pub const VERSIONS: &[u16] = &[1];
+
+/// A protocol version as TLS ALPN names it.
+#[must_use]
+pub fn alpn(version: u16) -> String {
+    format!("shoal/{version}")
+}
+
+/// The protocol version of a TLS ALPN name; none when it is no name of ours.
+#[must_use]
+pub fn version_of(alpn: &[u8]) -> Option<u16> {
+    core::str::from_utf8(alpn).ok()?.strip_prefix("shoal/")?.parse().ok()
+}
 
 /// The longest encoded [`PeerMessage`]: a bitmap of 8 KiB and its envelope, or a batch of peers.
 pub const PEER_MESSAGE_MAX_BYTES: usize = 16 << 10;

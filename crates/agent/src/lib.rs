@@ -29,6 +29,7 @@ mod neighbours;
 mod program;
 mod regions;
 mod reports;
+mod socket;
 
 use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -93,6 +94,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     tasks.spawn(announce_held(machine.clone()));
     tasks.spawn(machine.neighbours.clone().keep());
     tasks.spawn(count_gossip(machine.clone(), gossip.clone()));
+    tasks.spawn(socket::watch(machine.endpoint.clone(), machine.metrics.clone()));
     tasks.spawn({
         let machine = machine.clone();
         async move {

@@ -26,6 +26,10 @@ pub(crate) struct Metrics {
     pub(crate) apps: IntGaugeVec,
     /// Peers of the gossip mesh.
     pub(crate) gossip_peers: IntGauge,
+    /// Bytes of the data plane's UDP buffers, by `which`: `asked` for, and given to `receive` and to `send`.
+    pub(crate) udp_buffer_bytes: IntGaugeVec,
+    /// Datagrams that the kernel dropped because the buffer was full.
+    pub(crate) udp_dropped: IntCounter,
 }
 
 impl Metrics {
@@ -62,6 +66,16 @@ impl Metrics {
             polls: meters.counters("shoal_agent_polls_total", "Polls of the region.", "result")?,
             gossip_peers: meters
                 .gauge("shoal_agent_gossip_peers", "Verified peers on the gossip plane.")?,
+            udp_buffer_bytes: meters.gauges(
+                "shoal_agent_udp_buffer_bytes",
+                "UDP buffers of the data plane: asked for, and given to receive and send. Where less is given, raise \
+                 net.core.rmem_max and net.core.wmem_max.",
+                "which",
+            )?,
+            udp_dropped: meters.counter(
+                "shoal_agent_udp_dropped_total",
+                "Datagrams that the kernel dropped because the UDP buffer of the data plane was full.",
+            )?,
             apps: meters.gauges(
                 "shoal_agent_apps",
                 "Apps by what this machine does about their goal.",

@@ -10,9 +10,13 @@ use quinn::{
 };
 use quinn_proto::HashedConnectionIdGenerator;
 use shoal_pki::{ClientAuth, Identity, Trust};
-use shoal_proto::peer::ALPN;
+use shoal_proto::peer::{VERSIONS, alpn};
 
-use crate::{error::TransportError, socket};
+use crate::{
+    buffers::{Drops, SocketBuffers},
+    error::TransportError,
+    socket::{self, Bound},
+};
 
 /// The largest UDP payload that a path of jumbo frames, 9,000 bytes, carries over IPv4. It is looked for on every path:
 /// where it is not found, that cost a few probes, and where it is, bare QUIC needs 0.6 of the CPU for a byte (the
@@ -63,6 +67,8 @@ pub struct EndpointConfig {
     pub identity: Identity,
     /// Whom it believes.
     pub trust: Trust,
+    /// The protocol versions that it speaks, newest first. A connection has the newest that both ends speak.
+    pub versions: Vec<u16>,
     /// Connections at a time; a further peer is closed with
     /// [`CloseReason::Full`](shoal_proto::peer::CloseReason::Full).
     pub max_connections: usize,
@@ -88,6 +94,7 @@ impl EndpointConfig {
             listen,
             identity,
             trust,
+            versions: VERSIONS.to_vec(),
             max_connections: 256,
             mtu_max: MTU_JUMBO_BYTES,
             receive_budget_bytes: 32 << 20,
@@ -103,15 +110,21 @@ impl EndpointConfig {
     /// # Errors
     /// As [`Endpoint::bind`](crate::Endpoint::bind).
     pub fn bare(&self) -> Result<quinn::Endpoint, TransportError> {
+        self.open().map(|opened| opened.quinn)
+    }
+
+    /// Opens the socket, and QUIC on it.
+    pub(crate) fn open(&self) -> Result<Opened, TransportError> {
         let Quic { endpoint, server, client } = self.quic()?;
         let failed = |error| TransportError::Listen { addr: self.listen, error };
-        let socket = socket::bind(self).and_then(socket::wrap).map_err(failed)?;
+        let Bound { socket, buffers, drops } = socket::bind(self).map_err(failed)?;
+        let socket = socket::wrap(socket).map_err(failed)?;
         let runtime = Arc::new(quinn::TokioRuntime);
         let mut quinn =
             quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)
                 .map_err(failed)?;
         quinn.set_default_client_config(client);
-        Ok(quinn)
+        Ok(Opened { quinn, buffers, drops })
     }
 
     /// The QUIC settings of both directions.
@@ -122,10 +135,15 @@ impl EndpointConfig {
                 self.mtu_max
             )));
         }
+        if self.versions.is_empty() {
+            return Err(TransportError::Config("versions is empty: name at least one".into()));
+        }
         let transport = Arc::new(self.transport()?);
+        let names: Vec<_> = self.versions.iter().map(|version| alpn(*version)).collect();
+        let names: Vec<_> = names.iter().map(String::as_bytes).collect();
 
         let tls =
-            shoal_pki::server_config(&self.identity, &self.trust, ALPN, ClientAuth::Required)?;
+            shoal_pki::server_config(&self.identity, &self.trust, &names, ClientAuth::Required)?;
         let tls = QuicServerConfig::try_from(tls).map_err(no_initial_suite)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
         server
@@ -134,7 +152,7 @@ impl EndpointConfig {
             .incoming_buffer_size(HANDSHAKE_BYTES)
             .incoming_buffer_size_total(HANDSHAKES_BYTES);
 
-        let tls = shoal_pki::client_config(&self.identity, &self.trust, ALPN)?;
+        let tls = shoal_pki::client_config(&self.identity, &self.trust, &names)?;
         let tls = QuicClientConfig::try_from(tls).map_err(no_initial_suite)?;
         let mut client = quinn::ClientConfig::new(Arc::new(tls));
         client.transport_config(transport);
@@ -186,6 +204,13 @@ impl EndpointConfig {
             .map_err(|error| TransportError::Config(error.to_string()))?;
         Ok(endpoint)
     }
+}
+
+/// QUIC on its socket, and what the kernel gave that.
+pub(crate) struct Opened {
+    pub(crate) quinn: quinn::Endpoint,
+    pub(crate) buffers: SocketBuffers,
+    pub(crate) drops: Drops,
 }
 
 /// The key of stateless resets. quinn has such a type of its own, but which library's key it takes hangs on

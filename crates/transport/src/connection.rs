@@ -11,11 +11,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use quinn::VarInt;
+use quinn::{VarInt, crypto::rustls::HandshakeData};
 use shoal_pki::Member;
 use shoal_proto::{
     NodeId,
-    peer::{CloseReason, PEER_MESSAGE_MAX_BYTES, PeerMessage, StreamReply, StreamRequest},
+    peer::{
+        CloseReason, PEER_MESSAGE_MAX_BYTES, PeerMessage, StreamReply, StreamRequest, version_of,
+    },
 };
 use tokio::sync::mpsc;
 
@@ -88,6 +90,13 @@ impl Connection {
     #[must_use]
     pub fn node(&self) -> NodeId {
         self.0.member.node
+    }
+
+    /// The protocol version that both ends speak on it: the newest that they have in common.
+    #[must_use]
+    pub fn version(&self) -> Option<u16> {
+        let data = self.0.quinn.handshake_data()?.downcast::<HandshakeData>().ok()?;
+        version_of(&data.protocol?)
     }
 
     /// Where the other end is.

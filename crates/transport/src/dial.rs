@@ -13,7 +13,7 @@ use crate::{
     connection::Connection,
     control::Control,
     endpoint::Inner,
-    error::{ConnectError, closed_by_peer, code, describe},
+    error::{ConnectError, closed_by_peer, code, describe, names, no_common_version},
     frame::{self, FrameError},
     peers::{Claim, Outcome, Waiter, Want},
     request::PRIORITY_CONTROL,
@@ -126,7 +126,10 @@ async fn handshake(
     let quinn = timeout(HANDSHAKE_TIMEOUT, connecting)
         .await
         .map_err(|_| ConnectError::Timeout(addr))?
-        .map_err(|error| failed(addr, &error))?;
+        .map_err(|error| match no_common_version(&error) {
+            true => ConnectError::NoCommonVersion { addr, ours: inner.versions().to_vec() },
+            false => failed(addr, &error),
+        })?;
     let member = peer_member(&quinn).ok_or_else(|| no_member(&quinn))?;
     if member.node == inner.me() {
         quinn.close(code(CloseReason::WrongPeer), b"");
@@ -239,6 +242,11 @@ pub(crate) async fn answer(inner: Arc<Inner>, incoming: quinn::Incoming) {
     };
     let (quinn, receive) = match timeout(HANDSHAKE_TIMEOUT, begun).await {
         Ok(Ok(begun)) => begun,
+        Ok(Err(error)) if no_common_version(&error) => {
+            let ours = names(inner.versions());
+            tracing::warn!(%addr, ours, "no connection from a peer: it speaks none of our protocol versions");
+            return;
+        }
         Ok(Err(error)) => {
             tracing::info!(%addr, reason = describe(&error), "no connection from a peer");
             return;

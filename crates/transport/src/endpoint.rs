@@ -1,6 +1,7 @@
 //! The endpoint: one socket, all connections.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -18,7 +19,8 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    config::EndpointConfig,
+    buffers::{Drops, SocketBuffers},
+    config::{EndpointConfig, Opened},
     connection::Connection,
     control::{self, Control},
     dial::{self, CROSSING, decided},
@@ -63,6 +65,9 @@ pub(crate) struct Inner {
     cluster: String,
     quinn: quinn::Endpoint,
     local_addr: SocketAddr,
+    versions: Vec<u16>,
+    buffers: SocketBuffers,
+    drops: Drops,
     peers: Mutex<Peers>,
     incoming: mpsc::Sender<Incoming>,
     tasks: TaskTracker,
@@ -77,7 +82,7 @@ impl Endpoint {
         config: &EndpointConfig,
     ) -> Result<(Self, mpsc::Receiver<Incoming>), TransportError> {
         let failed = |error| TransportError::Listen { addr: config.listen, error };
-        let quinn = config.bare()?;
+        let Opened { quinn, buffers, drops } = config.open()?;
         let me = config.identity.member().node;
         let (incoming, receiver) = mpsc::channel(INCOMING_QUEUE);
         let peers = Peers::new(me, config.max_connections, config.receive_budget_bytes, CROSSING);
@@ -86,6 +91,9 @@ impl Endpoint {
             cluster: config.trust.cluster().to_string(),
             local_addr: quinn.local_addr().map_err(failed)?,
             quinn,
+            versions: config.versions.clone(),
+            buffers,
+            drops,
             peers: Mutex::new(peers),
             incoming,
             tasks: TaskTracker::new(),
@@ -98,6 +106,21 @@ impl Endpoint {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.0.local_addr
+    }
+
+    /// What the kernel gave of the buffers that its socket asked for.
+    #[must_use]
+    pub fn socket_buffers(&self) -> SocketBuffers {
+        self.0.buffers
+    }
+
+    /// Datagrams so far that the kernel dropped on arrival, for want of room in the socket's buffer. It reads a table
+    /// of the kernel's: not for a hot path.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub fn dropped_datagrams(&self) -> io::Result<u64> {
+        self.0.drops.count()
     }
 
     /// The connection to `expect`: the one there is, or one to be dialled at `addr`. Callers at the same time
@@ -194,6 +217,11 @@ impl Inner {
 
     pub(crate) fn cluster(&self) -> &str {
         &self.cluster
+    }
+
+    /// The protocol versions that it speaks.
+    pub(crate) fn versions(&self) -> &[u16] {
+        &self.versions
     }
 
     pub(crate) fn quinn(&self) -> &quinn::Endpoint {

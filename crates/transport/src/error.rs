@@ -2,9 +2,9 @@
 
 use std::{io, net::SocketAddr};
 
-use quinn::{ConnectionError, VarInt};
+use quinn::{ConnectionError, TransportErrorCode, VarInt};
 use shoal_pki::{PkiError, Role};
-use shoal_proto::{NodeId, codec::CodecError, peer::CloseReason};
+use shoal_proto::{NodeId, codec::CodecError, peer::{CloseReason, alpn}};
 
 /// Why an endpoint could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,17 @@ pub enum ConnectError {
     /// The handshake failed: most often one side's certificate did not please the other.
     #[error("the handshake failed: {0}")]
     Handshake(String),
+    /// The two ends have no protocol version in common.
+    #[error(
+        "the peer at {addr} speaks none of the protocol versions of this release ({}): upgrade the older one of the two",
+        names(ours)
+    )]
+    NoCommonVersion {
+        /// The peer.
+        addr: SocketAddr,
+        /// What this side speaks.
+        ours: Vec<u16>,
+    },
     /// Another machine answered.
     #[error("expected node {expected}, but {found} answered")]
     WrongPeer {
@@ -129,6 +140,23 @@ pub enum ReplyError {
         /// Bytes of the body.
         body: usize,
     },
+}
+
+/// Protocol versions as people read them.
+pub(crate) fn names(versions: &[u16]) -> String {
+    versions.iter().map(|version| alpn(*version)).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether a handshake failed because the two ends have no protocol version in common; either end learns it.
+pub(crate) fn no_common_version(error: &ConnectionError) -> bool {
+    /// TLS's alert for it, `no_application_protocol` (RFC 7301), as QUIC carries alerts (RFC 9001, section 4.8).
+    const NO_APPLICATION_PROTOCOL: u8 = 120;
+    let code = match error {
+        ConnectionError::TransportError(error) => error.code,
+        ConnectionError::ConnectionClosed(close) => close.error_code,
+        _ => return false,
+    };
+    code == TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL)
 }
 
 /// A close reason as QUIC carries it.

@@ -24,6 +24,7 @@
 //! Whatever is malformed or too long closes its connection with
 //! [`CloseReason::Malformed`](shoal_proto::peer::CloseReason::Malformed).
 
+mod buffers;
 mod config;
 mod connection;
 mod control;
@@ -35,6 +36,7 @@ mod peers;
 mod request;
 mod socket;
 
+pub use buffers::SocketBuffers;
 pub use config::EndpointConfig;
 pub use connection::{Connection, ConnectionStats};
 pub use endpoint::{Endpoint, Incoming};

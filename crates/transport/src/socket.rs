@@ -17,35 +17,46 @@ use quinn::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::config::EndpointConfig;
+use crate::{
+    buffers::{Drops, SocketBuffers},
+    config::EndpointConfig,
+};
 
 /// The most bytes that one call may hand to the kernel for segmentation. Beyond it the kernel drops
 /// all of them and says nothing.
 const SEGMENTED_MAX_BYTES: usize = 65_507;
 
+/// A bound socket, and what the kernel gave it.
+pub(crate) struct Bound {
+    pub(crate) socket: UdpSocket,
+    pub(crate) buffers: SocketBuffers,
+    pub(crate) drops: Drops,
+}
+
 /// Opens and binds the socket that `config` asks for.
-pub(crate) fn bind(config: &EndpointConfig) -> io::Result<UdpSocket> {
+pub(crate) fn bind(config: &EndpointConfig) -> io::Result<Bound> {
     let socket = Socket::new(Domain::for_address(config.listen), Type::DGRAM, Some(Protocol::UDP))?;
     if config.listen.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    let wanted = config.socket_buffer_bytes;
-    // The kernel cuts a size above its limit without an error.
-    socket.set_recv_buffer_size(wanted)?;
-    socket.set_send_buffer_size(wanted)?;
-    let (receive, send) = (socket.recv_buffer_size()?, socket.send_buffer_size()?);
-    if receive < wanted || send < wanted {
+    let asked = config.socket_buffer_bytes;
+    // The kernel cuts a size above its limit without an error, and says so only here.
+    socket.set_recv_buffer_size(asked)?;
+    socket.set_send_buffer_size(asked)?;
+    let buffers = SocketBuffers::of(&socket, asked)?;
+    if let Some(raise) = buffers.advice() {
         tracing::warn!(
-            wanted_bytes = wanted,
-            receive_bytes = receive,
-            send_bytes = send,
-            "the kernel gives smaller UDP buffers than asked for: raise net.core.rmem_max and \
-             net.core.wmem_max, or transfers lose packets at high rates"
+            asked_bytes = asked,
+            receive_bytes = buffers.receive_bytes,
+            send_bytes = buffers.send_bytes,
+            raise,
+            "the kernel gives smaller UDP buffers than asked for, and packets are lost at high rates: raise its limits"
         );
     }
     socket.set_nonblocking(true)?;
     socket.bind(&config.listen.into())?;
-    Ok(socket.into())
+    let drops = Drops::of(&socket, config.listen.is_ipv6())?;
+    Ok(Bound { socket: socket.into(), buffers, drops })
 }
 
 /// Gives the socket to quinn, held to what the kernel takes in one call.

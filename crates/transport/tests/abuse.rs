@@ -13,10 +13,13 @@ use shoal_pki::{Role, client_config, server_name};
 use shoal_proto::{
     ArtifactId, PieceIndex, codec,
     manifest::Codec,
-    peer::{ALPN, CloseReason, HAVE_BATCH_MAX, PeerMessage, StreamReply},
+    peer::{CloseReason, HAVE_BATCH_MAX, PeerMessage, StreamReply},
 };
 use shoal_transport::{RequestError, SendError};
 use tokio::time::timeout;
+
+/// The protocol that these peers break.
+const ALPN: &[&[u8]] = &[b"shoal/1"];
 
 /// A member that speaks QUIC with its own hands.
 struct Raw {
