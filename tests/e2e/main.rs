@@ -6,5 +6,6 @@ mod deploys;
 mod faults;
 mod harness;
 mod membership;
+mod peers;
 mod pipeline;
 mod postgres;

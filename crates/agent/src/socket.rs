@@ -37,7 +37,11 @@ pub(crate) async fn watch(endpoint: Endpoint, metrics: Arc<Metrics>) {
                 if warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
                     warned = Some(Instant::now());
                     let advice = advice(&buffers);
-                    tracing::warn!(dropped, advice, "the kernel dropped packets: the UDP buffer was full");
+                    tracing::warn!(
+                        dropped,
+                        advice,
+                        "the kernel dropped packets: the UDP buffer was full"
+                    );
                 }
             }
             Ok(Ok(_)) => {}
@@ -55,7 +59,9 @@ pub(crate) async fn watch(endpoint: Endpoint, metrics: Arc<Metrics>) {
 /// What to do about drops.
 fn advice(buffers: &SocketBuffers) -> String {
     match buffers.advice() {
-        Some(settings) => format!("raise the kernel's limits and restart the agent: sysctl -w {settings}"),
+        Some(settings) => {
+            format!("raise the kernel's limits and restart the agent: sysctl -w {settings}")
+        }
         None => "the buffer is as large as asked for: give the agent more CPU".into(),
     }
 }

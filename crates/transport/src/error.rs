@@ -4,7 +4,11 @@ use std::{io, net::SocketAddr};
 
 use quinn::{ConnectionError, TransportErrorCode, VarInt};
 use shoal_pki::{PkiError, Role};
-use shoal_proto::{NodeId, codec::CodecError, peer::{CloseReason, alpn}};
+use shoal_proto::{
+    NodeId,
+    codec::CodecError,
+    peer::{CloseReason, alpn},
+};
 
 /// Why an endpoint could not be set up.
 #[derive(Debug, thiserror::Error)]

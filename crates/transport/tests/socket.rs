@@ -21,7 +21,11 @@ fn peer(cluster: &Cluster, socket_buffer_bytes: usize) -> Peer {
 async fn an_endpoint_knows_what_it_was_given_and_what_to_raise() {
     let cluster = Cluster::new();
     let limit = |name: &str| -> usize {
-        std::fs::read_to_string(format!("/proc/sys/net/core/{name}")).unwrap().trim().parse().unwrap()
+        std::fs::read_to_string(format!("/proc/sys/net/core/{name}"))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
     };
     let (receive, send) = (limit("rmem_max"), limit("wmem_max"));
     let modest = receive.min(send).min(100_000);

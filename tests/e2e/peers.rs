@@ -1,0 +1,147 @@
+//! Peers that lie, that never answer, and that speak another version of the protocol, beside real agents.
+
+use std::fs;
+
+use shoal_client::types::Artifact;
+use shoal_pki::{Identity, Role, Trust};
+use shoal_proto::{
+    PieceIndex,
+    manifest::PieceSize,
+    peer::{StreamReply, StreamRequest, VERSIONS},
+    state::MachineState,
+};
+use shoal_test_peers::{Manner, Peer, Setup};
+
+use crate::harness::{Cluster, Shape, plain_app, wait_for};
+
+/// Pieces of 1 MiB, so that there are enough of them to be banned for.
+const SIZE: usize = 24 << 20;
+
+async fn cluster() -> Cluster {
+    let agent_extra = "metrics_listen = \"127.0.0.1:0\"\n".into();
+    let cluster = Cluster::start(Shape { agent_extra, ..Shape::default() }).await;
+    cluster.set_app(&plain_app("data")).await;
+    cluster
+}
+
+/// What a peer of this name needs to take part in an artifact's swarm.
+async fn setup(cluster: &mut Cluster, name: &str, artifact: &Artifact, manner: Manner) -> Setup {
+    let dir = cluster.root().join(name);
+    cluster.keys.issue(&dir, Role::Agent, name, Some("r1"));
+    let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap();
+    let identity = Identity::from_pem(&read("identity.pem"), &read("identity.key")).unwrap();
+    let trust = Trust::from_signed(&cluster.keys.trust).unwrap();
+    let mut regions = vec![];
+    for region in &mut cluster.regions {
+        regions.push(region.address("data").await);
+    }
+    let piece_size = PieceSize::from_bytes(artifact.piece_size_bytes).unwrap();
+    let what = (artifact.artifact, artifact.size_bytes, piece_size);
+    Setup::new("127.0.0.1:0".parse().unwrap(), identity, trust, regions, what, manner)
+}
+
+/// Waits until every agent is connected with a peer.
+async fn all_met(cluster: &Cluster, peer: &Peer) {
+    for agent in &cluster.agents {
+        wait_for(&format!("{} to meet the peer", agent.name), async || {
+            peer.connection(&agent.name).map(drop).map_err(|error| error.to_string())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_liar_is_banned_by_everyone_and_harms_nobody() {
+    let mut cluster = cluster().await;
+    let file = cluster.random_file("file", SIZE, 1);
+    let artifact = cluster.publish("data", &file).await;
+    let setup = setup(&mut cluster, "m9", &artifact, Manner::Liar).await;
+    let liar = Peer::start(setup).unwrap();
+    let rollout = cluster.deploy("data", &artifact.name).await;
+    cluster.rollout_succeeds(rollout.id).await;
+    for agent in &mut cluster.agents {
+        assert_eq!(
+            fs::read(agent.data_dir().join("apps/data/current")).unwrap(),
+            fs::read(&file).unwrap()
+        );
+        let name = agent.name.clone();
+        let corrupt = agent.metric("shoal_agent_fetches_total{outcome=\"corrupt\"}").await;
+        // Two more may have been on their way when the third came.
+        assert!((3..=5).contains(&corrupt), "{name}: {corrupt} corrupt pieces");
+        assert_eq!(agent.metric("shoal_agent_banned_total").await, 1, "{name}");
+        assert!(agent.log().contains("neighbour banned"), "{name}");
+    }
+    wait_for("the liar to be told", async || match liar.banned() {
+        banned if banned >= cluster.agents.len() as u64 => Ok(()),
+        banned => Err(banned),
+    })
+    .await;
+    let asked = liar.asked();
+    assert!(asked <= 5 * cluster.agents.len() as u64, "nobody asks again: {asked}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_never_answers_harms_nobody() {
+    let mut cluster = cluster().await;
+    let file = cluster.random_file("file", SIZE, 2);
+    let artifact = cluster.publish("data", &file).await;
+    let setup = setup(&mut cluster, "m9", &artifact, Manner::Silent).await;
+    let silent = Peer::start(setup).unwrap();
+    // It says that it has everything, so at first nobody reads the bucket.
+    let rollout = cluster.deploy("data", &artifact.name).await;
+    let rollout = cluster.rollout_succeeds(rollout.id).await;
+    assert!(silent.asked() > 0, "somebody trusted it");
+    for agent in &cluster.agents {
+        assert_eq!(cluster.current(&agent.name, "data"), fs::read(&file).unwrap());
+    }
+    let copies = rollout.regions.values().next().unwrap().origin_copies;
+    assert!((0.99..1.11).contains(&copies), "{copies} copies");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn releases_of_two_versions_swarm() {
+    let mut cluster = cluster().await;
+    let file = cluster.random_file("file", SIZE, 3);
+    let bytes = fs::read(&file).unwrap();
+    let artifact = cluster.publish("data", &file).await;
+    let ours = VERSIONS[0];
+    // The next release speaks its own version and ours.
+    let manner = Manner::Honest(bytes.clone().into());
+    let mut next = setup(&mut cluster, "m8", &artifact, manner.clone()).await;
+    next.endpoint.versions = vec![ours + 1, ours];
+    let next = Peer::start(next).unwrap();
+    // The one after it does no longer speak ours.
+    let mut after = setup(&mut cluster, "m9", &artifact, manner).await;
+    after.endpoint.versions = vec![ours + 2, ours + 1];
+    let after = Peer::start(after).unwrap();
+    // An agent of this release that is told of it cannot connect, and says why.
+    let data = cluster.agents[0].address("data").await;
+    let node = wait_for("the node of m1", async || {
+        next.connection("m1").map(|connection| connection.node()).map_err(|error| error.to_string())
+    });
+    cluster.deploy("data", &artifact.name).await;
+    let node = node.await;
+    let error = after.endpoint.connect(data, node).await.unwrap_err().to_string();
+    assert!(error.contains("speaks none of the protocol versions"), "{error}");
+    let said = "it speaks none of our protocol versions";
+    assert!(cluster.agents[0].log().contains(said), "{}", cluster.agents[0].log());
+
+    // The agents get pieces of the next release...
+    for agent in &cluster.agents {
+        cluster.machine_is(&agent.name, "data", MachineState::Active).await;
+        assert_eq!(cluster.current(&agent.name, "data"), bytes);
+    }
+    all_met(&cluster, &next).await;
+    assert!(next.asked() > 0);
+    for agent in &mut cluster.agents {
+        // ...and it gets pieces of them.
+        let connection = next.connection(&agent.name).unwrap();
+        assert_eq!(connection.version(), Some(ours));
+        let request = StreamRequest::Piece { artifact: artifact.artifact, piece: PieceIndex(1) };
+        let (reply, mut body) = connection.request(request).await.unwrap();
+        assert!(matches!(reply, StreamReply::Piece { .. }), "{reply:?}");
+        let len = artifact.piece_size_bytes as usize;
+        assert!(body.read(len).await.unwrap() == bytes[len..2 * len]);
+        assert_eq!(agent.metric("shoal_agent_banned_total").await, 0);
+    }
+}
