@@ -8,17 +8,23 @@ use shoal_proto::{codec, peer::PeerAddr, state::MachineState};
 use crate::harness::{Cluster, Shape, plain_app, wait_for, walk};
 
 /// Large enough for two part objects.
-const TWO_PARTS: usize = 70 << 20;
+pub const TWO_PARTS: usize = 70 << 20;
 
-/// Publishes a file of two parts and hides the second one, so that every fetch stops in the middle.
-async fn stuck_in_the_middle(cluster: &Cluster) -> (Artifact, PathBuf, PathBuf, Vec<u8>) {
-    cluster.set_app(&plain_app("data")).await;
-    let file = cluster.random_file("big", TWO_PARTS, 7);
-    let artifact = cluster.publish("data", &file).await;
+/// Takes the second part out of the bucket: where it was, and where it is.
+pub fn hide_second_part(cluster: &Cluster) -> (PathBuf, PathBuf) {
     let mut parts = walk(&cluster.bucket(0), &|path| path.ends_with("part-00001"));
     let part = parts.pop().unwrap();
     let hidden = cluster.root().join("hidden");
     fs::rename(&part, &hidden).unwrap();
+    (part, hidden)
+}
+
+/// Publishes a file of two parts and hides the second one, so that every fetch stops in the middle.
+pub async fn stuck_in_the_middle(cluster: &Cluster) -> (Artifact, PathBuf, PathBuf, Vec<u8>) {
+    cluster.set_app(&plain_app("data")).await;
+    let file = cluster.random_file("big", TWO_PARTS, 7);
+    let artifact = cluster.publish("data", &file).await;
+    let (part, hidden) = hide_second_part(cluster);
     cluster.deploy("data", &artifact.name).await;
     let in_first = (64 << 20) / artifact.piece_size_bytes as u32;
     for agent in &cluster.agents {
@@ -33,7 +39,7 @@ async fn stuck_in_the_middle(cluster: &Cluster) -> (Artifact, PathBuf, PathBuf, 
 }
 
 /// Waits until every agent's file is whole, without asking anybody but the disk.
-async fn whole_on_disk(cluster: &Cluster, bytes: &[u8]) {
+pub async fn whole_on_disk(cluster: &Cluster, bytes: &[u8]) {
     for agent in &cluster.agents {
         let path = cluster.current_path(&agent.name, "data");
         wait_for(&format!("{} to have it all", agent.name), async || {

@@ -9,3 +9,4 @@ mod membership;
 mod peers;
 mod pipeline;
 mod postgres;
+mod pressure;

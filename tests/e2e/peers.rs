@@ -124,7 +124,11 @@ async fn releases_of_two_versions_swarm() {
     let error = after.endpoint.connect(data, node).await.unwrap_err().to_string();
     assert!(error.contains("speaks none of the protocol versions"), "{error}");
     let said = "it speaks none of our protocol versions";
-    assert!(cluster.agents[0].log().contains(said), "{}", cluster.agents[0].log());
+    wait_for("the agent to say so", async || {
+        let log = cluster.agents[0].log();
+        if log.contains(said) { Ok(()) } else { Err(log) }
+    })
+    .await;
 
     // The agents get pieces of the next release...
     for agent in &cluster.agents {

@@ -166,11 +166,16 @@ impl AppTask {
     async fn obtain(&mut self, goal: &Goal) -> Result<PathBuf, Hopeless> {
         self.report(goal, MachineState::Waiting, None, None);
         let mut pause = RETRY_MIN;
+        let mut said = String::new();
         let file = loop {
             match self.fetch(goal).await {
                 Ok(file) => break file,
                 Err(FetchError::Hopeless(reason)) => return Err(Hopeless(reason)),
                 Err(FetchError::Transient(reason)) => {
+                    if said != reason {
+                        tracing::warn!(app = %goal.app, revision = %goal.revision, reason, "the fetch waits");
+                        said.clone_from(&reason);
+                    }
                     self.report(goal, MachineState::Waiting, Some(reason), None);
                     self.machine.sweep().await;
                     tokio::time::sleep(spread(pause)).await;

@@ -119,7 +119,8 @@ impl Swarm {
                 "piece {piece} of {key:?} is {is:?}; {requests} requests"
             );
             ensure!(
-                neighbours.anyone_has(piece) == (neighbours.holders(piece) != 0),
+                neighbours.anyone_gives(piece)
+                    == (neighbours.holders(piece) & !neighbours.mute() != 0),
                 "piece {piece} of {key:?} has holders that nobody knows"
             );
         }

@@ -50,6 +50,20 @@ impl Swarm {
         }
     }
 
+    /// Notes, wherever a peer is a neighbour, that it does not answer, or does again.
+    pub(super) fn set_mute(&mut self, place: usize, mute: bool) {
+        let Some(peer) = self.peers.get_mut(place) else { return };
+        peer.mute = mute;
+        let key = self.peers.key(place);
+        for swarm in &self.fetching {
+            let Some(state) = self.states.get_mut(*swarm) else { continue };
+            if let Some(slot) = state.neighbours.find(key) {
+                state.neighbours.set_mute(slot, mute);
+            }
+        }
+        self.stir();
+    }
+
     pub(super) fn forget_pieces_of(&mut self, now: Time, key: PeerKey) {
         for at in 0..self.states.len() {
             if let Some(swarm) = self.states.at(at).map(|state| state.key) {
@@ -86,6 +100,9 @@ impl Swarm {
         let Some((slot, answer, news)) = joined else { return };
         if let Some(peer) = self.peers.get_mut(place) {
             peer.has_slot(swarm, slot);
+            if peer.mute {
+                state.neighbours.set_mute(slot, true);
+            }
         }
         if answer {
             // It may have thrown our announcement away because it was not in the swarm yet.

@@ -375,6 +375,10 @@ impl Swarm {
         let request = self.take_request(at);
         let took = now.since(request.at);
         let place = usize::from(request.peer);
+        let answers = matches!(outcome, Outcome::Verified | Outcome::Busy | Outcome::NotHere);
+        if answers && self.peers.get(place).is_some_and(|peer| peer.mute) {
+            self.set_mute(place, false);
+        }
         let Some(peer) = self.peers.get_mut(place) else { return };
         let Some(state) = self.states.get_mut(request.swarm) else { return };
         let (config, rng) = (&self.config, &mut self.rng);

@@ -52,6 +52,8 @@ pub(super) struct Neighbours {
     watched: Slots,
     /// Those of them that answered BUSY, and have offered nothing since.
     busy: Slots,
+    /// Those that do not answer: what they say they hold is asked of them, and of others and the bucket too.
+    mute: Slots,
     /// When the first of those that are watched may be free.
     watch_at: Time,
     /// First who is in each slot, [`WHO`] words a slot, then for each 64 pieces the words of all slots: none
@@ -134,6 +136,7 @@ impl Neighbours {
             near: 0,
             watched: 0,
             busy: 0,
+            mute: 0,
             watch_at: Time::ZERO,
             table: Box::default(),
             lines: 0,
@@ -304,6 +307,7 @@ impl Neighbours {
             &mut self.near,
             &mut self.watched,
             &mut self.busy,
+            &mut self.mute,
         ] {
             *set &= !(1 << slot);
         }
@@ -404,9 +408,36 @@ impl Neighbours {
         self.word(word).iter().flat_map(|line| line.0).fold(0, |all, word| all | word)
     }
 
-    /// Whether anybody holds a piece.
-    pub(super) fn anyone_has(&self, piece: u32) -> bool {
-        self.anyones((piece / u64::BITS) as usize) >> (piece % u64::BITS) & 1 == 1
+    /// A neighbour answers or not.
+    pub(super) fn set_mute(&mut self, slot: usize, mute: bool) {
+        self.mute = self.mute & !(1 << slot) | Slots::from(mute) << slot;
+    }
+
+    /// Those that do not answer.
+    pub(super) fn mute(&self) -> Slots {
+        self.mute
+    }
+
+    /// Whether somebody who answers holds every piece.
+    pub(super) fn has_seed(&self) -> bool {
+        self.complete & !self.mute != 0
+    }
+
+    /// What anybody holds of 64 pieces, but for those that do not answer.
+    pub(super) fn given(&self, word: usize) -> u64 {
+        if self.mute == 0 {
+            return self.anyones(word);
+        }
+        let held = |(at, line): (usize, &Line)| {
+            let answer = |each: &usize| self.mute >> (at * LINE + each) & 1 == 0;
+            (0..LINE).filter(answer).fold(0, |all, each| all | line.0[each])
+        };
+        self.word(word).iter().enumerate().map(held).fold(0, |all, word| all | word)
+    }
+
+    /// Whether anybody holds a piece, but for those that do not answer.
+    pub(super) fn anyone_gives(&self, piece: u32) -> bool {
+        self.given((piece / u64::BITS) as usize) >> (piece % u64::BITS) & 1 == 1
     }
 
     /// Those that lack at least one of `pieces`, as far as it is known.
@@ -492,7 +523,7 @@ mod tests {
 
         #[test]
         fn slots_are_a_map(
-            steps in prop::collection::vec((0..4u8, 0..160u64, 0..80u32), 0..600),
+            steps in prop::collection::vec((0..6u8, 0..160u64, 0..80u32), 0..600),
             pieces in 1..150u32,
         ) {
             let (mut slots, mut model) = (Neighbours::new(pieces, true), BTreeMap::new());
@@ -512,7 +543,8 @@ mod tests {
                             model.insert(key, Bitmap::empty(pieces));
                         }
                     }
-                    (1, Some(slot)) => {
+                    (1 | 2, Some(slot)) => slots.set_mute(slot, kind == 1),
+                    (3, Some(slot)) => {
                         slots.clear(slot, piece);
                         model.get_mut(&key).map(|have| have.remove(piece));
                     }
@@ -529,7 +561,11 @@ mod tests {
                     prop_assert_eq!(holds, have.contains(piece));
                 }
                 let holders = model.values().filter(|have| have.contains(piece)).count();
-                prop_assert_eq!(slots.anyone_has(piece), holders > 0);
+                let gives = |key: &PeerKey| slots.find(*key).is_some_and(|slot| slots.mute() >> slot & 1 == 0);
+                let given = model.iter().any(|(key, have)| have.contains(piece) && gives(key));
+                prop_assert_eq!(slots.anyone_gives(piece), given);
+                let seed = model.iter().any(|(key, have)| have.is_full() && gives(key));
+                prop_assert_eq!(slots.has_seed(), seed);
                 prop_assert_eq!(slots.lacking(&[PieceIndex(piece)]).count_ones() as usize, model.len() - holders);
             }
         }

@@ -15,6 +15,9 @@
 //! **What a neighbour has** is the neighbour's to give, however slow our line is. Only when no neighbour gave
 //! anything for so long that every request has been given up does a second threshold let us read that too, and
 //! it grows like the first from there: nobody is stuck.
+//!
+//! Leases need no such patience, for each piece is leased once: what only neighbours hold that let a request pass, and
+//! answered none since, is leased and read. Their disks may hang, or they never had it.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -194,7 +197,7 @@ impl Fetching {
         skip: impl Fn(u32) -> bool,
     ) -> Option<(u32, u64)> {
         const { assert!(LEASE_BLOCK_PIECES == u64::BITS, "a block is a word of the bitmap") };
-        if neighbours.complete() != 0 {
+        if neighbours.has_seed() {
             return None;
         }
         let lacking = |at: usize| {
@@ -202,7 +205,7 @@ impl Fetching {
             if block.asking.is_some() || block.rests_until > now {
                 return None;
             }
-            let mut word = self.missing_word(at) & !neighbours.anyones(at);
+            let mut word = self.missing_word(at) & !neighbours.given(at);
             let mut lacking = word;
             while word != 0 {
                 let piece = at as u32 * LEASE_BLOCK_PIECES + word.trailing_zeros();
@@ -243,7 +246,7 @@ impl Swarm {
     fn read_leased(&mut self, now: Time, key: SwarmKey) {
         let Some(state) = self.states.get_mut(key) else { return };
         let Some(fetch) = state.fetch.as_deref_mut() else { return };
-        let here = fetch.leases.pieces().filter(|piece| state.neighbours.anyone_has(*piece));
+        let here = fetch.leases.pieces().filter(|piece| state.neighbours.anyone_gives(*piece));
         let here: Vec<u32> = here.collect();
         for piece in &here {
             fetch.leases.remove(*piece);
@@ -391,7 +394,7 @@ impl Swarm {
             };
             let read = self.reads.iter_mut().find(|read| read.is_open(key, piece));
             let fits = leases < config.leased_max && !fetch.spoilt.contains(piece);
-            if held || state.neighbours.anyone_has(piece) {
+            if held || state.neighbours.anyone_gives(piece) {
                 ended.push((piece, true));
             } else if let Some(read) = read {
                 read.leased |= 1 << (piece - read.first);

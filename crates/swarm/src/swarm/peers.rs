@@ -85,6 +85,10 @@ pub(super) struct Peer {
     neighbour: Option<(SwarmKey, u8)>,
     pub(super) same_zone: bool,
     pub(super) banned: bool,
+    /// It let a request pass, and has answered none since: see [`Self::is_silent`].
+    pub(super) mute: bool,
+    /// It delivered a piece at some time.
+    proven: bool,
     /// Requests on their way from it, over all swarms.
     pub(super) requests: u8,
     /// Corrupt pieces it sent, ever.
@@ -104,6 +108,8 @@ impl Peer {
             neighbour: None,
             same_zone,
             banned: false,
+            mute: false,
+            proven: false,
             requests: 0,
             corrupt: 0,
             busy: 0,
@@ -133,6 +139,7 @@ impl Peer {
 
     /// It delivered a piece.
     pub(super) fn delivered(&mut self, now: Time, took: Duration) {
+        self.proven = true;
         (self.busy, self.failed) = (0, 0);
         let took = nanos(took);
         self.piece_nanos =
@@ -144,6 +151,12 @@ impl Peer {
     pub(super) fn is_late(&mut self, now: Time, so_far: Duration) {
         self.piece_nanos = self.piece_nanos.max(nanos(so_far));
         self.measured_at = now;
+    }
+
+    /// Whether what it says it holds is to be doubted: a request to it was `given_up`, or is late and it never delivered
+    /// anything. It may hang, or lie.
+    pub(super) fn is_silent(&self, given_up: bool) -> bool {
+        !self.mute && (given_up || !self.proven)
     }
 
     pub(super) fn was_busy(&mut self, now: Time, min: Duration, max: Duration, rng: &mut Pcg32) {
@@ -171,6 +184,9 @@ impl Peer {
     /// How loaded it is, in octaves of the time that one more piece may take; `usual` is what a piece
     /// takes from a peer that was not measured of late.
     pub(super) fn load(&self, now: Time, usual: Duration) -> u32 {
+        if self.mute {
+            return u32::MAX;
+        }
         let each = if self.is_measured(now) { self.piece_nanos } else { nanos(usual) };
         let expected = each / 1_000 * (u64::from(self.requests) + 1);
         u64::BITS - expected.leading_zeros()

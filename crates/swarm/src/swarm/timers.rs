@@ -35,6 +35,7 @@ impl Swarm {
                 let request = self.take_request(at);
                 self.actions.push(Action::CancelFetch { request: request.id });
                 let place = usize::from(request.peer);
+                self.doubt(place, true);
                 if let Some(peer) = self.peers.get_mut(place) {
                     let (min, max) =
                         (self.config.failed_backoff_min, self.config.failed_backoff_max);
@@ -50,12 +51,21 @@ impl Swarm {
             if !request.late && request.late_at <= now {
                 request.late = true;
                 let so_far = now.since(request.at);
-                if let Some(peer) = self.peers.get_mut(request.peer.into()) {
+                let place = usize::from(request.peer);
+                if let Some(peer) = self.peers.get_mut(place) {
                     peer.is_late(now, so_far);
                 }
                 self.peers_stirred = true;
+                self.doubt(place, false);
             }
             at += 1;
+        }
+    }
+
+    /// A request to a peer is late, or `given_up`.
+    fn doubt(&mut self, place: usize, given_up: bool) {
+        if self.peers.get(place).is_some_and(|peer| peer.is_silent(given_up)) {
+            self.set_mute(place, true);
         }
     }
 

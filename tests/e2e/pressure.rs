@@ -1,0 +1,167 @@
+//! What presses on a machine while it fetches: other fetches, upgrades, a disk that fills.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use shoal_client::types::App;
+use shoal_proto::{goal::Activation, state::MachineState};
+
+use crate::{
+    faults::{TWO_PARTS, hide_second_part, stuck_in_the_middle, whole_on_disk},
+    harness::{Cluster, Process, Shape, plain_app},
+};
+
+const METRICS: &str = "metrics_listen = \"127.0.0.1:0\"\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_urgent_artifact_overtakes_a_large_one() {
+    let cluster = Cluster::start(Shape::default()).await;
+    let web =
+        App { activation: Activation::Run { args: vec![] }, priority: 200, ..plain_app("web") };
+    cluster.set_app(&web).await;
+    let program = cluster.root().join("program");
+    fs::write(&program, "#!/bin/sh\nexec sleep 100000\n").unwrap();
+    let small = cluster.publish("web", &program).await;
+    // The large one is under way, and cannot end before its second part is there.
+    let (_, part, hidden, bytes) = stuck_in_the_middle(&cluster).await;
+    let rollout = cluster.deploy("web", &small.name).await;
+    cluster.rollout_succeeds(rollout.id).await;
+    for agent in &cluster.agents {
+        cluster.machine_is(&agent.name, "web", MachineState::Active).await;
+        cluster.machine_is(&agent.name, "data", MachineState::Fetching).await;
+    }
+    fs::rename(&hidden, &part).unwrap();
+    whole_on_disk(&cluster, &bytes).await;
+}
+
+/// What an agent's lives fetched, by its metrics when nothing was under way.
+#[derive(Default)]
+struct Fetched {
+    bytes: u64,
+    origin_bytes: u64,
+}
+
+impl Fetched {
+    async fn add(&mut self, agent: &mut Process) {
+        let origin = agent.metric("shoal_agent_received_bytes_total{source=\"origin\"}").await;
+        let peers = agent.metric("shoal_agent_received_bytes_total{source=\"peer\"}").await;
+        self.bytes += origin + peers;
+        self.origin_bytes += origin;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_restarted_one_after_the_other_fetch_nothing_twice() {
+    let shape = Shape { agents: 4, agent_extra: METRICS.into(), ..Shape::default() };
+    let mut cluster = Cluster::start(shape).await;
+    let (artifact, part, hidden, bytes) = stuck_in_the_middle(&cluster).await;
+    let mut fetched: BTreeMap<String, Fetched> = BTreeMap::new();
+    let in_first = (64 << 20) / artifact.piece_size_bytes as u32;
+    for at in 0..cluster.agents.len() {
+        let name = cluster.agents[at].name.clone();
+        fetched.entry(name.clone()).or_default().add(&mut cluster.agents[at]).await;
+        // As an upgrade does: told to stop, and started anew. The second one goes amid the others' fetching.
+        if at == 2 {
+            fs::rename(&hidden, &part).unwrap();
+        }
+        assert!(cluster.agents[at].stop().await.success(), "{name}");
+        cluster.restart_agent(at).await;
+        cluster
+            .machine_reports(&name, "data", "going on", |seen| {
+                seen.report.progress.pieces >= in_first || seen.report.state == MachineState::Active
+            })
+            .await;
+    }
+    whole_on_disk(&cluster, &bytes).await;
+    let mut origin_bytes = 0;
+    for agent in &mut cluster.agents {
+        let all = fetched.entry(agent.name.clone()).or_default();
+        all.add(agent).await;
+        origin_bytes += all.origin_bytes;
+        let copies = all.bytes as f64 / artifact.encoded_bytes as f64;
+        assert!((0.99..=1.1).contains(&copies), "{} fetched {copies:.3} copies", agent.name);
+    }
+    let copies = origin_bytes as f64 / artifact.encoded_bytes as f64;
+    assert!((0.99..=1.1).contains(&copies), "{copies:.3} copies of the bucket in all");
+}
+
+/// An agent whose pieces lie on a disk of its own of this size, seen through the process that has it mounted.
+struct SmallDisk {
+    agent: Process,
+    disk: PathBuf,
+}
+
+impl SmallDisk {
+    async fn start(cluster: &mut Cluster, name: &str, mib: u64) -> Self {
+        let agent = cluster.start_agent(name, "").await;
+        let dir = agent.dir.clone();
+        drop(agent);
+        let store = dir.join("data/store");
+        let user: &[&str] =
+            if rustix::process::geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] };
+        let mount =
+            format!("mount -t tmpfs -o size={mib}m none '{}' && exec \"$@\"", store.display());
+        let before = [&["unshare", "--mount"], user, &["sh", "-c", &mount, "sh"]].concat();
+        let mut agent = Process::start_behind(&before, "agent", name, &dir);
+        agent.address("data").await;
+        let disk = PathBuf::from(format!("/proc/{}/root{}", agent.pid(), store.display()));
+        let mounted = rustix::fs::statvfs(&disk).unwrap();
+        assert_eq!(mounted.f_blocks * mounted.f_frsize, mib << 20, "it has its own disk");
+        Self { agent, disk }
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let disk = rustix::fs::statvfs(&self.disk).unwrap();
+        disk.f_bavail * disk.f_frsize
+    }
+
+    /// Takes all that is free but so much.
+    fn fill(&self, but_bytes: u64) -> PathBuf {
+        let filler = self.disk.join("filler");
+        let file = fs::File::create(&filler).unwrap();
+        let all = self.free_bytes() - but_bytes;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, all).unwrap();
+        filler
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_waited_for_and_one_that_fills_holds_up_nothing_begun() {
+    let mut cluster = Cluster::start(Shape {
+        agents: 0,
+        // What it compresses goes to the same disk.
+        agent_extra: "encoded_cache_mib = 64\n".into(),
+        ..Shape::default()
+    })
+    .await;
+    let small = SmallDisk::start(&mut cluster, "m1", 200).await;
+    cluster.machines_known(1).await;
+    let filler = small.fill(100 << 20);
+    cluster.set_app(&plain_app("data")).await;
+    let file = cluster.random_file("big", TWO_PARTS, 7);
+    let artifact = cluster.publish("data", &file).await;
+    cluster.deploy("data", &artifact.name).await;
+    // 70 MiB and the 64 that stay free do not fit into 100.
+    let seen = cluster
+        .machine_reports("m1", "data", "waiting for its disk", |seen| {
+            seen.report.reason.as_deref().is_some_and(|reason| reason.contains("the disk is full"))
+        })
+        .await;
+    assert_eq!(seen.report.state, MachineState::Waiting, "{seen:?}");
+    assert_eq!(seen.report.progress.origin_bytes, 0, "nothing was fetched in vain");
+    let (part, hidden) = hide_second_part(&cluster);
+    fs::remove_file(&filler).unwrap();
+    let in_first = (64 << 20) / artifact.piece_size_bytes as u32;
+    cluster
+        .machine_reports("m1", "data", "through with the first part", |seen| {
+            seen.report.progress.pieces == in_first
+        })
+        .await;
+    // Now the disk fills to its last byte: what is begun has its room.
+    small.fill(0);
+    assert_eq!(small.free_bytes(), 0);
+    fs::rename(&hidden, &part).unwrap();
+    cluster.machine_is("m1", "data", MachineState::Active).await;
+    let current = small.disk.join(format!("artifacts/{}/data", artifact.artifact));
+    assert!(fs::read(current).unwrap() == fs::read(&file).unwrap());
+    assert!(small.agent.log().contains("the disk is full"));
+}
