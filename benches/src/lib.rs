@@ -6,6 +6,7 @@
 
 pub mod bare;
 pub mod cluster;
+pub mod lines;
 pub mod namespaces;
 pub mod plot;
 pub mod process;

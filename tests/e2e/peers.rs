@@ -25,7 +25,12 @@ async fn cluster() -> Cluster {
 }
 
 /// What a peer of this name needs to take part in an artifact's swarm.
-async fn setup(cluster: &mut Cluster, name: &str, artifact: &Artifact, manner: Manner) -> Setup {
+pub async fn setup(
+    cluster: &mut Cluster,
+    name: &str,
+    artifact: &Artifact,
+    manner: Manner,
+) -> Setup {
     let dir = cluster.root().join(name);
     cluster.keys.issue(&dir, Role::Agent, name, Some("r1"));
     let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap();

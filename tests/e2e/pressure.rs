@@ -3,11 +3,13 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use shoal_client::types::App;
-use shoal_proto::{goal::Activation, state::MachineState};
+use shoal_proto::{ArtifactId, goal::Activation, state::MachineState};
+use shoal_test_peers::{Manner, Peer, Setup};
 
 use crate::{
     faults::{TWO_PARTS, hide_second_part, stuck_in_the_middle, whole_on_disk},
-    harness::{Cluster, Process, Shape, plain_app},
+    harness::{Cluster, Process, Shape, ip, own_network, plain_app, wait_for},
+    peers,
 };
 
 const METRICS: &str = "metrics_listen = \"127.0.0.1:0\"\n";
@@ -82,6 +84,41 @@ async fn agents_restarted_one_after_the_other_fetch_nothing_twice() {
     }
     let copies = origin_bytes as f64 / artifact.encoded_bytes as f64;
     assert!((0.99..=1.1).contains(&copies), "{copies:.3} copies of the bucket in all");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_carries_less_in_mid_transfer_is_used_with_less() {
+    if !own_network("pressure::a_path_that_carries_less_in_mid_transfer_is_used_with_less") {
+        return;
+    }
+    ip("link set lo mtu 9000 up");
+    let mut cluster = Cluster::start(Shape::default()).await;
+    let (artifact, part, hidden, bytes) = stuck_in_the_middle(&cluster).await;
+    // Somebody who looks on: jumbo packets pass.
+    let watcher = peers::setup(&mut cluster, "m9", &artifact, Manner::Silent).await;
+    let watcher = Peer::start(Setup { artifact: ArtifactId([9; 32]), ..watcher }).unwrap();
+    for agent in &mut cluster.agents {
+        let data = agent.address("data").await;
+        let connection = wait_for("a connection", async || {
+            let connection = watcher.endpoint.connections();
+            let node = connection.into_iter().find(|connection| connection.remote_addr() == data);
+            node.ok_or("not met")
+        })
+        .await;
+        wait_for("jumbo packets", async || match connection.stats().mtu {
+            8_900.. => Ok(()),
+            mtu => Err(mtu),
+        })
+        .await;
+    }
+    drop(watcher);
+    ip("link set lo mtu 1500");
+    fs::rename(&hidden, &part).unwrap();
+    whole_on_disk(&cluster, &bytes).await;
+    for agent in &cluster.agents {
+        cluster.machine_is(&agent.name, "data", MachineState::Active).await;
+        eprintln!("LOG {}", agent.log());
+    }
 }
 
 /// An agent whose pieces lie on a disk of its own of this size, seen through the process that has it mounted.

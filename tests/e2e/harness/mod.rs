@@ -7,6 +7,7 @@ mod apps;
 mod cleaner;
 mod cluster;
 mod keys;
+mod network;
 mod operate;
 mod process;
 
@@ -24,6 +25,7 @@ pub use self::{
     apps::{Repo, plain_app, script_app},
     cluster::{Cluster, Shape},
     keys::Keys,
+    network::{ip, own_network},
     process::Process,
 };
 

@@ -6,7 +6,6 @@
 //! machines have no disks.
 
 mod bucket;
-mod net;
 mod report;
 mod rounds;
 

@@ -13,13 +13,11 @@ use serde_json::Value;
 
 use shoal_benches::{
     cluster::{Agent, Artifact, Cluster, text},
+    lines::{self, CONTROL, Carried, Rate},
     process, random_file,
 };
 
-use crate::{
-    Args,
-    net::{self, CONTROL, Carried, Rate},
-};
+use crate::Args;
 
 /// Where the agents find the bucket.
 const BUCKET_ADDRESS: &str = "10.77.0.2";
@@ -99,15 +97,15 @@ pub(crate) fn measure(args: &Args, root: &Path) -> anyhow::Result<Measured> {
 fn start(args: &Args, root: &Path) -> anyhow::Result<Cluster> {
     let line = Rate { bits_per_s: args.rate_mbit * 1e6, queue_s: args.queue_ms / 1e3 };
     let bucket = Rate { bits_per_s: line.bits_per_s * BUCKET_LINES, ..line };
-    net::bridge()?;
-    net::machine("bucket", BUCKET_ADDRESS, bucket)?;
+    lines::bridge()?;
+    lines::machine("bucket", BUCKET_ADDRESS, bucket)?;
     let mut cluster = Cluster::create(&args.shoal()?, root, CONTROL)?;
     start_bucket(&mut cluster, root)?;
     cluster.start_control()?;
     for number in 1..=args.agents {
         let (name, address) = (format!("m{number:03}"), format!("10.77.1.{number}"));
-        net::machine(&name, &address, line)?;
-        let mut program = net::on_machine(&name, &args.shoal()?);
+        lines::machine(&name, &address, line)?;
+        let mut program = lines::on_machine(&name, &args.shoal()?);
         program.env("AWS_ENDPOINT", format!("http://{BUCKET_ADDRESS}"));
         program.env("AWS_ALLOW_HTTP", "true").env("AWS_SKIP_SIGNATURE", "true");
         program.env("AWS_REGION", "none");
@@ -130,7 +128,7 @@ fn start(args: &Args, root: &Path) -> anyhow::Result<Cluster> {
 
 /// Starts the bucket's server on its machine.
 fn start_bucket(cluster: &mut Cluster, root: &Path) -> anyhow::Result<()> {
-    let mut command = net::on_machine("bucket", &env::current_exe()?);
+    let mut command = lines::on_machine("bucket", &env::current_exe()?);
     command.arg("--serve-bucket").arg(root.join("bucket"));
     command.args(["--listen", &format!("{BUCKET_ADDRESS}:80")]);
     cluster.spawn("bucket", &mut command)
@@ -173,12 +171,12 @@ fn measure_pair(cluster: &mut Cluster, line_bits_per_s: f64) -> anyhow::Result<P
     cluster.ended("pair", limit)?;
 
     cluster.operator(&["app", "set", "pair", "--selector", &format!("machine={from}|{to}")])?;
-    let sent = net::carried(&from)?;
-    let received = net::carried(&to)?;
+    let sent = lines::carried(&from)?;
+    let received = lines::carried(&to)?;
     let revision = cluster.deploy("pair", &artifact)?;
     cluster.ended("pair", limit)?;
-    let sent = net::carried(&from)?.since(sent);
-    let received = net::carried(&to)?.since(received);
+    let sent = lines::carried(&from)?.since(sent);
+    let received = lines::carried(&to)?.since(received);
     let machines = cluster.operator(&["machines", "--app", "pair"])?;
     let mut machines = machines.as_array().into_iter().flatten();
     let report = machines.find(|machine| text(machine, "name").is_ok_and(|name| name == to));
@@ -226,7 +224,8 @@ fn measure_round(
 ) -> anyhow::Result<Round> {
     let limit = LIMIT + slowest(artifact, payload_bits_per_s);
     let agents = cluster.agents.clone();
-    let carried = || agents.iter().map(|agent| net::carried(agent)).collect::<Result<Vec<_>, _>>();
+    let carried =
+        || agents.iter().map(|agent| lines::carried(agent)).collect::<Result<Vec<_>, _>>();
     let before = carried()?;
     let cpu_before = Cpu::now()?;
     let revision = cluster.deploy("swarm", artifact)?;

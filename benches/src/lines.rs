@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use serde::Deserialize;
 
 /// The bridge's own address, where coordinator and region processes listen: their lines are not held back.
-pub(crate) const CONTROL: &str = "10.77.0.1";
+pub const CONTROL: &str = "10.77.0.1";
 
 /// What a line lets through at once, in seconds of its rate: the kernel's timers are finer.
 const BURST_S: f64 = 0.004;
@@ -19,24 +19,28 @@ const BURST_MIN_BYTES: u64 = 72 << 10;
 
 /// A machine's line.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rate {
+pub struct Rate {
     /// In bits a second, each way, headers of Ethernet and above counted.
-    pub(crate) bits_per_s: f64,
+    pub bits_per_s: f64,
     /// How long the longest queue before it is, in seconds; what comes then is lost.
-    pub(crate) queue_s: f64,
+    pub queue_s: f64,
 }
 
 /// What went over a machine's line.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Carried {
-    pub(crate) up_bytes: u64,
-    pub(crate) down_bytes: u64,
+pub struct Carried {
+    /// From it.
+    pub up_bytes: u64,
+    /// To it.
+    pub down_bytes: u64,
     /// Packets lost before it, both ways.
-    pub(crate) dropped: u64,
+    pub dropped: u64,
 }
 
 impl Carried {
-    pub(crate) fn since(self, before: Self) -> Self {
+    /// What was carried since then.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
         Self {
             up_bytes: self.up_bytes - before.up_bytes,
             down_bytes: self.down_bytes - before.down_bytes,
@@ -55,7 +59,10 @@ fn run(line: &str) -> anyhow::Result<String> {
 }
 
 /// Makes the bridge, in the present namespace; `/run` there must be the benchmark's own.
-pub(crate) fn bridge() -> anyhow::Result<()> {
+///
+/// # Errors
+/// When the kernel or `ip` refuses.
+pub fn bridge() -> anyhow::Result<()> {
     run("ip link set lo up")?;
     run("ip link add fabric type bridge")?;
     run(&format!("ip addr add {CONTROL}/16 dev fabric"))?;
@@ -69,30 +76,45 @@ pub(crate) fn bridge() -> anyhow::Result<()> {
 }
 
 /// Makes a machine's namespace and its line.
-pub(crate) fn machine(name: &str, address: &str, rate: Rate) -> anyhow::Result<()> {
-    let burst = ((rate.bits_per_s / 8.0 * BURST_S) as u64).max(BURST_MIN_BYTES);
-    let limit = burst + (rate.bits_per_s / 8.0 * rate.queue_s) as u64;
-    let held = format!("root tbf rate {:.0}bit burst {burst} limit {limit}", rate.bits_per_s);
+///
+/// # Errors
+/// When the kernel or `ip` refuses.
+pub fn machine(name: &str, address: &str, rate: Rate) -> anyhow::Result<()> {
     run(&format!("ip netns add {name}"))?;
     run(&format!("ip link add {name} type veth peer name line netns {name}"))?;
     run(&format!("ip link set {name} master fabric up"))?;
     run(&format!("ip -n {name} addr add {address}/16 dev line"))?;
     run(&format!("ip -n {name} link set lo up"))?;
     run(&format!("ip -n {name} link set line up"))?;
-    run(&format!("tc qdisc add dev {name} {held}"))?;
-    run(&format!("tc -n {name} qdisc add dev line {held}"))?;
+    hold(name, rate)
+}
+
+/// Holds a machine's line to a rate from now on.
+///
+/// # Errors
+/// When the kernel or `tc` refuses.
+pub fn hold(name: &str, rate: Rate) -> anyhow::Result<()> {
+    let burst = ((rate.bits_per_s / 8.0 * BURST_S) as u64).max(BURST_MIN_BYTES);
+    let limit = burst + (rate.bits_per_s / 8.0 * rate.queue_s) as u64;
+    let held = format!("root tbf rate {:.0}bit burst {burst} limit {limit}", rate.bits_per_s);
+    run(&format!("tc qdisc replace dev {name} {held}"))?;
+    run(&format!("tc -n {name} qdisc replace dev line {held}"))?;
     Ok(())
 }
 
 /// A command that runs on a machine.
-pub(crate) fn on_machine(name: &str, program: &Path) -> Command {
+#[must_use]
+pub fn on_machine(name: &str, program: &Path) -> Command {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", name]).arg(program);
     command
 }
 
 /// What went over a machine's line so far.
-pub(crate) fn carried(name: &str) -> anyhow::Result<Carried> {
+///
+/// # Errors
+/// When `tc` does not say.
+pub fn carried(name: &str) -> anyhow::Result<Carried> {
     #[derive(Deserialize)]
     struct Queue {
         bytes: u64,
