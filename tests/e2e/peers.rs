@@ -1,6 +1,6 @@
 //! Peers that lie, that never answer, and that speak another version of the protocol, beside real agents.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use shoal_client::types::Artifact;
 use shoal_pki::{Identity, Role, Trust};
@@ -24,6 +24,12 @@ async fn cluster() -> Cluster {
     cluster
 }
 
+/// Who the process of a directory is.
+pub fn identity(dir: &Path) -> Identity {
+    let read = |file: &str| fs::read_to_string(dir.join("identity").join(file)).unwrap();
+    Identity::from_pem(&read("identity.pem"), &read("identity.key")).unwrap()
+}
+
 /// What a peer of this name needs to take part in an artifact's swarm.
 pub async fn setup(
     cluster: &mut Cluster,
@@ -32,9 +38,8 @@ pub async fn setup(
     manner: Manner,
 ) -> Setup {
     let dir = cluster.root().join(name);
-    cluster.keys.issue(&dir, Role::Agent, name, Some("r1"));
-    let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap();
-    let identity = Identity::from_pem(&read("identity.pem"), &read("identity.key")).unwrap();
+    cluster.keys.issue(&dir.join("identity"), Role::Agent, name, Some("r1"));
+    let identity = identity(&dir);
     let trust = Trust::from_signed(&cluster.keys.trust).unwrap();
     let mut regions = vec![];
     for region in &mut cluster.regions {
@@ -121,11 +126,7 @@ async fn releases_of_two_versions_swarm() {
     let after = Peer::start(after).unwrap();
     // An agent of this release that is told of it cannot connect, and says why.
     let data = cluster.agents[0].address("data").await;
-    let node = wait_for("the node of m1", async || {
-        next.connection("m1").map(|connection| connection.node()).map_err(|error| error.to_string())
-    });
-    cluster.deploy("data", &artifact.name).await;
-    let node = node.await;
+    let node = identity(&cluster.agents[0].dir).member().node;
     let error = after.endpoint.connect(data, node).await.unwrap_err().to_string();
     assert!(error.contains("speaks none of the protocol versions"), "{error}");
     let said = "it speaks none of our protocol versions";
@@ -136,6 +137,7 @@ async fn releases_of_two_versions_swarm() {
     .await;
 
     // The agents get pieces of the next release...
+    cluster.deploy("data", &artifact.name).await;
     for agent in &cluster.agents {
         cluster.machine_is(&agent.name, "data", MachineState::Active).await;
         assert_eq!(cluster.current(&agent.name, "data"), bytes);

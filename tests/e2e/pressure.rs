@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use shoal_client::types::App;
-use shoal_proto::{ArtifactId, goal::Activation, state::MachineState};
-use shoal_test_peers::{Manner, Peer, Setup};
+use shoal_proto::{goal::Activation, state::MachineState};
+use shoal_test_peers::Manner;
+use shoal_transport::Endpoint;
 
 use crate::{
     faults::{TWO_PARTS, hide_second_part, stuck_in_the_middle, whole_on_disk},
@@ -96,28 +97,22 @@ async fn a_path_that_carries_less_in_mid_transfer_is_used_with_less() {
     let (artifact, part, hidden, bytes) = stuck_in_the_middle(&cluster).await;
     // Somebody who looks on: jumbo packets pass.
     let watcher = peers::setup(&mut cluster, "m9", &artifact, Manner::Silent).await;
-    let watcher = Peer::start(Setup { artifact: ArtifactId([9; 32]), ..watcher }).unwrap();
+    let (watcher, _incoming) = Endpoint::bind(&watcher.endpoint).unwrap();
     for agent in &mut cluster.agents {
-        let data = agent.address("data").await;
-        let connection = wait_for("a connection", async || {
-            let connection = watcher.endpoint.connections();
-            let node = connection.into_iter().find(|connection| connection.remote_addr() == data);
-            node.ok_or("not met")
-        })
-        .await;
+        let (data, node) = (agent.address("data").await, peers::identity(&agent.dir).member().node);
+        let connection = watcher.connect(data, node).await.unwrap();
         wait_for("jumbo packets", async || match connection.stats().mtu {
             8_900.. => Ok(()),
             mtu => Err(mtu),
         })
         .await;
     }
-    drop(watcher);
+    watcher.shutdown().await;
     ip("link set lo mtu 1500");
     fs::rename(&hidden, &part).unwrap();
     whole_on_disk(&cluster, &bytes).await;
     for agent in &cluster.agents {
         cluster.machine_is(&agent.name, "data", MachineState::Active).await;
-        eprintln!("LOG {}", agent.log());
     }
 }
 
