@@ -62,7 +62,8 @@ pub(crate) fn bind(config: &EndpointConfig) -> io::Result<Bound> {
 /// Gives the socket to quinn, held to what the kernel takes in one call.
 pub(crate) fn wrap(socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
     let inner = TokioRuntime.wrap_udp_socket(socket)?;
-    Ok(Arc::new(HeldSocket { inner, longest: AtomicUsize::new(1) }))
+    let segments = AtomicUsize::new(inner.max_transmit_segments());
+    Ok(Arc::new(HeldSocket { inner, longest: AtomicUsize::new(1), segments }))
 }
 
 /// quinn's own socket, with fewer segments a call where they are long. quinn asks how many it may hand over before it
@@ -71,6 +72,8 @@ struct HeldSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     /// The longest segment so far, in bytes.
     longest: AtomicUsize,
+    /// How many segments a call quinn was last seen to use.
+    segments: AtomicUsize,
 }
 
 impl HeldSocket {
@@ -120,8 +123,18 @@ impl AsyncUdpSocket for HeldSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
+        let segments = self.inner.max_transmit_segments();
+        if self.segments.load(Ordering::Relaxed) != segments
+            && self.segments.swap(segments, Ordering::Relaxed) > segments
+        {
+            tracing::warn!(
+                segments,
+                "the kernel refused segments, as it does when a network device's MTU was lowered: sending costs more CPU until \
+                 the next start"
+            );
+        }
         let fit = (SEGMENTED_MAX_BYTES / self.longest.load(Ordering::Relaxed)).max(1);
-        self.inner.max_transmit_segments().min(fit)
+        segments.min(fit)
     }
 
     fn max_receive_segments(&self) -> usize {

@@ -149,7 +149,7 @@ fn line(args: &Args) -> Rate {
     Rate { bits_per_s: args.rate_mbit * 1e6, queue_s: 0.02 }
 }
 
-/// Starts an agent on a machine of its own; `before` is run there, and becomes it.
+/// Starts an agent on a machine of its own, behind the command `before`, which becomes it.
 fn start_agent(
     args: &Args,
     cluster: &mut Cluster,
@@ -159,11 +159,12 @@ fn start_agent(
     let address = format!("10.77.1.{}", cluster.agents.len() + 1);
     lines::machine(name, &address, line(args))?;
     let shoal = shoal(args)?;
+    let on_machine = lines::on_machine(name, &shoal);
     let program = match before {
-        [] => lines::on_machine(name, &shoal),
+        [] => on_machine,
         [first, rest @ ..] => {
-            let mut program = lines::on_machine(name, Path::new(first));
-            program.args(rest).arg(shoal);
+            let mut program = Command::new(first);
+            program.args(rest).arg(on_machine.get_program()).args(on_machine.get_args());
             program
         }
     };
