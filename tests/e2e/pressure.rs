@@ -62,7 +62,7 @@ async fn agents_restarted_one_after_the_other_fetch_nothing_twice() {
     for at in 0..cluster.agents.len() {
         let name = cluster.agents[at].name.clone();
         fetched.entry(name.clone()).or_default().add(&mut cluster.agents[at]).await;
-        // As an upgrade does: told to stop, and started anew. The second one goes amid the others' fetching.
+        // As an upgrade does: told to stop, and started anew. The third one goes amid the others' fetching.
         if at == 2 {
             fs::rename(&hidden, &part).unwrap();
         }
@@ -80,6 +80,10 @@ async fn agents_restarted_one_after_the_other_fetch_nothing_twice() {
         let all = fetched.entry(agent.name.clone()).or_default();
         all.add(agent).await;
         origin_bytes += all.origin_bytes;
+        // What it asked of the kernel for its packets is told, too, and no more is given.
+        let asked = agent.metric("shoal_agent_udp_buffer_bytes{which=\"asked\"}").await;
+        let given = agent.metric("shoal_agent_udp_buffer_bytes{which=\"receive\"}").await;
+        assert!(asked >= 1 << 20 && (1..=asked).contains(&given), "{given} of {asked}");
         let copies = all.bytes as f64 / artifact.encoded_bytes as f64;
         assert!((0.99..=1.1).contains(&copies), "{} fetched {copies:.3} copies", agent.name);
     }
@@ -113,6 +117,10 @@ async fn a_path_that_carries_less_in_mid_transfer_is_used_with_less() {
     whole_on_disk(&cluster, &bytes).await;
     for agent in &cluster.agents {
         cluster.machine_is(&agent.name, "data", MachineState::Active).await;
+        // The connections that stood were used on: none was lost but the watcher's, which was closed.
+        let log = agent.log();
+        let mut lost = log.lines().filter(|line| line.contains("neighbour gone"));
+        assert!(lost.all(|line| line.contains("machine=m9")), "{log}");
     }
 }
 

@@ -22,7 +22,8 @@
 //! - **Never waiting on one peer.** A request has a deadline from the piece times measured so far; a late
 //!   one is joined by a second peer, and both go on. When nothing is left to ask for, slow requests are
 //!   joined too (the endgame). The first to arrive wins, the other is cancelled. Peers that fail rest for a growing,
-//!   jittered while; three corrupt pieces are a ban.
+//!   jittered while; three corrupt pieces are a ban. One that answers nothing (a request was given up, or the first ones are
+//!   late) is asked last, and what it says it holds keeps nobody from leasing it.
 //! - **Serving** (`uploads`). Eight slots (two for who begins), no queue, and BUSY at once beyond them. Who has a free slot
 //!   offers it: first to those that it turned away, then in turn to neighbours that lack something. A machine asks for as
 //!   many pieces as others serve, and takes offers for few more, so all lines carry about as many. Who holds its
