@@ -252,6 +252,13 @@ impl Cluster {
         self.processes.iter().map(|process| process.child.id()).collect()
     }
 
+    /// A process's number.
+    #[must_use]
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        let process = self.processes.iter().find(|process| process.name == name)?;
+        Some(process.child.id())
+    }
+
     /// What the processes have used of the machine so far.
     ///
     /// # Errors

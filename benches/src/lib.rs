@@ -5,9 +5,12 @@
 //! contender that is not installed is named and left out.
 
 pub mod bare;
+pub mod bucket;
 pub mod cluster;
-pub mod lines;
+pub mod deployment;
+pub mod machine;
 pub mod namespaces;
+pub mod net;
 pub mod plot;
 pub mod process;
 

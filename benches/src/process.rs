@@ -1,6 +1,15 @@
 //! What a process has used of the machine, by `/proc`.
 
-use std::fs;
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 
@@ -41,4 +50,43 @@ pub fn usage(pid: u32) -> anyhow::Result<Usage> {
         cpu_s: ticks(&stat).context("no CPU time")? as f64 / TICKS_PER_SECOND,
         rss_anon_bytes: anon.context("no RssAnon")? << 10,
     })
+}
+
+/// How often memory is looked at.
+const SAMPLE_EVERY: Duration = Duration::from_millis(20);
+
+/// Watches how much memory that is no file's some processes hold, and keeps the most of each.
+#[derive(Debug)]
+pub struct Peaks {
+    over: Arc<AtomicBool>,
+    watcher: JoinHandle<BTreeMap<u32, u64>>,
+}
+
+impl Peaks {
+    /// Begins. A process may end meanwhile.
+    #[must_use]
+    pub fn watch(pids: Vec<u32>) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = over.clone();
+        let watcher = thread::spawn(move || {
+            let mut most = BTreeMap::new();
+            while !ended.load(Ordering::Relaxed) {
+                for pid in &pids {
+                    let held = usage(*pid).map_or(0, |usage| usage.rss_anon_bytes);
+                    let most = most.entry(*pid).or_default();
+                    *most = held.max(*most);
+                }
+                thread::sleep(SAMPLE_EVERY);
+            }
+            most
+        });
+        Self { over, watcher }
+    }
+
+    /// Ends, and gives the most that each process held, in bytes.
+    #[must_use]
+    pub fn end(self) -> BTreeMap<u32, u64> {
+        self.over.store(true, Ordering::Relaxed);
+        self.watcher.join().unwrap_or_default()
+    }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use serde::Serialize;
 use shoal_benches::{
     cluster::{Artifact, Cluster},
-    lines::{self, CONTROL, Rate},
+    net::{self, CONTROL, Line, Rate},
     median_of,
 };
 
@@ -122,8 +122,9 @@ fn deploy(
             running = Some(act(cluster, bad, last, bad_name, &artifact)?);
         }
         Some(Bad::Slow) => {
-            let slow = Rate { bits_per_s: line(args).bits_per_s / 100.0, ..line(args) };
-            lines::hold(last, slow)?;
+            let Rate { bits_per_s, queue_s } = line(args).up;
+            let slow = Rate { bits_per_s: bits_per_s / 100.0, queue_s };
+            net::hold(last, Line::even(slow))?;
             all.push(last.clone());
         }
         None => all.push(last.clone()),
@@ -131,7 +132,7 @@ fn deploy(
     select(cluster, &all)?;
     let revision = cluster.deploy(APP, &artifact)?;
     let verified = cluster.verified(others, APP, &revision, LIMIT)?;
-    lines::hold(last, line(args))?;
+    net::hold(last, line(args))?;
     drop(running);
     cluster.ended(APP, LIMIT)?;
     let goal = cluster.goal_at(APP, &revision)?.context("no region process has the goal")?;
@@ -154,7 +155,7 @@ fn act(
     let id =
         described.get("artifact").and_then(|id| id.as_str()).context("an artifact has no id")?;
     let bad = format!("{:?}", bad.context("nothing is wrong with it")?).to_lowercase();
-    let mut command = lines::on_machine(machine, &std::env::current_exe()?);
+    let mut command = net::on_machine(machine, &std::env::current_exe()?);
     command.args(["act", "--bad", &bad, "--identity", &format!("{}/{name}/identity", crate::ROOT)]);
     command.args(["--listen", &format!("10.77.1.{number}:{}", PORT + 10), "--artifact", id]);
     command.args(["--size", &artifact.size_bytes.to_string()]);

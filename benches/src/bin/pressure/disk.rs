@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
-use shoal_benches::{cluster::Cluster, lines, process};
+use shoal_benches::{cluster::Cluster, net, process};
 
 use crate::{APP, Args, LIMIT, ROOT, SEED, known, seeded, select, start_agent};
 
@@ -116,7 +116,7 @@ pub(crate) fn measure(args: &Args, cluster: &mut Cluster, write_mb_s: f64) -> an
     select(cluster, &[SEED.to_owned(), SLOW.to_owned()])?;
     let pid = cluster.pids().last().copied().context("no processes")?;
     let over = AtomicBool::new(false);
-    let carried = lines::carried(SLOW)?;
+    let carried = net::carried(SLOW)?;
     let (verified, rss_anon_peak_bytes) = thread::scope(|scope| {
         let sampler = scope.spawn(|| {
             let mut most = 0;
@@ -134,7 +134,7 @@ pub(crate) fn measure(args: &Args, cluster: &mut Cluster, write_mb_s: f64) -> an
         (verified, sampler.join().unwrap_or_default())
     });
     let (revision, verified) = verified?;
-    let received = lines::carried(SLOW)?.since(carried).down_bytes;
+    let received = net::carried(SLOW)?.since(carried).down_bytes;
     let goal = cluster.goal_at(APP, &revision)?.context("no region process has the goal")?;
     let at = verified.get(SLOW).context("it has not verified")?;
     let wall_s = at.duration_since(goal)?.as_secs_f64();

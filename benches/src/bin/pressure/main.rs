@@ -17,7 +17,7 @@ use anyhow::{Context as _, ensure};
 use clap::{Parser, Subcommand};
 use shoal_benches::{
     cluster::{Agent, Artifact, Cluster},
-    lines::{self, CONTROL, Rate},
+    net::{self, CONTROL, Line, Rate},
     namespaces, program, random_file,
 };
 
@@ -125,13 +125,8 @@ fn shoal(args: &Args) -> anyhow::Result<PathBuf> {
 }
 
 fn inside(args: &Args) -> anyhow::Result<ExitCode> {
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=90%,mode=755", "tmpfs", "/run"])
-        .status()
-        .context("cannot run mount: install util-linux")?;
-    ensure!(mounted.success(), "cannot mount a tmpfs");
+    net::bridge()?;
     let mut cluster = Cluster::create(&shoal(args)?, Path::new(ROOT), CONTROL)?;
-    lines::bridge()?;
     cluster.start_control()?;
     let done = match &args.what {
         What::Peer { bad } => bad::measure(args, &mut cluster, *bad),
@@ -145,8 +140,8 @@ fn inside(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The line of every machine.
-fn line(args: &Args) -> Rate {
-    Rate { bits_per_s: args.rate_mbit * 1e6, queue_s: 0.02 }
+fn line(args: &Args) -> Line {
+    Line::even(Rate { bits_per_s: args.rate_mbit * 1e6, queue_s: 0.02 })
 }
 
 /// Starts an agent on a machine of its own, behind the command `before`, which becomes it.
@@ -157,9 +152,9 @@ fn start_agent(
     before: &[String],
 ) -> anyhow::Result<()> {
     let address = format!("10.77.1.{}", cluster.agents.len() + 1);
-    lines::machine(name, &address, line(args))?;
+    net::machine(name, &address, line(args))?;
     let shoal = shoal(args)?;
-    let on_machine = lines::on_machine(name, &shoal);
+    let on_machine = net::on_machine(name, &shoal);
     let program = match before {
         [] => on_machine,
         [first, rest @ ..] => {

@@ -5,22 +5,20 @@
 //! is seen outside, and however it ends, the kernel takes all of it away. Files lie in memory, because the simulated
 //! machines have no disks.
 
-mod bucket;
 mod report;
 mod rounds;
 
 use std::{
-    fs, io,
-    net::SocketAddr,
+    fs,
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::ExitCode,
 };
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
-use shoal_benches::{namespaces, program};
+use shoal_benches::{bucket, namespaces, net, program};
 
-/// Where the benchmark's files lie, in its own mounts.
+/// Where the benchmark's files lie: in its own mounts, in memory.
 const ROOT: &str = "/run/real-swarm";
 
 /// The most agents: their addresses are numbered in one byte.
@@ -64,31 +62,21 @@ struct Args {
     /// Set by the benchmark when it starts itself in its namespaces.
     #[arg(long, hide = true)]
     inside: bool,
-    /// Serve this directory as a bucket: what runs on the bucket's machine.
-    #[arg(long, hide = true, requires = "listen")]
-    serve_bucket: Option<PathBuf>,
-    #[arg(long, hide = true)]
-    listen: Option<SocketAddr>,
+    #[command(flatten)]
+    serve: bucket::Serve,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    if let (Some(dir), Some(listen)) = (&args.serve_bucket, args.listen) {
-        return namespaces::ended(bucket::serve(dir, listen).map(|()| ExitCode::SUCCESS));
+    if let Some(done) = args.serve.run() {
+        return namespaces::ended(done.map(|()| ExitCode::SUCCESS));
     }
     namespaces::main(args.inside, &[], || check(&args), || inside(&args))
 }
 
 /// What must be so before anything is begun.
 fn check(args: &Args) -> anyhow::Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "it makes network namespaces: run it as root");
-    for tool in ["ip", "tc", "unshare"] {
-        let mut version = Command::new(tool);
-        version.arg("-V").stdout(Stdio::null()).stderr(Stdio::null());
-        let missing =
-            matches!(version.status(), Err(error) if error.kind() == io::ErrorKind::NotFound);
-        ensure!(!missing, "`{tool}` is missing: install iproute2 and util-linux");
-    }
+    net::check()?;
     ensure!((2..=AGENTS_MAX).contains(&args.agents), "--agents is 2 to {AGENTS_MAX}");
     ensure!((1.0..=10_000.0).contains(&args.rate_mbit), "--rate-mbit is 1 to 10000");
     ensure!((1.0..=1_000.0).contains(&args.queue_ms), "--queue-ms is 1 to 1000");
@@ -127,11 +115,6 @@ impl Args {
 }
 
 fn inside(args: &Args) -> anyhow::Result<ExitCode> {
-    // Named namespaces and all files lie in /run: in a mount that nobody else sees.
-    let mut mount = Command::new("mount");
-    mount.args(["-t", "tmpfs", "-o", "size=100%,mode=755", "tmpfs", "/run"]);
-    let mounted = mount.status().context("cannot run mount")?;
-    ensure!(mounted.success(), "cannot mount a tmpfs");
     let measured = rounds::measure(args, Path::new(ROOT))?;
     let simulated = report::simulate(args, &measured)?;
     let report = report::Report::new(args, measured, simulated)?;

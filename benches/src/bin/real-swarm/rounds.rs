@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs,
+    fs,
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -12,8 +12,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use shoal_benches::{
+    bucket,
     cluster::{Agent, Artifact, Cluster, text},
-    lines::{self, CONTROL, Carried, Rate},
+    net::{self, CONTROL, Carried, Line, Rate},
     process, random_file,
 };
 
@@ -96,25 +97,23 @@ pub(crate) fn measure(args: &Args, root: &Path) -> anyhow::Result<Measured> {
 
 fn start(args: &Args, root: &Path) -> anyhow::Result<Cluster> {
     let line = Rate { bits_per_s: args.rate_mbit * 1e6, queue_s: args.queue_ms / 1e3 };
-    let bucket = Rate { bits_per_s: line.bits_per_s * BUCKET_LINES, ..line };
-    lines::bridge()?;
-    lines::machine("bucket", BUCKET_ADDRESS, bucket)?;
+    let wide = Rate { bits_per_s: line.bits_per_s * BUCKET_LINES, ..line };
+    net::bridge()?;
+    net::machine("bucket", BUCKET_ADDRESS, Line::even(wide))?;
     let mut cluster = Cluster::create(&args.shoal()?, root, CONTROL)?;
-    start_bucket(&mut cluster, root)?;
+    bucket::start(&mut cluster, "bucket", BUCKET_ADDRESS)?;
     cluster.start_control()?;
     for number in 1..=args.agents {
         let (name, address) = (format!("m{number:03}"), format!("10.77.1.{number}"));
-        lines::machine(&name, &address, line)?;
-        let mut program = lines::on_machine(&name, &args.shoal()?);
-        program.env("AWS_ENDPOINT", format!("http://{BUCKET_ADDRESS}"));
-        program.env("AWS_ALLOW_HTTP", "true").env("AWS_SKIP_SIGNATURE", "true");
-        program.env("AWS_REGION", "none");
+        net::machine(&name, &address, Line::even(line))?;
+        let mut program = net::on_machine(&name, &args.shoal()?);
+        bucket::found_at(&mut program, BUCKET_ADDRESS);
         cluster.start_agent(Agent {
             name: &name,
             program,
             address: &address,
             port: 7410,
-            bucket: "s3://bucket",
+            bucket: bucket::URL,
             // The disk is memory here: what was deployed before makes room.
             settings: "keep_builds = 0\nreserve_free_mib = 64\n",
         })?;
@@ -124,14 +123,6 @@ fn start(args: &Args, root: &Path) -> anyhow::Result<Cluster> {
         Ok(machines.as_array().is_some_and(|known| known.len() == args.agents))
     })?;
     Ok(cluster)
-}
-
-/// Starts the bucket's server on its machine.
-fn start_bucket(cluster: &mut Cluster, root: &Path) -> anyhow::Result<()> {
-    let mut command = lines::on_machine("bucket", &env::current_exe()?);
-    command.arg("--serve-bucket").arg(root.join("bucket"));
-    command.args(["--listen", &format!("{BUCKET_ADDRESS}:80")]);
-    cluster.spawn("bucket", &mut command)
 }
 
 fn measure_with(args: &Args, cluster: &mut Cluster) -> anyhow::Result<Measured> {

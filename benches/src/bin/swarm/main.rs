@@ -9,8 +9,8 @@ mod run;
 
 use std::{
     fs,
-    path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    path::PathBuf,
+    process::ExitCode,
 };
 
 use anyhow::{Context as _, ensure};
@@ -18,11 +18,8 @@ use clap::Parser;
 use shoal_benches::{
     bare::{self, Bare},
     cluster::Cluster,
-    median_of, namespaces, program,
+    deployment, machine, median_of, namespaces, program,
 };
-
-/// Headers of IPv4 and UDP, in bytes.
-const HEADERS_BYTES: u32 = 28;
 
 /// Measures one seed and some leechers, beside bare quinn. Needs iproute2 and util-linux.
 #[derive(Parser)]
@@ -105,24 +102,18 @@ fn shoal(args: &Args) -> anyhow::Result<PathBuf> {
 }
 
 fn inside(args: &Args) -> anyhow::Result<ExitCode> {
-    let mtu = (args.mtu + HEADERS_BYTES).to_string();
-    let mut link = Command::new("ip");
-    let up = link.args(["link", "set", "lo", "mtu", &mtu, "up"]).status();
-    ensure!(up.context("cannot run ip: install iproute2")?.success(), "cannot set loopback up");
+    machine::hold_loopback(args.mtu)?;
     let root = tempfile::Builder::new().prefix("shoal-swarm-").tempdir_in(&args.dir)?;
     let mut cluster = Cluster::create(&shoal(args)?, root.path(), "127.0.0.1")?;
     let mut bars = vec![bare::measure(&cluster, root.path(), args.size.as_u64())?];
-    let mut rounds = run::start(args, &mut cluster)?;
+    let machines = machine::on_loopback(args.leechers);
+    deployment::start(&mut cluster, &shoal(args)?, &machines)?;
+    let mut rounds = Vec::new();
     for round in 0..args.rounds {
-        rounds.push(run::round(args, &mut cluster, root.path(), round)?);
+        rounds.push(run::round(args, &mut cluster, &machines, root.path(), round)?);
         bars.push(bare::measure(&cluster, root.path(), args.size.as_u64())?);
     }
     let bar = median_of(bars.into_iter()).context("nothing was measured")?;
     run::print(args, &rounds, bar)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// A path as text, for a command line.
-fn text(path: &Path) -> anyhow::Result<&str> {
-    path.to_str().with_context(|| format!("{} is no text", path.display()))
 }

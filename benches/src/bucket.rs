@@ -1,11 +1,15 @@
-//! The region's bucket for the agents: as much of S3 as reading takes, over a directory. Reading the directory itself
-//! would cost no line anything.
+//! The region's bucket for agents behind lines: as much of S3 as reading takes, over a directory. Reading the directory
+//! itself would cost no line anything.
+//!
+//! What serves it is the benchmark itself, started again with the flags of [`Serve`].
 
 use std::{
+    env,
     fs::File,
     net::SocketAddr,
     os::unix::fs::FileExt as _,
     path::{Component, Path, PathBuf},
+    process::Command,
     sync::Arc,
 };
 
@@ -17,8 +21,50 @@ use axum::{
     routing::get,
 };
 
-/// Serves `dir` as the bucket of any name, until the process is ended.
-pub(crate) fn serve(dir: &Path, listen: SocketAddr) -> anyhow::Result<()> {
+use crate::{cluster::Cluster, net};
+
+/// What agents call it.
+pub const URL: &str = "s3://bucket";
+
+/// What makes the benchmark the bucket's server.
+#[derive(Debug, clap::Args)]
+pub struct Serve {
+    /// Serve this directory as a bucket...
+    #[arg(long, hide = true, requires = "listen")]
+    serve_bucket: Option<PathBuf>,
+    /// ...here.
+    #[arg(long, hide = true)]
+    listen: Option<SocketAddr>,
+}
+
+impl Serve {
+    /// Does that until the process is ended, if it was started for it.
+    #[must_use]
+    pub fn run(&self) -> Option<anyhow::Result<()>> {
+        Some(serve(self.serve_bucket.as_deref()?, self.listen?))
+    }
+}
+
+/// Starts the server of a cluster's bucket on a machine of this name and address.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn start(cluster: &mut Cluster, machine: &str, address: &str) -> anyhow::Result<()> {
+    let mut command = net::on_machine(machine, &env::current_exe()?);
+    command.arg("--serve-bucket").arg(cluster.bucket());
+    command.args(["--listen", &format!("{address}:80")]);
+    cluster.spawn("bucket", &mut command)
+}
+
+/// Tells a process where the bucket of [`URL`] is: at this address.
+pub fn found_at(command: &mut Command, address: &str) {
+    command.env("AWS_ENDPOINT", format!("http://{address}"));
+    command.env("AWS_ALLOW_HTTP", "true").env("AWS_SKIP_SIGNATURE", "true");
+    command.env("AWS_REGION", "none");
+}
+
+/// Serves `dir` as the bucket of any name.
+fn serve(dir: &Path, listen: SocketAddr) -> anyhow::Result<()> {
     let router = Router::new()
         .route("/{bucket}/{*key}", get(object))
         .with_state(Arc::new(dir.to_path_buf()));

@@ -2,7 +2,11 @@
 //!
 //! All of it lies in a network namespace of the benchmark's own, and goes with it.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs, io,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context as _, ensure};
 use serde::Deserialize;
@@ -17,28 +21,54 @@ const BURST_S: f64 = 0.004;
 /// would be cut up before it is let through, at the cost of CPU that a real card does not take.
 const BURST_MIN_BYTES: u64 = 72 << 10;
 
-/// A machine's line.
+/// What one way of a machine's line carries.
 #[derive(Debug, Clone, Copy)]
 pub struct Rate {
-    /// In bits a second, each way, headers of Ethernet and above counted.
+    /// In bits a second, headers of Ethernet and above counted.
     pub bits_per_s: f64,
     /// How long the longest queue before it is, in seconds; what comes then is lost.
     pub queue_s: f64,
 }
 
+impl Rate {
+    /// The queue before it, as `tc` is told.
+    fn queue(self) -> String {
+        let burst = ((self.bits_per_s / 8.0 * BURST_S) as u64).max(BURST_MIN_BYTES);
+        let limit = burst + (self.bits_per_s / 8.0 * self.queue_s) as u64;
+        format!("root tbf rate {:.0}bit burst {burst} limit {limit}", self.bits_per_s)
+    }
+}
+
+/// A machine's line.
+#[derive(Debug, Clone, Copy)]
+pub struct Line {
+    /// From the machine.
+    pub up: Rate,
+    /// To the machine.
+    pub down: Rate,
+}
+
+impl Line {
+    /// The same both ways.
+    #[must_use]
+    pub fn even(rate: Rate) -> Self {
+        Self { up: rate, down: rate }
+    }
+}
+
 /// What went over a machine's line.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Carried {
-    /// From it.
+    /// From the machine, in bytes, headers of Ethernet and above counted.
     pub up_bytes: u64,
-    /// To it.
+    /// To the machine, in bytes.
     pub down_bytes: u64,
     /// Packets lost before it, both ways.
     pub dropped: u64,
 }
 
 impl Carried {
-    /// What was carried since then.
+    /// What came since then.
     #[must_use]
     pub fn since(self, before: Self) -> Self {
         Self {
@@ -47,6 +77,22 @@ impl Carried {
             dropped: self.dropped - before.dropped,
         }
     }
+}
+
+/// What must be there before lines are made: root, and the tools.
+///
+/// # Errors
+/// When it is not; it says what to do.
+pub fn check() -> anyhow::Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "it makes network namespaces: run it as root");
+    for tool in ["ip", "tc", "unshare"] {
+        let mut version = Command::new(tool);
+        version.arg("-V").stdout(Stdio::null()).stderr(Stdio::null());
+        let missing =
+            matches!(version.status(), Err(error) if error.kind() == io::ErrorKind::NotFound);
+        ensure!(!missing, "`{tool}` is missing: install iproute2 and util-linux");
+    }
+    Ok(())
 }
 
 fn run(line: &str) -> anyhow::Result<String> {
@@ -58,11 +104,13 @@ fn run(line: &str) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Makes the bridge, in the present namespace; `/run` there must be the benchmark's own.
+/// Makes the bridge, in the present namespace, where all files of `/run` are from now on the benchmark's own.
 ///
 /// # Errors
-/// When the kernel or `ip` refuses.
+/// When `mount` or `ip` fails.
 pub fn bridge() -> anyhow::Result<()> {
+    // Named namespaces lie there: in a mount that nobody else sees.
+    run("mount -t tmpfs -o size=100%,mode=755 tmpfs /run")?;
     run("ip link set lo up")?;
     run("ip link add fabric type bridge")?;
     run(&format!("ip addr add {CONTROL}/16 dev fabric"))?;
@@ -78,27 +126,24 @@ pub fn bridge() -> anyhow::Result<()> {
 /// Makes a machine's namespace and its line.
 ///
 /// # Errors
-/// When the kernel or `ip` refuses.
-pub fn machine(name: &str, address: &str, rate: Rate) -> anyhow::Result<()> {
+/// When `ip` or `tc` fails.
+pub fn machine(name: &str, address: &str, line: Line) -> anyhow::Result<()> {
     run(&format!("ip netns add {name}"))?;
     run(&format!("ip link add {name} type veth peer name line netns {name}"))?;
     run(&format!("ip link set {name} master fabric up"))?;
     run(&format!("ip -n {name} addr add {address}/16 dev line"))?;
     run(&format!("ip -n {name} link set lo up"))?;
     run(&format!("ip -n {name} link set line up"))?;
-    hold(name, rate)
+    hold(name, line)
 }
 
-/// Holds a machine's line to a rate from now on.
+/// Holds a machine's line to other rates from now on.
 ///
 /// # Errors
-/// When the kernel or `tc` refuses.
-pub fn hold(name: &str, rate: Rate) -> anyhow::Result<()> {
-    let burst = ((rate.bits_per_s / 8.0 * BURST_S) as u64).max(BURST_MIN_BYTES);
-    let limit = burst + (rate.bits_per_s / 8.0 * rate.queue_s) as u64;
-    let held = format!("root tbf rate {:.0}bit burst {burst} limit {limit}", rate.bits_per_s);
-    run(&format!("tc qdisc replace dev {name} {held}"))?;
-    run(&format!("tc -n {name} qdisc replace dev line {held}"))?;
+/// When `tc` fails.
+pub fn hold(name: &str, line: Line) -> anyhow::Result<()> {
+    run(&format!("tc qdisc replace dev {name} {}", line.down.queue()))?;
+    run(&format!("tc -n {name} qdisc replace dev line {}", line.up.queue()))?;
     Ok(())
 }
 
