@@ -2,17 +2,20 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
-use crate::process::{self, Usage};
+use crate::{
+    process::{self, Usage},
+    processes::Processes,
+};
 
 /// How long a process may take until it is ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -25,14 +28,6 @@ const REGION_PORTS: [u16; 2] = [7420, 7430];
 
 const REGION: &str = "bench";
 
-/// A process that runs until the cluster ends.
-#[derive(Debug)]
-struct Process {
-    name: String,
-    log: PathBuf,
-    child: Child,
-}
-
 /// Processes of one cluster. They end with it.
 #[derive(Debug)]
 pub struct Cluster {
@@ -40,7 +35,7 @@ pub struct Cluster {
     root: PathBuf,
     /// Where coordinator and region processes listen.
     control: String,
-    processes: Vec<Process>,
+    processes: Processes,
     /// The names of those that were started.
     pub agents: Vec<String>,
 }
@@ -86,16 +81,6 @@ fn finish(command: &mut Command) -> anyhow::Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        for Process { child, .. } in &mut self.processes {
-            // One that has ended is gone already.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
 impl Cluster {
     /// Makes the keys under `root`; coordinator and region processes will listen at the address `control`. Nothing
     /// runs yet.
@@ -107,7 +92,7 @@ impl Cluster {
             shoal: shoal.into(),
             root: root.into(),
             control: control.into(),
-            processes: Vec::new(),
+            processes: Processes::default(),
             agents: Vec::new(),
         };
         fs::create_dir_all(root.join("bucket"))?;
@@ -136,12 +121,7 @@ impl Cluster {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(&mut self, name: &str, command: &mut Command) -> anyhow::Result<()> {
-        let log = self.path(&format!("{name}.log"));
-        let out = File::create(&log)?;
-        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
-        let child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
-        self.processes.push(Process { name: name.into(), log, child });
-        Ok(())
+        self.processes.spawn(name, &self.path(&format!("{name}.log")), command)
     }
 
     /// Adds what every process of Shoal is given.
@@ -153,7 +133,7 @@ impl Cluster {
 
     /// Waits until the process that was started last has said where it listens.
     fn wait_ready(&mut self) -> anyhow::Result<()> {
-        let Some(name) = self.processes.last().map(|process| process.name.clone()) else {
+        let Some(name) = self.processes.last().map(str::to_owned) else {
             return Ok(());
         };
         let addresses = self.path(&name).join("data/addresses.json");
@@ -172,13 +152,7 @@ impl Cluster {
     ) -> anyhow::Result<()> {
         let start = Instant::now();
         while !done(self)? {
-            for Process { name, log, child } in &mut self.processes {
-                if let Some(status) = child.try_wait()? {
-                    let log = fs::read_to_string(log).unwrap_or_default();
-                    let last = log.lines().last().unwrap_or_default();
-                    bail!("{name} ended ({status}): {last}");
-                }
-            }
+            self.processes.check()?;
             ensure!(start.elapsed() < limit, "waited {} s for {what}", limit.as_secs());
             thread::sleep(LOOK_EVERY);
         }
@@ -249,14 +223,13 @@ impl Cluster {
     /// The processes' numbers.
     #[must_use]
     pub fn pids(&self) -> Vec<u32> {
-        self.processes.iter().map(|process| process.child.id()).collect()
+        self.processes.pids()
     }
 
     /// A process's number.
     #[must_use]
     pub fn pid(&self, name: &str) -> Option<u32> {
-        let process = self.processes.iter().find(|process| process.name == name)?;
-        Some(process.child.id())
+        self.processes.pid(name)
     }
 
     /// What the processes have used of the machine so far.
@@ -264,7 +237,7 @@ impl Cluster {
     /// # Errors
     /// When one has ended.
     pub fn usage(&self) -> anyhow::Result<Vec<Usage>> {
-        self.processes.iter().map(|process| process::usage(process.child.id())).collect()
+        self.pids().into_iter().map(process::usage).collect()
     }
 
     /// Runs one of the operator's commands and reads its JSON.
@@ -335,7 +308,7 @@ impl Cluster {
     /// When a file cannot be read or written.
     pub fn keep_logs(&self, dir: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(dir)?;
-        for Process { name, log, .. } in &self.processes {
+        for (name, log) in self.processes.logs() {
             fs::copy(log, dir.join(format!("{name}.log")))?;
         }
         Ok(())

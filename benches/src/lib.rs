@@ -13,6 +13,7 @@ pub mod namespaces;
 pub mod net;
 pub mod plot;
 pub mod process;
+pub mod processes;
 
 use std::{
     fs::{self, File},

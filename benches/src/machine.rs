@@ -75,7 +75,8 @@ fn names(leechers: usize) -> impl Iterator<Item = String> {
 #[must_use]
 pub fn on_loopback(leechers: usize) -> Vec<Machine> {
     let ports = (PORTS..).step_by(PORTS_EACH.into());
-    let machine = |(name, port)| Machine { name, address: "127.0.0.1".into(), port, namespace: None };
+    let machine =
+        |(name, port)| Machine { name, address: "127.0.0.1".into(), port, namespace: None };
     names(leechers).zip(ports).map(machine).collect()
 }
 

@@ -52,6 +52,16 @@ pub fn usage(pid: u32) -> anyhow::Result<Usage> {
     })
 }
 
+/// The numbers of a process's children; not of those that its other threads started.
+///
+/// # Errors
+/// When it has ended.
+pub fn children(pid: u32) -> anyhow::Result<Vec<u32>> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    children.split_whitespace().map(|child| Ok(child.parse()?)).collect()
+}
+
 /// How often memory is looked at.
 const SAMPLE_EVERY: Duration = Duration::from_millis(20);
 

@@ -108,7 +108,7 @@ fn main() -> ExitCode {
 
 /// What must be so before anything is begun.
 fn check(args: &Args) -> anyhow::Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "it makes network namespaces: run it as root");
+    net::check()?;
     ensure!((2..=64).contains(&args.leechers), "--leechers is 2 to 64");
     ensure!((1.0..=10_000.0).contains(&args.rate_mbit), "--rate-mbit is 1 to 10000");
     ensure!((1..=16_384).contains(&args.size_mib), "--size-mib is 1 to 16384");

@@ -7,11 +7,7 @@
 
 mod run;
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
