@@ -19,7 +19,7 @@ const PORTS_EACH: u16 = 8;
 /// Headers of IPv4 and UDP, in bytes.
 const HEADERS_BYTES: u32 = 28;
 
-/// The most machines: on loopback each has ports of its own, behind lines an address that is numbered in one byte.
+/// The most machines: their addresses are numbered in one byte.
 pub const MACHINES_MAX: usize = 200;
 
 /// One of them.
@@ -27,7 +27,7 @@ pub const MACHINES_MAX: usize = 200;
 pub struct Machine {
     /// Its name.
     pub name: String,
-    /// Its address; on loopback everybody's.
+    /// Its address; on loopback too it is its own, since there are programs that tell peers apart by it.
     pub address: String,
     /// Its first port; it has [`Machine::port`]s after it.
     port: u16,
@@ -75,9 +75,11 @@ fn names(leechers: usize) -> impl Iterator<Item = String> {
 #[must_use]
 pub fn on_loopback(leechers: usize) -> Vec<Machine> {
     let ports = (PORTS..).step_by(PORTS_EACH.into());
-    let machine =
-        |(name, port)| Machine { name, address: "127.0.0.1".into(), port, namespace: None };
-    names(leechers).zip(ports).map(machine).collect()
+    let machine = |((number, name), port)| {
+        let address = format!("127.0.1.{}", number + 1);
+        Machine { name, address, port, namespace: None }
+    };
+    names(leechers).enumerate().zip(ports).map(machine).collect()
 }
 
 /// Sets loopback up, with the MTU that holds UDP payloads to `payload_bytes`.

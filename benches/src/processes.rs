@@ -9,6 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How often it is looked whether those that were asked to end have.
+const TERMINATE_LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A process that is to run until all of them end.
 #[derive(Debug)]
@@ -85,6 +89,20 @@ impl Processes {
             thread::sleep(every);
         }
         Ok(())
+    }
+
+    /// Asks all to end, and waits for that, at most so long.
+    pub fn terminate(&mut self, limit: Duration) {
+        let start = Instant::now();
+        for Process { child, .. } in &self.all {
+            // One that has ended is gone already.
+            let _ = kill_process(Pid::from_child(child), Signal::TERM);
+        }
+        while start.elapsed() < limit
+            && self.all.iter_mut().any(|process| matches!(process.child.try_wait(), Ok(None)))
+        {
+            thread::sleep(TERMINATE_LOOK_EVERY);
+        }
     }
 
     /// The process that was started last.

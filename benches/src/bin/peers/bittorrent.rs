@@ -73,6 +73,7 @@ impl Program for Aria2 {
         command.args(["--file-allocation=none", &format!("--check-integrity={seed}")]);
         command.args(["--console-log-level=warn", "--show-console-readout=false"]);
         command.args(["--enable-rpc=true", "--rpc-listen-all=true", "--no-proxy=*"]);
+        command.arg(format!("--interface={}", machine.address));
         command.arg(format!("--listen-port={}", machine.port(PEERS)));
         command.arg(format!("--rpc-listen-port={}", machine.port(INTERFACE)));
         command.arg("--dir").arg(dir).arg(torrent);
@@ -158,7 +159,7 @@ impl<P: Program> Swarm<P> {
         let torrent = torrent::metainfo(ground.file, &at)?;
         let path = ground.dir.join("torrent");
         fs::write(&path, &torrent)?;
-        let tracker = Tracker::start(&at)?;
+        let tracker = Tracker::start(&at, &ground.peers())?;
         let seed = ground.seed()?;
         let mut processes = Processes::default();
         let mut files = Vec::new();

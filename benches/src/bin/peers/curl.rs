@@ -15,6 +15,9 @@ use crate::run::{Contender, EVERY, Ground};
 /// How long nginx may take to listen.
 const READY: Duration = Duration::from_secs(20);
 
+/// How long it may take to end.
+const GONE: Duration = Duration::from_secs(10);
+
 /// The cheapest of TLS 1.3's on a machine with AES instructions, and what Shoal takes.
 const CIPHER: &str = "TLS_AES_128_GCM_SHA256";
 
@@ -35,6 +38,8 @@ impl Drop for Nginx {
             let _ = child.kill();
             let _ = child.wait();
         }
+        // One that is killed leaves its workers, and the port with them.
+        self.server.terminate(GONE);
     }
 }
 

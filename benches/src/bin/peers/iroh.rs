@@ -5,12 +5,8 @@ use crate::{run::Ground, talk::Talkers};
 /// Starts a swarm.
 pub(crate) fn start(ground: &Ground<'_>) -> anyhow::Result<Talkers> {
     let list = ground.dir.join("list");
-    let peers: Vec<String> = ground
-        .machines
-        .iter()
-        .enumerate()
-        .map(|(number, machine)| format!("{number}={}", machine.at(0)))
-        .collect();
+    let peers = ground.peers().into_iter().enumerate();
+    let peers: Vec<String> = peers.map(|(number, at)| format!("{number}={at}")).collect();
     let seed = ground.seed()?.name.clone();
     // Its leechers have stores of blobs, and no file; it looks itself whether all of them are there.
     Talkers::start(ground, None, None, |machine| {

@@ -17,7 +17,7 @@ pub(crate) fn start(ground: &Ground<'_>) -> anyhow::Result<Talkers> {
     let at = ground.tracker();
     let torrent = ground.dir.join("torrent");
     fs::write(&torrent, torrent::metainfo(ground.file, &at)?)?;
-    let tracker = Tracker::start(&at)?;
+    let tracker = Tracker::start(&at, &ground.peers())?;
     let seed = ground.seed()?.name.clone();
     Talkers::start(ground, Some(ground.file_name()?.into()), Some(tracker), |machine| {
         let mut command = ground.command(machine);

@@ -98,6 +98,11 @@ impl Ground<'_> {
         name.context("a file without a name")
     }
 
+    /// Where each peer listens for others: at the first port of its machine.
+    pub(crate) fn peers(&self) -> Vec<String> {
+        self.machines.iter().map(|machine| machine.at(0)).collect()
+    }
+
     /// Where the tracker listens: every machine reaches it, by no held line but its own.
     pub(crate) fn tracker(&self) -> String {
         let lined = self.machines.first().is_some_and(|seed| seed.namespace().is_some());

@@ -16,6 +16,7 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use axum::{
     Router,
     extract::{ConnectInfo, Query, State},
+    http::StatusCode,
     routing::get,
 };
 use serde::Deserialize;
@@ -72,24 +73,41 @@ fn encode_peers(peers: &[SocketAddrV4]) -> Vec<u8> {
     out
 }
 
-type Peers = Arc<Mutex<Vec<SocketAddrV4>>>;
+/// The swarm's peers, and those of them that have announced themselves, in that order.
+#[derive(Debug, Default)]
+struct Peers {
+    all: Vec<SocketAddrV4>,
+    known: Vec<SocketAddrV4>,
+}
+
+impl Peers {
+    /// The peer that asks. On loopback one may ask from another address than it listens at, but ports differ there.
+    fn asker(&self, from: IpAddr, port: u16) -> Option<SocketAddrV4> {
+        let with_port = || self.all.iter().filter(|peer| peer.port() == port);
+        with_port().find(|peer| *peer.ip() == from).or_else(|| with_port().next()).copied()
+    }
+}
+
+type Shared = Arc<Mutex<Peers>>;
 
 /// A tracker of one swarm. It ends with this.
 #[derive(Debug)]
 pub(crate) struct Tracker {
-    peers: Peers,
+    peers: Shared,
     end: Option<oneshot::Sender<()>>,
     server: Option<JoinHandle<()>>,
 }
 
 impl Tracker {
-    pub(crate) fn start(listen: &str) -> anyhow::Result<Self> {
+    /// Starts it at an address, for these peers.
+    pub(crate) fn start(listen: &str, all: &[String]) -> anyhow::Result<Self> {
+        let all = all.iter().map(|peer| Ok(peer.parse()?)).collect::<anyhow::Result<_>>()?;
         let listener = std::net::TcpListener::bind(listen)
             .with_context(|| format!("cannot listen at {listen}"))?;
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = runtime.block_on(async { tokio::net::TcpListener::from_std(listener) })?;
-        let peers = Peers::default();
+        let peers = Shared::new(Mutex::new(Peers { all, known: Vec::new() }));
         let router = Router::new().route("/announce", get(announce)).with_state(peers.clone());
         let (end, ended) = oneshot::channel();
         let server = thread::spawn(move || {
@@ -106,7 +124,7 @@ impl Tracker {
 
     /// How many peers it has heard of.
     pub(crate) fn known(&self) -> usize {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).known.len()
     }
 }
 
@@ -127,20 +145,17 @@ struct Announce {
 }
 
 async fn announce(
-    State(peers): State<Peers>,
+    State(peers): State<Shared>,
     ConnectInfo(from): ConnectInfo<SocketAddr>,
     Query(Announce { port }): Query<Announce>,
-) -> Vec<u8> {
+) -> Result<Vec<u8>, StatusCode> {
     let mut peers = peers.lock().unwrap_or_else(PoisonError::into_inner);
-    let IpAddr::V4(ip) = from.ip() else {
-        return encode_peers(&peers);
-    };
-    let asker = SocketAddrV4::new(ip, port);
-    let others: Vec<_> = peers.iter().copied().filter(|peer| *peer != asker).collect();
-    if others.len() == peers.len() {
-        peers.push(asker);
+    let asker = peers.asker(from.ip(), port).ok_or(StatusCode::NOT_FOUND)?;
+    let others: Vec<_> = peers.known.iter().copied().filter(|peer| *peer != asker).collect();
+    if others.len() == peers.known.len() {
+        peers.known.push(asker);
     }
-    encode_peers(&others)
+    Ok(encode_peers(&others))
 }
 
 #[cfg(test)]
@@ -187,7 +202,8 @@ mod tests {
         let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let at = free.local_addr().expect("an address").to_string();
         drop(free);
-        let tracker = Tracker::start(&at).expect("a tracker");
+        let all = ["127.0.1.1:1", "127.0.1.2:2"].map(String::from);
+        let tracker = Tracker::start(&at, &all).expect("a tracker");
         let ask = |port: u16| {
             let mut stream = TcpStream::connect(&at).expect("the tracker");
             // The hash is no text, as it is seldom.
@@ -198,10 +214,22 @@ mod tests {
             let end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
             answer.split_off(end + 4)
         };
-        let peer = |port| SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        let peer = |port: u16| SocketAddrV4::new(Ipv4Addr::new(127, 0, 1, port as u8), port);
         assert_eq!(ask(1), encode_peers(&[]));
         assert_eq!(ask(2), encode_peers(&[peer(1)]));
         assert_eq!(ask(1), encode_peers(&[peer(2)]));
+        assert_eq!(ask(3), b"", "one that is not of the swarm");
         assert_eq!(tracker.known(), 2);
+    }
+
+    #[test]
+    fn the_tracker_tells_peers_apart_by_address_first() {
+        let all: Vec<SocketAddrV4> =
+            ["10.77.1.1:7", "10.77.1.2:7"].map(|peer| peer.parse().expect("an address")).into();
+        let peers = Peers { all: all.clone(), known: Vec::new() };
+        let from = |text: &str| text.parse::<IpAddr>().expect("an address");
+        assert_eq!(peers.asker(from("10.77.1.2"), 7), Some(all[1]));
+        assert_eq!(peers.asker(from("10.77.0.1"), 7), Some(all[0]));
+        assert_eq!(peers.asker(from("10.77.1.2"), 8), None);
     }
 }
