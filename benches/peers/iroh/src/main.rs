@@ -130,9 +130,10 @@ fn commands() -> tokio::sync::mpsc::Receiver<String> {
 
 /// An endpoint that knows where all peers are, and needs nobody else.
 async fn endpoint(args: &Args) -> Result<Endpoint> {
-    let known = args.peers.iter().map(|peer| {
-        EndpointAddr::new(key(peer.number).public()).with_ip_addr(peer.address)
-    });
+    let known = args
+        .peers
+        .iter()
+        .map(|peer| EndpointAddr::new(key(peer.number).public()).with_ip_addr(peer.address));
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(args.mtu.min(SEGMENT_MAX_BYTES));
     let transport = QuicTransportConfig::builder().mtu_discovery_config(Some(discovery)).build();
@@ -154,7 +155,7 @@ async fn import(store: &Store, file: &Path, list: &Path) -> Result<()> {
     let mut hashes = Vec::new();
     loop {
         let mut blob = Vec::new();
-        file.by_ref().take(BLOB_BYTES).read_to_end(&mut blob)?;
+        (&mut file).take(BLOB_BYTES).read_to_end(&mut blob)?;
         if blob.is_empty() {
             break;
         }

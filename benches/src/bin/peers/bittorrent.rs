@@ -113,7 +113,9 @@ impl Program for Rqbit {
         command.args(["-v", "warn", "--disable-dht", "--disable-lsd"]);
         command.args(["--disable-upnp-port-forward", "--ipv4-only"]);
         command.args(["--listen-ip", &machine.address]);
-        command.args(["--listen-port", &machine.port(PEERS).to_string()]);
+        let port = machine.port(PEERS).to_string();
+        // It does not announce itself on loopback unless it is told.
+        command.args(["--listen-port", &port, "--announce-port", &port]);
         command.args(["--http-api-listen-addr", &machine.at(INTERFACE)]);
         command.args(["server", "start", "--disable-persistence"]).arg(dir);
     }
