@@ -33,10 +33,11 @@ const BLOB_BYTES: u64 = 4 << 20;
 /// The seed's number.
 const SEED: u8 = 0;
 
-/// The largest UDP payload with which ten packets, what is sent at once, stay below what the kernel takes.
-const SEGMENT_MAX_BYTES: u16 = 6_500;
+/// The largest UDP payload that iroh 1.4 lets a peer take: it tells the others so, and has no setting for it.
+const PAYLOAD_MAX_BYTES: u16 = 1_472;
 
 #[derive(Parser)]
+#[command(version = "of iroh-blobs 0.104.0")]
 struct Args {
     /// This peer's number: its key follows from it; 0 is the seed.
     #[arg(long)]
@@ -56,9 +57,6 @@ struct Args {
     /// What the seed gives.
     #[arg(long)]
     file: Option<PathBuf>,
-    /// The largest UDP payload of the path.
-    #[arg(long)]
-    mtu: u16,
     /// How many blobs are fetched at once.
     #[arg(long, default_value_t = 8)]
     at_once: usize,
@@ -135,7 +133,7 @@ async fn endpoint(args: &Args) -> Result<Endpoint> {
         .iter()
         .map(|peer| EndpointAddr::new(key(peer.number).public()).with_ip_addr(peer.address));
     let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(args.mtu.min(SEGMENT_MAX_BYTES));
+    discovery.upper_bound(PAYLOAD_MAX_BYTES);
     let transport = QuicTransportConfig::builder().mtu_discovery_config(Some(discovery)).build();
     let endpoint = Endpoint::builder(presets::Minimal)
         .secret_key(key(args.number))

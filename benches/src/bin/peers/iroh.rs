@@ -13,7 +13,7 @@ pub(crate) fn start(ground: &Ground<'_>) -> anyhow::Result<Talkers> {
         let mut command = ground.command(machine);
         let number = ground.machines.iter().position(|one| one.name == machine.name);
         command.args(["--number", &number.unwrap_or_default().to_string()]);
-        command.args(["--listen", &machine.at(0), "--mtu", &ground.mtu.to_string()]);
+        command.args(["--listen", &machine.at(0)]);
         command.arg("--store").arg(ground.own_dir(machine)?).arg("--list").arg(&list);
         for peer in &peers {
             command.args(["--peer", peer]);

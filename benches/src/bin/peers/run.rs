@@ -54,8 +54,6 @@ pub(crate) struct Ground<'a> {
     pub(crate) dir: &'a Path,
     /// The program.
     pub(crate) program: &'a Path,
-    /// The largest UDP payload of the path.
-    pub(crate) mtu: u32,
 }
 
 impl Ground<'_> {
@@ -197,7 +195,7 @@ fn measure(
     dir: &Path,
 ) -> anyhow::Result<Outcome> {
     let program = kind.program(&args.installed()?);
-    let ground = Ground { machines, file, dir, program: &program, mtu: setting.mtu };
+    let ground = Ground { machines, file, dir, program: &program };
     let mut contender: Box<dyn Contender> = match kind {
         Kind::Shoal => return shoal::measure(&args.shoal()?, &ground, setting),
         Kind::Nginx => Box::new(Nginx::start(&ground)?),
