@@ -1,7 +1,8 @@
 """One peer of a BitTorrent swarm by libtorrent, for the benchmark `peers`.
 
 It says `ready`, a seed once it has checked its file; at a line `go` a leecher adds the torrent, and says `done` when it has every
-piece, verified; at a line `uploaded` it says how many bytes of pieces it has sent. It ends with its standard input.
+piece, verified, and written to the file: pieces are verified before that. At a line `uploaded` it says how many bytes of pieces it
+has sent. It ends with its standard input.
 """
 
 import argparse
@@ -12,7 +13,9 @@ import libtorrent as lt
 
 # Plain TCP, as many uploads at once as there are peers, and nothing that looks for others than the tracker's.
 SETTINGS = {
-    "alert_mask": lt.alert.category_t.status_notification | lt.alert.category_t.error_notification,
+    "alert_mask": lt.alert.category_t.status_notification
+    | lt.alert.category_t.storage_notification
+    | lt.alert.category_t.error_notification,
     "allow_multiple_connections_per_ip": True,
     "connection_speed": 200,
     "enable_dht": False,
@@ -44,12 +47,17 @@ def add(session, args):
 
 
 def tell_finished(session, word):
-    """Waits until the torrent is whole, and says so; runs until the process ends."""
+    """Waits until the torrent's file is whole, and says so once; runs until the process ends."""
+    finished = False
     while True:
         session.wait_for_alert(ALERTS_EVERY_MS)
         for alert in session.pop_alerts():
             if isinstance(alert, lt.torrent_finished_alert):
+                finished = True
+                alert.handle.flush_cache()
+            elif isinstance(alert, lt.cache_flushed_alert) and finished and word:
                 say(word)
+                word = None
             elif alert.category() & lt.alert.category_t.error_notification:
                 print(alert.message(), file=sys.stderr, flush=True)
 

@@ -122,6 +122,7 @@ fn check(args: &Args) -> anyhow::Result<()> {
     );
     ensure!(args.size.as_u64() > 0, "--size is more than 0");
     ensure!(args.mtu.iter().all(|mtu| (1_472..=65_507).contains(mtu)), "--mtu is 1472 to 65507");
+    ensure!(args.mtu.len() <= 8 && args.cases.len() <= 8, "--mtu and --case take at most 8 each");
     ensure!((1..=100).contains(&args.rounds), "--rounds is 1 to 100");
     ensure!((0.1..=1_000.0).contains(&args.seed_up), "--seed-up is 0.1 to 1000");
     ensure!((0.1..=1_000.0).contains(&args.link), "--link is 0.1 to 1000");
