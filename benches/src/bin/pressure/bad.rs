@@ -6,8 +6,8 @@ use anyhow::{Context as _, ensure};
 use serde::Serialize;
 use shoal_benches::{
     cluster::{Artifact, Cluster},
-    net::{self, CONTROL, Line, Rate},
     median_of,
+    net::{self, CONTROL, Line, Rate},
 };
 
 use crate::{APP, Args, Bad, LIMIT, PORT, SEED, known, line, seeded, select, start_agent};

@@ -17,8 +17,9 @@ use anyhow::{Context as _, ensure};
 use clap::{Parser, Subcommand};
 use shoal_benches::{
     cluster::{Agent, Artifact, Cluster},
+    namespaces,
     net::{self, CONTROL, Line, Rate},
-    namespaces, program, random_file,
+    program, random_file,
 };
 
 /// Where the benchmark's files lie, in its own mounts.

@@ -162,12 +162,12 @@ fn measure_pair(cluster: &mut Cluster, line_bits_per_s: f64) -> anyhow::Result<P
     cluster.ended("pair", limit)?;
 
     cluster.operator(&["app", "set", "pair", "--selector", &format!("machine={from}|{to}")])?;
-    let sent = lines::carried(&from)?;
-    let received = lines::carried(&to)?;
+    let sent = net::carried(&from)?;
+    let received = net::carried(&to)?;
     let revision = cluster.deploy("pair", &artifact)?;
     cluster.ended("pair", limit)?;
-    let sent = lines::carried(&from)?.since(sent);
-    let received = lines::carried(&to)?.since(received);
+    let sent = net::carried(&from)?.since(sent);
+    let received = net::carried(&to)?.since(received);
     let machines = cluster.operator(&["machines", "--app", "pair"])?;
     let mut machines = machines.as_array().into_iter().flatten();
     let report = machines.find(|machine| text(machine, "name").is_ok_and(|name| name == to));
@@ -215,8 +215,7 @@ fn measure_round(
 ) -> anyhow::Result<Round> {
     let limit = LIMIT + slowest(artifact, payload_bits_per_s);
     let agents = cluster.agents.clone();
-    let carried =
-        || agents.iter().map(|agent| lines::carried(agent)).collect::<Result<Vec<_>, _>>();
+    let carried = || agents.iter().map(|agent| net::carried(agent)).collect::<Result<Vec<_>, _>>();
     let before = carried()?;
     let cpu_before = Cpu::now()?;
     let revision = cluster.deploy("swarm", artifact)?;
