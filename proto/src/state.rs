@@ -68,6 +68,52 @@ impl JobStatus {
 }
 
 states!(
+    /// Which jobs are taken first; within a priority the oldest is.
+    #[derive(Default)]
+    Priority {
+        /// Before all: what ends an outage.
+        Urgent = "urgent",
+        /// Before the ordinary.
+        High = "high",
+        /// The ordinary.
+        #[default]
+        Normal = "normal",
+        /// What can wait.
+        Low = "low",
+    }
+);
+
+impl Priority {
+    /// Its place among [`Priority::ALL`]: 0 is taken first.
+    #[must_use]
+    pub fn rank(self) -> u8 {
+        self as u8
+    }
+
+    /// The priority of a rank.
+    #[must_use]
+    pub fn of_rank(rank: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(rank)).copied()
+    }
+}
+
+states!(
+    /// What a worker does.
+    WorkerState {
+        /// Waits for a job.
+        Idle = "IDLE",
+        /// Works on a job.
+        Busy = "BUSY",
+        /// Finishes what it has, and takes nothing more.
+        Draining = "DRAINING",
+        /// Has finished, and takes nothing more.
+        Drained = "DRAINED",
+        /// Was not heard of for a while.
+        Gone = "GONE",
+    }
+);
+
+states!(
     /// The state of an artifact's copy in one region's bucket.
     ReplicationStatus {
         /// Not begun.

@@ -35,11 +35,14 @@ pub enum Bell {
     Goals,
     /// Something happened that may end a rollout.
     Rollouts,
+    /// A job that runs is to be stopped.
+    Cancels,
 }
 
 impl Bell {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Jobs, Self::Copies, Self::Goals, Self::Rollouts];
+    pub const ALL: [Self; 5] =
+        [Self::Jobs, Self::Copies, Self::Goals, Self::Rollouts, Self::Cancels];
 
     fn bit(self) -> u8 {
         1 << self as u8

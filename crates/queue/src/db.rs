@@ -110,10 +110,11 @@ impl DerefMut for Write {
 }
 
 /// The migrations, and whether each is for SQLite, too.
-const MIGRATIONS: [(i64, &str, bool, &str); 3] = [
+const MIGRATIONS: [(i64, &str, bool, &str); 4] = [
     (1, "first", true, include_str!("../migrations/0001_first.sql")),
     (2, "several coordinators", true, include_str!("../migrations/0002_several_coordinators.sql")),
     (3, "postgres", false, include_str!("../migrations/0003_postgres.sql")),
+    (4, "queue", true, include_str!("../migrations/0004_queue.sql")),
 ];
 
 fn migrations(dialect: Dialect) -> Migrator {
@@ -224,7 +225,8 @@ where
     Ok(row.try_get(column)?)
 }
 
-fn corrupt(column: &str, error: impl Display) -> QueueError {
+/// What cannot be read.
+pub(crate) fn corrupt(column: &str, error: impl Display) -> QueueError {
     QueueError::Corrupt(format!("column {column}: {error}"))
 }
 

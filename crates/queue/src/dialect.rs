@@ -1,6 +1,6 @@
 //! Where databases differ, and nowhere else: how a transaction begins, what is set on a connection, how
 //! many connections there are, how a row to be changed is locked, and the two hot calls that PostgreSQL does in
-//! one statement.
+//! one statement. And what a claim looks for, which both share.
 
 use std::{path::Path, time::Duration};
 
@@ -36,28 +36,42 @@ const POSTGRES_SETTINGS: &str = "
     SET tcp_keepalives_interval = 2;
     SET tcp_keepalives_count = 3;";
 
-/// Takes the oldest waiting job: the row, its attempt, and the answer in one round trip and one commit.
+/// The job that the worker $1 takes next, in its process $2. None while the queue is paused, or when the worker is drained
+/// or its name another process's by now. It is one probe of an index, however long the history is.
+macro_rules! first {
+    () => {
+        "SELECT id FROM jobs WHERE status = 'QUEUED' AND deferred = 0 \
+         AND NOT EXISTS (SELECT 1 FROM pauses) AND NOT EXISTS \
+         (SELECT 1 FROM workers WHERE name = $1 AND (drained = 1 OR incarnation <> $2)) \
+         ORDER BY priority, created_at, id LIMIT 1"
+    };
+}
+
+pub(crate) const FIRST: &str = first!();
+
+/// Takes the first waiting job: the row, its attempt, and the answer in one round trip and one commit.
 /// Claimants pass each other's rows by (SKIP LOCKED), so none waits for another.
-pub(crate) const POSTGRES_CLAIM: &str = "
-    WITH oldest AS (
-        SELECT id FROM jobs WHERE status = 'QUEUED' ORDER BY created_at, id LIMIT 1
-        FOR NO KEY UPDATE SKIP LOCKED
-    ), taken AS (
-        UPDATE jobs SET status = 'RUNNING', attempt = attempt + 1, lease = $1, worker = $2, host = $3,
-            incarnation = $4, last_heartbeat = $5, started_at = $5, reason = NULL
-        WHERE id = (SELECT id FROM oldest) RETURNING jobs.*
+pub(crate) const POSTGRES_CLAIM: &str = concat!(
+    "WITH first AS (",
+    first!(),
+    " FOR NO KEY UPDATE SKIP LOCKED), taken AS (
+        UPDATE jobs SET status = 'RUNNING', attempt = attempt + 1, lease = $3, worker = $1, host = $4,
+            incarnation = $2, last_heartbeat = $5, started_at = $5, reason = NULL
+        WHERE id = (SELECT id FROM first) RETURNING jobs.*
     ), noted AS (
         INSERT INTO attempts (job, attempt, lease, worker, host, incarnation, started_at)
         SELECT id, attempt, lease, worker, host, incarnation, started_at FROM taken
     )
-    SELECT * FROM taken";
+    SELECT * FROM taken"
+);
 
 /// Ends a job well: the job, its attempt, its artifact and the copies to be made in one round trip and one
-/// commit. No row: the job is not held so.
+/// commit. No row: the job is not held so, or is to be cancelled.
 pub(crate) const POSTGRES_SUCCEED: &str = "
     WITH ended AS (
         UPDATE jobs SET status = 'SUCCEEDED', lease = NULL, finished_at = $4, reason = NULL, artifact = $5
-        WHERE id = $1 AND attempt = $2 AND lease = $3 AND status = 'RUNNING' RETURNING jobs.*
+        WHERE id = $1 AND attempt = $2 AND lease = $3 AND status = 'RUNNING' AND cancel_requested = 0
+        RETURNING jobs.*
     ), noted AS (
         UPDATE attempts SET finished_at = $4, reason = NULL, outcome = $6
         WHERE job = (SELECT id FROM ended) AND attempt = $2 AND lease = $3

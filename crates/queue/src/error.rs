@@ -51,6 +51,10 @@ impl QueueError {
         Self::NotFound(format!("no job {job}: shoal jobs lists them"))
     }
 
+    pub(crate) fn no_worker(worker: &str) -> Self {
+        Self::NotFound(format!("no worker '{worker}': shoal workers lists them"))
+    }
+
     pub(crate) fn no_rollout(rollout: i64) -> Self {
         Self::NotFound(format!("no rollout {rollout}: shoal status shows them"))
     }
@@ -64,7 +68,7 @@ fn not_deployable(name: &str, pending: &[(RegionName, ReplicationStatus)]) -> St
         pending.iter().map(|(region, status)| format!("{region} ({status})")).collect();
     format!(
         "{name} is not yet copied to: {}; wait until it is COMPLETE there, or take the region out of \
-         service with: shoal region drain {}",
+         service with: shoal drain {}",
         list.join(", "),
         pending.first().map_or("REGION", |(region, _)| region.as_str()),
     )

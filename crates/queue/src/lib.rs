@@ -3,11 +3,14 @@
 //! One [`Queue`] holds the connections. What it keeps, a module each:
 //!
 //! - **apps**, whose definition is their owner's JSON;
-//! - **jobs** and their **attempts**: [`Queue::submit`] puts one at the end, [`Queue::claim`] takes the
-//!   oldest, [`Queue::heartbeat`] keeps it, [`Queue::finish`] ends it. Every transition is
-//!   compare-and-set on (job, attempt, lease): whoever was declared dead changes nothing any more;
-//! - the **reaper**: [`Watch`] finds jobs whose heartbeat stands still, [`Queue::reap`] gives them on in
-//!   their old place, or fails them after their last attempt;
+//! - **jobs** and their **attempts**: [`Queue::submit`] puts one at the end of its priority, or joins the one that builds
+//!   the same commit; [`Queue::claim`] takes the first, [`Queue::heartbeat`] keeps it, [`Queue::finish`] ends it. Every
+//!   transition is compare-and-set on (job, attempt, lease): whoever was declared dead changes nothing any more. What
+//!   fails again and again waits longer each time ([`Backoff`]) until [`Queue::release_due`];
+//! - **workers**: the newest process of a name has it ([`Queue::worker_seen`]); one that is drained, or all of them while the
+//!   queue is paused, take nothing;
+//! - the **reaper**: [`Watch`] finds jobs whose heartbeat stands still, [`ReapLimit`] says how many of them are believed
+//!   at once, [`Queue::reap`] gives them on in their old place, or fails them after their last attempt;
 //! - **artifacts** and their **replication**: copies to be made are taken by one coordinator at a time
 //!   ([`Queue::take_copy`]);
 //! - **goals** and **rollouts**: [`Queue::set_goal`] gives the next revision, has it signed, starts its rollout,
@@ -30,12 +33,15 @@
 mod apps;
 mod artifacts;
 mod audit;
+mod backoff;
 mod beats;
 mod bells;
+mod claim;
 mod db;
 mod dialect;
 mod duty;
 mod error;
+mod finish;
 mod goals;
 mod hand;
 mod jobs;
@@ -44,19 +50,27 @@ mod reaper;
 mod regions;
 mod replication;
 mod rollouts;
+mod submit;
+mod waiting;
+mod workers;
 
 pub use apps::AppRow;
 pub use artifacts::{Artifact, Copy, Origin, Stored};
 pub use audit::{Actor, AuditRow};
+pub use backoff::Backoff;
 pub use bells::Bell;
 pub use db::Queue;
 pub use dialect::sqlite_url;
 pub use duty::Duty;
 pub use error::{QueueError, Result};
+pub use finish::End;
 pub use goals::{Choice, GOALS_MAX, GoalDraft, GoalsAfter, SealedGoal};
-pub use jobs::{Attempt, Claimant, Depth, End, Job, Lease, REASON_MAX_BYTES};
+pub use jobs::{Attempt, Claimant, Job, Lease, REASON_MAX_BYTES};
 pub use machines::{Machine, MachineCursor, MachineLabels, MachineSeen, StateSeen};
-pub use reaper::{Lost, Watch};
+pub use reaper::{Lost, ReapLimit, Watch};
 pub use regions::Region;
 pub use replication::CopyJob;
 pub use rollouts::{Progress, RegionProgress, Rollout, Targets};
+pub use submit::{Ask, Submitted};
+pub use waiting::{Depth, Pause, Waiting};
+pub use workers::{Drain, Worker};

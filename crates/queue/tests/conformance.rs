@@ -40,6 +40,7 @@ macro_rules! on_each_database {
             let here = [$(stringify!($name)),+];
             let all: Vec<_> = [
                 include_str!("suite/jobs.rs"),
+                include_str!("suite/queue.rs"),
                 include_str!("suite/records.rs"),
                 include_str!("suite/together.rs"),
             ]
@@ -78,6 +79,16 @@ on_each_database!(
     concurrent_goals_get_different_revisions,
     a_new_goal_supersedes_and_bad_ends_are_told,
     going_back_finds_what_ran_before,
+    urgent_jobs_first_and_the_oldest_of_each_priority,
+    a_commit_is_built_once_at_a_time_and_joining_raises_its_priority,
+    who_asks_at_once_gets_one_job,
+    backoff_begins_with_the_third_attempt_and_keeps_the_place,
+    a_paused_queue_gives_nothing_and_says_why,
+    a_drained_worker_takes_nothing_and_keeps_what_it_has,
+    a_restarted_workers_job_is_given_on_at_once,
+    a_late_process_does_not_get_its_name_back,
+    workers_are_forgotten_unless_drained,
+    depth_counts_what_waits_and_runs,
     an_older_report_replaces_nothing,
     changed_machines_are_told_once_in_order,
     machines_that_are_gone_are_forgotten,
@@ -236,8 +247,8 @@ async fn on_postgres_broken_connections_are_replaced() {
     );
     database.run(&end_all).await.unwrap();
     // A call may meet a broken connection, and the next one does not.
-    let (web, commit, by) = (suite::name("web"), kept[0].commit.clone(), suite::actor());
-    within_ten_seconds(async || queue.submit(&web, &commit, 2, &by, 3).await.is_ok()).await;
+    let (ask, by) = (suite::ask("web"), suite::actor());
+    within_ten_seconds(async || queue.submit(&ask, &by, 3).await.is_ok()).await;
     let worker = || "w".to_string();
     let worker = Claimant { worker: worker(), host: worker(), incarnation: worker() };
     within_ten_seconds(async || queue.claim(&worker, "again", 4).await.is_ok()).await;

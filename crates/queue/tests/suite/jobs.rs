@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use shoal_proto::state::{JobStatus, ReplicationStatus};
-use shoal_queue::{Claimant, End, Lease, Queue, QueueError, Watch};
+use shoal_proto::state::{JobStatus, Priority, ReplicationStatus};
+use shoal_queue::{Claimant, Depth, End, Lease, Queue, QueueError, Waiting, Watch};
 
-use super::{actor, app, claim, name, regions, stored, submit};
+use super::{BACKOFF, actor, app, ask, claim, name, regions, stored, submit};
 
 fn failed(retry: bool) -> End {
-    End::Failed { reason: "exit 1".into(), retry }
+    End::Failed { reason: "exit 1".into(), retry: retry.then_some(BACKOFF) }
 }
 
 fn lost<T>(result: Result<T, QueueError>) -> bool {
@@ -18,10 +18,10 @@ fn lost<T>(result: Result<T, QueueError>) -> bool {
 /// A watch that has seen the running jobs stand still for the whole window.
 async fn reap(queue: &Queue) -> Vec<Option<JobStatus>> {
     let mut watch = Watch::new(90, 1_000);
-    assert!(watch.look(0, &queue.running().await.unwrap()).is_empty());
+    assert!(watch.look(0, 0, &queue.running().await.unwrap()).is_empty());
     let mut ended = Vec::new();
-    for lost in watch.look(90, &queue.running().await.unwrap()) {
-        ended.push(queue.reap(&lost, 1_000).await.unwrap());
+    for lost in watch.look(90, 90, &queue.running().await.unwrap()) {
+        ended.push(queue.reap(&lost, BACKOFF, 1_000).await.unwrap());
     }
     ended
 }
@@ -38,8 +38,8 @@ pub(crate) async fn jobs_are_taken_in_order_and_once(url: &str) {
     ]
     .into();
     let depth = queue.depth().await.unwrap();
-    assert_eq!(depth.by_status, [(JobStatus::Queued, 3)]);
-    assert_eq!(depth.oldest_queued_ms, Some(10));
+    let waiting = Waiting { priority: Priority::Normal, jobs: 3, since_ms: 10 };
+    assert_eq!(depth, Depth { waiting: vec![waiting], deferred: 0, running: 0 });
     let mut taken = vec![];
     while let Some((job, _)) = claim(&queue, 30).await {
         assert_eq!(job.status, JobStatus::Running);
@@ -161,7 +161,9 @@ pub(crate) async fn a_failure_is_tried_again_in_its_old_place_until_the_last_att
     assert_eq!((ended.status, ended.finished_at_ms), (JobStatus::Failed, Some(6)));
     let attempts = queue.attempts(first.id).await.unwrap();
     assert_eq!(attempts.iter().map(|a| a.attempt).collect::<Vec<_>>(), [1, 2]);
-    assert!(attempts.iter().all(|a| a.reason.as_deref() == Some("exit 1")));
+    let reasons: Vec<_> = attempts.iter().map(|a| a.reason.as_deref().unwrap()).collect();
+    assert_eq!(reasons, ["exit 1", "exit 1, in attempt 2 of 2"]);
+    assert!(attempts.iter().all(|a| a.outcome.as_deref() == Some("failed")));
     assert_eq!(attempts[0].finished_at_ms, Some(4));
     // What another attempt would not mend is not tried again.
     let (other, lease) = claim(&queue, 7).await.unwrap();
@@ -196,14 +198,23 @@ pub(crate) async fn a_running_job_is_cancelled_by_its_worker(url: &str) {
         assert_eq!(ended.status, JobStatus::Cancelled, "{end:?}");
         assert!(ended.reason.unwrap().starts_with("cancelled by alice"));
     }
-    // It was faster: what is built is built.
+    // Its worker was faster than the news: it is cancelled all the same, and leaves nothing.
     submit(&queue, "web", 20).await;
     let (job, lease) = claim(&queue, 21).await.unwrap();
+    assert!(!queue.check_lease(job.id, &lease).await.unwrap());
     queue.cancel(job.id, &actor(), 22).await.unwrap();
+    assert!(queue.check_lease(job.id, &lease).await.unwrap());
     let end = End::Succeeded(stored(1));
-    let ended = queue.finish(job.id, &lease, &end, &[], 23).await.unwrap();
-    assert_eq!(ended.status, JobStatus::Succeeded);
-    let late = queue.cancel(job.id, &actor(), 24).await;
+    for _ in 0..2 {
+        let ended = queue.finish(job.id, &lease, &end, &regions(&["eu"]), 23).await.unwrap();
+        assert_eq!((ended.status, ended.artifact), (JobStatus::Cancelled, None), "told twice");
+    }
+    assert!(queue.artifact(&job.name, None).await.is_err());
+    // What has ended well stays so.
+    submit(&queue, "web", 30).await;
+    let (job, lease) = claim(&queue, 31).await.unwrap();
+    queue.finish(job.id, &lease, &end, &[], 32).await.unwrap();
+    let late = queue.cancel(job.id, &actor(), 33).await;
     assert!(matches!(late, Err(QueueError::Conflict(text)) if text.contains("SUCCEEDED")));
 }
 
@@ -214,10 +225,10 @@ pub(crate) async fn a_cancelled_job_whose_worker_is_lost_is_cancelled(url: &str)
     claim(&queue, 2).await.unwrap();
     // The cancel comes between the verdict and its being carried out.
     let mut watch = Watch::new(90, 1_000);
-    watch.look(0, &queue.running().await.unwrap());
-    let lost = watch.look(90, &queue.running().await.unwrap());
+    watch.look(0, 0, &queue.running().await.unwrap());
+    let lost = watch.look(90, 90, &queue.running().await.unwrap());
     queue.cancel(job.id, &actor(), 3).await.unwrap();
-    assert_eq!(queue.reap(&lost[0], 4).await.unwrap(), Some(JobStatus::Cancelled));
+    assert_eq!(queue.reap(&lost[0], BACKOFF, 4).await.unwrap(), Some(JobStatus::Cancelled));
     let reason = queue.job(job.id).await.unwrap().reason.unwrap();
     assert!(reason.starts_with("cancelled by alice"), "{reason}");
 }
@@ -251,11 +262,11 @@ pub(crate) async fn a_heartbeat_in_time_beats_the_reaper(url: &str) {
     let job = submit(&queue, "web", 1).await;
     let (_, lease) = claim(&queue, 2).await.unwrap();
     let mut watch = Watch::new(90, 1_000);
-    watch.look(0, &queue.running().await.unwrap());
-    let lost = watch.look(90, &queue.running().await.unwrap());
+    watch.look(0, 0, &queue.running().await.unwrap());
+    let lost = watch.look(90, 90, &queue.running().await.unwrap());
     // The verdict was reached, and before it is carried out the worker is heard.
     queue.heartbeat(job.id, &lease, 3).await.unwrap();
-    assert_eq!(queue.reap(&lost[0], 4).await.unwrap(), None);
+    assert_eq!(queue.reap(&lost[0], BACKOFF, 4).await.unwrap(), None);
     assert_eq!(queue.job(job.id).await.unwrap().status, JobStatus::Running);
     queue.check_lease(job.id, &lease).await.unwrap();
 }
@@ -282,8 +293,7 @@ pub(crate) async fn a_success_brings_its_artifact_and_copies(url: &str) {
 
 pub(crate) async fn jobs_of_unknown_apps_are_refused(url: &str) {
     let queue = Queue::open(url).await.unwrap();
-    let commit = "0123456789abcdef0123456789abcdef01234567".parse().unwrap();
-    let refused = queue.submit(&name("web"), &commit, 1, &actor(), 1).await;
+    let refused = queue.submit(&ask("web"), &actor(), 1).await;
     assert!(matches!(refused, Err(QueueError::NotFound(text)) if text.contains("shoal app set")));
     app(&queue, "web").await;
     assert_eq!(submit(&queue, "web", 2).await.id, 1, "the refused one took no number");

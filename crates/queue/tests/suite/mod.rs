@@ -1,15 +1,17 @@
 //! What every database must do: functions over its URL, each of which wants an empty database.
 
 mod jobs;
+mod queue;
 mod records;
 mod together;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) use jobs::*;
+pub(crate) use queue::*;
 pub(crate) use records::*;
-use shoal_proto::{AppName, ArtifactId, EncodingId, RegionName};
-use shoal_queue::{Actor, AppRow, Claimant, Job, Lease, Queue, Stored};
+use shoal_proto::{AppName, ArtifactId, CommitSha, EncodingId, RegionName, state::Priority};
+use shoal_queue::{Actor, AppRow, Ask, Backoff, Claimant, Job, Lease, Queue, Stored};
 pub(crate) use together::*;
 
 pub(crate) fn actor() -> Actor {
@@ -29,10 +31,24 @@ pub(crate) async fn app(queue: &Queue, app: &str) {
     queue.set_app(&row, &actor(), 0).await.unwrap();
 }
 
-pub(crate) async fn submit(queue: &Queue, app: &str, now_ms: i64) -> Job {
-    let commit = "0123456789abcdef0123456789abcdef01234567".parse().unwrap();
-    queue.submit(&name(app), &commit, 2, &actor(), now_ms).await.unwrap()
+/// A commit that nobody asked for before.
+pub(crate) fn commit() -> CommitSha {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("0123456789ab{number:028x}").parse().unwrap()
 }
+
+/// An ordinary build of a commit of its own, started twice at most.
+pub(crate) fn ask(app: &str) -> Ask {
+    Ask { app: name(app), commit: commit(), priority: Priority::Normal, max_attempts: 2 }
+}
+
+pub(crate) async fn submit(queue: &Queue, app: &str, now_ms: i64) -> Job {
+    queue.submit(&ask(app), &actor(), now_ms).await.unwrap().job
+}
+
+/// Ten, twenty, at most thirty milliseconds.
+pub(crate) const BACKOFF: Backoff = Backoff { first_ms: 10, max_ms: 30, random: 0.0 };
 
 fn token() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);

@@ -1,0 +1,115 @@
+//! Asking for builds. A commit of an app is built once at a time: who asks for it meanwhile joins the job that is there.
+
+use shoal_proto::{AppName, CommitSha, state::Priority};
+
+use crate::{
+    audit::{self, Actor},
+    db::{self, Queue, Write},
+    error::{QueueError, Result},
+    jobs::{Job, job, job_in},
+};
+
+/// A build that is asked for.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// The app.
+    pub app: AppName,
+    /// The commit.
+    pub commit: CommitSha,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// How often it may be started.
+    pub max_attempts: u32,
+}
+
+/// The job that builds what was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submitted {
+    /// The job.
+    pub job: Job,
+    /// Whether it was there already.
+    pub joined: bool,
+}
+
+/// The job that builds a commit at present, locked. One that is being cancelled builds nothing for anybody.
+async fn open_job(tx: &mut Write, ask: &Ask) -> Result<Option<Job>> {
+    let sql = format!(
+        "SELECT * FROM jobs WHERE app = $1 AND commit_sha = $2 AND status IN ('QUEUED', 'RUNNING') \
+         AND cancel_requested = 0{}",
+        tx.dialect.for_update()
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(ask.app.as_str())
+        .bind(ask.commit.as_str())
+        .fetch_optional(&mut **tx)
+        .await?;
+    row.as_ref().map(job).transpose()
+}
+
+impl Queue {
+    /// Asks for a build: joins the job that waits or runs for the same commit of the app, and raises its priority to this
+    /// one's if that is higher; else puts a new job at the end of its priority. What has ended is not joined: who asks
+    /// then wants it built again.
+    ///
+    /// # Errors
+    /// [`QueueError::NotFound`] when the app is not registered.
+    pub async fn submit(&self, ask: &Ask, actor: &Actor, now_ms: i64) -> Result<Submitted> {
+        let mut tx = self.write().await?;
+        // Who asks at the same moment waits here, and then finds the job.
+        let sql = format!(
+            "SELECT (SELECT 1 FROM apps WHERE name = $1) AS known FROM counters WHERE name = 'job'{}",
+            tx.dialect.for_update()
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(ask.app.as_str())
+            .fetch_one(&mut *tx)
+            .await?;
+        db::get::<Option<i64>>(&row, "known")?.ok_or_else(|| QueueError::no_app(&ask.app))?;
+        let submitted = match open_job(&mut tx, ask).await? {
+            Some(open) => {
+                Submitted { job: join(&mut tx, open, ask, actor, now_ms).await?, joined: true }
+            }
+            None => Submitted { job: insert(&mut tx, ask, actor, now_ms).await?, joined: false },
+        };
+        tx.commit().await?;
+        Ok(submitted)
+    }
+}
+
+async fn join(tx: &mut Write, open: Job, ask: &Ask, actor: &Actor, now_ms: i64) -> Result<Job> {
+    let mut detail = String::new();
+    if ask.priority < open.priority {
+        // A job that runs may come to wait again.
+        sqlx::query("UPDATE jobs SET priority = $1 WHERE id = $2")
+            .bind(i64::from(ask.priority.rank()))
+            .bind(open.id)
+            .execute(&mut **tx)
+            .await?;
+        detail = format!("raised from {} to {}", open.priority, ask.priority);
+    }
+    audit::record(tx, now_ms, actor, "job.join", &open.name, &detail).await?;
+    job_in(tx, open.id).await
+}
+
+async fn insert(tx: &mut Write, ask: &Ask, actor: &Actor, now_ms: i64) -> Result<Job> {
+    let id = db::next(tx, "job").await?;
+    let name = format!("{}/{}-{id}", ask.app, ask.commit.short());
+    sqlx::query(
+        "INSERT INTO jobs (id, created_at, app, commit_sha, name, status, attempt, max_attempts, \
+         cancel_requested, requested_by, priority, eligible_at, deferred) \
+         VALUES ($1, $2, $3, $4, $5, 'QUEUED', 0, $6, 0, $7, $8, $2, 0)",
+    )
+    .bind(id)
+    .bind(now_ms)
+    .bind(ask.app.as_str())
+    .bind(ask.commit.as_str())
+    .bind(name.as_str())
+    .bind(i64::from(ask.max_attempts))
+    .bind(actor.name.as_str())
+    .bind(i64::from(ask.priority.rank()))
+    .execute(&mut **tx)
+    .await?;
+    let detail = format!("{} {}", ask.commit, ask.priority);
+    audit::record(tx, now_ms, actor, "job.submit", &name, &detail).await?;
+    job_in(tx, id).await
+}
