@@ -88,7 +88,7 @@ pub(crate) async fn a_commit_is_built_once_at_a_time_and_joining_raises_its_prio
     let fresh = again(Priority::Normal, 14).await;
     assert!(!fresh.joined && fresh.job.id > next.job.id);
     let what: Vec<_> = queue.audit(4).await.unwrap().into_iter().map(|row| row.what).collect();
-    assert_eq!(what, ["job.submit", "job.join", "job.submit", "job.cancel"]);
+    assert_eq!(what, ["job.submit", "job.join", "job.join", "job.submit"]);
     let rows = queue.audit(20).await.unwrap();
     assert!(rows.iter().any(|row| row.detail == "raised from normal to high"), "{rows:?}");
 }
