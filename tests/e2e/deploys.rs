@@ -161,8 +161,8 @@ async fn a_build_that_does_not_start_well_goes_back_to_the_one_before() {
     let mut names = vec![];
     for version in ["good", "bad"] {
         let commit = repo.commit_version(version);
-        let request =
-            shoal_client::types::BuildRequest { app: AppName::new("web").unwrap(), commit };
+        let app = AppName::new("web").unwrap();
+        let request = shoal_client::types::BuildRequest::new(app, commit);
         let job = cluster.client.build(&request).await.unwrap();
         names.push(cluster.job_ends(job.id).await.name);
     }

@@ -12,7 +12,7 @@ use crate::harness::{Cluster, Repo, Shape, script_app, wait_for};
 
 async fn build(cluster: &Cluster, app: &str, commit: &str) -> Job {
     let app = AppName::new(app).unwrap();
-    let request = BuildRequest { app, commit: commit.parse().unwrap() };
+    let request = BuildRequest::new(app, commit.parse().unwrap());
     cluster.client.build(&request).await.unwrap()
 }
 

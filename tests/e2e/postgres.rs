@@ -44,8 +44,7 @@ async fn on_duty(process: &mut Process) -> bool {
 }
 
 async fn build(client: &Client, commit: &str) -> String {
-    let request =
-        BuildRequest { app: AppName::new("web").unwrap(), commit: commit.parse().unwrap() };
+    let request = BuildRequest::new(AppName::new("web").unwrap(), commit.parse().unwrap());
     client.build(&request).await.unwrap().name
 }
 

@@ -39,7 +39,8 @@ pub(crate) struct SetArgs {
     /// The app's name.
     name: AppName,
     /// TOML file that says all of the app; flags go over it. Keys: repository, build_command, output,
-    /// activation, health, selector, build_timeout_s, piece_size_bytes, plan, priority.
+    /// activation, health, selector, build_timeout_s, max_attempts, piece_size_bytes,
+    /// plan, priority.
     #[arg(long)]
     file: Option<PathBuf>,
     #[command(flatten)]
@@ -83,6 +84,9 @@ struct AppFlags {
     /// How long a build may take.
     #[arg(long, value_name = "SECONDS")]
     build_timeout_s: Option<u32>,
+    /// How often a build is started at most [default: as the coordinator is configured].
+    #[arg(long, value_name = "ATTEMPTS")]
+    max_attempts: Option<u32>,
     /// The length of a piece: a power of two from 256KiB to 16MiB.
     #[arg(long, value_name = "SIZE")]
     piece_size: Option<bytesize::ByteSize>,
@@ -116,6 +120,7 @@ impl AppFlags {
         set(&mut app.output, self.output);
         set(&mut app.selector, self.selector);
         set(&mut app.build_timeout_s, self.build_timeout_s);
+        set(&mut app.max_attempts, self.max_attempts.map(Some));
         set(&mut app.priority, self.priority);
         set(&mut app.plan.waves_permille, self.waves_permille);
         set(&mut app.plan.max_failed_permille, self.max_failed_permille);
@@ -158,6 +163,7 @@ pub(crate) fn blank(name: AppName) -> App {
         health: None,
         selector: String::new(),
         build_timeout_s: 1_200,
+        max_attempts: None,
         piece_size_bytes: None,
         plan: RolloutPlan::default(),
         priority: 0,
@@ -257,6 +263,7 @@ fn detail(app: &App) -> String {
     row("build command", app.build_command.clone());
     row("output", app.output.clone());
     row("build timeout", format!("{} s", app.build_timeout_s));
+    row("attempts", app.max_attempts.map_or_else(String::new, |most| format!("at most {most}")));
     row("activation", activation(app));
     let health = app.health.as_ref();
     row("health", health.map_or("-".into(), |h| format!("{} ({} s)", h.command, h.timeout_s)));

@@ -1,9 +1,9 @@
 //! `shoal machines`, `regions`, `drain`, `undrain`.
 
-use shoal_client::types::{Machine, Region};
-use shoal_proto::{AppName, RegionName};
+use shoal_client::types::{HaltRequest, Machine, Region};
+use shoal_proto::{AppName, MachineName, RegionName};
 
-use crate::{connect::Connection, show};
+use crate::{connect::Connection, queue, show};
 
 #[derive(clap::Args)]
 pub(crate) struct MachinesArgs {
@@ -28,10 +28,32 @@ pub(crate) struct RegionsArgs {
 
 #[derive(clap::Args)]
 pub(crate) struct DrainArgs {
-    /// The region.
-    region: RegionName,
+    #[command(flatten)]
+    of: DrainOf,
+    /// Why, for those who look; of a worker.
+    #[arg(long, value_name = "TEXT", requires = "worker")]
+    reason: Option<String>,
     #[command(flatten)]
     connection: Connection,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct UndrainArgs {
+    #[command(flatten)]
+    of: DrainOf,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// What is taken out of service or put back.
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct DrainOf {
+    /// The region.
+    region: Option<RegionName>,
+    /// A worker instead: it finishes what it has, and takes nothing more.
+    #[arg(long, value_name = "WORKER")]
+    worker: Option<MachineName>,
 }
 
 impl MachinesArgs {
@@ -62,9 +84,33 @@ impl RegionsArgs {
 }
 
 impl DrainArgs {
-    pub(crate) async fn run(self, drained: bool) -> anyhow::Result<()> {
-        let region = self.connection.client()?.drain_region(&self.region, drained).await?;
-        show::print_as(self.connection.json, &region, |region| {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        self.of.set(&self.connection, Some(HaltRequest { reason: self.reason })).await
+    }
+}
+
+impl UndrainArgs {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        self.of.set(&self.connection, None).await
+    }
+}
+
+impl DrainOf {
+    /// Takes it out of service, or with no request puts it back.
+    async fn set(&self, connection: &Connection, drain: Option<HaltRequest>) -> anyhow::Result<()> {
+        let client = connection.client()?;
+        if let Some(worker) = &self.worker {
+            let worker = match drain {
+                Some(request) => client.drain_worker(worker, &request).await?,
+                None => client.undrain_worker(worker).await?,
+            };
+            return show::print_as(connection.json, &worker, |worker| {
+                queue::list_workers(std::slice::from_ref(worker))
+            });
+        }
+        let Some(region) = &self.region else { anyhow::bail!("which region or worker?") };
+        let region = client.drain_region(region, drain.is_some()).await?;
+        show::print_as(connection.json, &region, |region| {
             list_regions(std::slice::from_ref(region))
         })
     }

@@ -7,7 +7,10 @@ use shoal_client::{
     Client,
     types::{BuildRequest, Job},
 };
-use shoal_proto::{AppName, CommitSha, state::JobStatus};
+use shoal_proto::{
+    AppName, CommitSha,
+    state::{JobStatus, Priority},
+};
 
 use crate::{connect::Connection, show};
 
@@ -23,6 +26,9 @@ pub(crate) struct BuildArgs {
     app: AppName,
     /// The full commit SHA.
     commit: String,
+    /// Which builds go first: urgent, high, normal or low. A build of the same commit that waits is raised to it.
+    #[arg(long, value_name = "PRIORITY", default_value_t)]
+    priority: Priority,
     /// Wait until the job has ended; exit 1 unless it SUCCEEDED.
     #[arg(long)]
     wait: bool,
@@ -72,12 +78,16 @@ impl BuildArgs {
         // Read here and not by clap: a SHA that is none is told like one that is not known.
         let commit: CommitSha = self.commit.parse()?;
         let client = self.connection.client()?;
-        let mut job = client.build(&BuildRequest { app: self.app, commit }).await?;
+        let request = BuildRequest { app: self.app, commit, priority: self.priority };
+        let mut job = client.build(&request).await?;
         if self.follow || self.wait {
+            let joined = job.joined;
             if !self.connection.json {
-                eprintln!("job {} is {}: {}", job.id, job.status, job.name);
+                let there = if joined == Some(true) { "was there already and " } else { "" };
+                eprintln!("job {} {there}is {}: {}", job.id, job.status, job.name);
             }
             job = wait(&client, job.id, self.follow.then_some(&mut io::stderr() as _)).await?;
+            job.joined = joined;
         }
         show::print_as(self.connection.json, &job, detail)?;
         if (self.follow || self.wait) && job.status != JobStatus::Succeeded {
@@ -171,8 +181,9 @@ fn failure(job: &Job) -> String {
 }
 
 fn list(jobs: &[Job]) -> String {
-    let mut table =
-        show::table(&["JOB", "APP", "COMMIT", "STATUS", "ASKED", "TOOK", "WORKER", "REASON"]);
+    let mut table = show::table(&[
+        "JOB", "APP", "COMMIT", "STATUS", "PRIORITY", "ASKED", "TOOK", "WORKER", "REASON",
+    ]);
     for job in jobs {
         let took = show::seconds_between(job.started_at_ms, job.finished_at_ms);
         table.add_row([
@@ -180,6 +191,7 @@ fn list(jobs: &[Job]) -> String {
             job.app.to_string(),
             job.commit.short().to_string(),
             job.status.to_string(),
+            job.priority.to_string(),
             show::ago(job.created_at_ms),
             took.map_or("-".into(), |s| show::duration(Duration::from_secs_f64(s))),
             job.worker.clone().unwrap_or_else(|| "-".into()),
@@ -196,13 +208,20 @@ fn detail(job: &Job) -> String {
             table.add_row([key, &value]);
         }
     };
-    row("status", Some(job.status.to_string()));
+    let stopping = job.cancel_requested && !job.status.is_terminal();
+    row(
+        "status",
+        Some(format!("{}{}", job.status, if stopping { ", being cancelled" } else { "" })),
+    );
     row("reason", job.reason.clone());
     row("app", Some(job.app.to_string()));
     row("commit", Some(job.commit.to_string()));
     row("name", Some(job.name.clone()));
     row("artifact", job.artifact.map(|artifact| artifact.to_string()));
+    row("priority", Some(job.priority.to_string()));
     row("asked", Some(format!("{} by {}", show::ago(job.created_at_ms), job.requested_by)));
+    row("joined", job.joined.filter(|joined| *joined).map(|_| "it was there already".into()));
+    row("next attempt", job.eligible_at_ms.map(show::until));
     let queued = show::seconds_between(Some(job.created_at_ms), job.started_at_ms);
     row("queued", queued.map(|s| format!("{s:.1} s")));
     let took = show::seconds_between(job.started_at_ms, job.finished_at_ms);
@@ -210,9 +229,14 @@ fn detail(job: &Job) -> String {
     row("worker", job.worker.clone());
     row("attempt", Some(format!("{} of {}", job.attempt, job.max_attempts)));
     for attempt in &job.attempts {
-        let otherwise = if attempt.finished_at_ms.is_some() { "succeeded" } else { "under way" };
-        let reason = attempt.reason.as_deref().unwrap_or(otherwise);
-        row(&format!("attempt {}", attempt.attempt), Some(format!("{}: {reason}", attempt.worker)));
+        let took = show::seconds_between(Some(attempt.started_at_ms), attempt.finished_at_ms);
+        let how = match (&attempt.outcome, took) {
+            (Some(outcome), Some(s)) => format!("{outcome} after {s:.1} s"),
+            _ => "under way".into(),
+        };
+        let reason = attempt.reason.as_ref().map(|reason| format!(": {reason}"));
+        let text = format!("{how} on {}{}", attempt.worker, reason.unwrap_or_default());
+        row(&format!("attempt {}", attempt.attempt), Some(text));
     }
     show::render(&table, "")
 }

@@ -15,6 +15,7 @@ mod deploy;
 mod fleet;
 mod jobs;
 mod pki;
+mod queue;
 mod show;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -75,12 +76,17 @@ enum Command {
     Status(deploy::StatusArgs),
     /// List machines and what they run.
     Machines(fleet::MachinesArgs),
+    /// Show the queue of builds, pause it, resume it.
+    #[command(subcommand)]
+    Queue(queue::QueueCommand),
+    /// List workers and what they do.
+    Workers(queue::WorkersArgs),
     /// List regions.
     Regions(fleet::RegionsArgs),
-    /// Take a region out of service: it holds up no deployment.
+    /// Take a region out of service (it holds up no deployment), or a worker (it takes no more jobs).
     Drain(fleet::DrainArgs),
-    /// Put a region back into service.
-    Undrain(fleet::DrainArgs),
+    /// Put a region or a worker back into service.
+    Undrain(fleet::UndrainArgs),
     /// Start a whole cluster on this machine and deploy a build to it.
     Demo(demo::DemoArgs),
 }
@@ -157,8 +163,10 @@ impl Command {
             Self::Status(args) => args.run().await,
             Self::Machines(args) => args.run().await,
             Self::Regions(args) => args.run().await,
-            Self::Drain(args) => args.run(true).await,
-            Self::Undrain(args) => args.run(false).await,
+            Self::Queue(command) => command.run().await,
+            Self::Workers(args) => args.run().await,
+            Self::Drain(args) => args.run().await,
+            Self::Undrain(args) => args.run().await,
             Self::Demo(args) => args.run().await,
         }
     }

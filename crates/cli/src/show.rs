@@ -65,6 +65,13 @@ pub(crate) fn ago(at_ms: i64) -> String {
     format!("{} ago", duration(now.saturating_sub(at)))
 }
 
+/// A moment to come: `in 3m 5s`.
+pub(crate) fn until(at_ms: i64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let at = Duration::from_millis(u64::try_from(at_ms).unwrap_or(0));
+    format!("in {}", duration(at.saturating_sub(now)))
+}
+
 /// A duration with at most its two greatest units: `3m 5s`, `2days 4h`, `0s`.
 pub(crate) fn duration(duration: Duration) -> String {
     let whole = humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string();

@@ -10,12 +10,13 @@ use bytes::Bytes;
 use reqwest::{Body, Method, StatusCode, Url};
 use serde::{Serialize, de::DeserializeOwned};
 use shoal_pki::{Identity, Trust};
-use shoal_proto::{AppName, ArtifactId, EncodingId, RegionName};
+use shoal_proto::{AppName, ArtifactId, EncodingId, MachineName, RegionName};
 
 use crate::types::{
     App, AppStatus, Artifact, BuildRequest, ClaimRequest, ClaimedJob, DeployRequest, ErrorBody,
-    FinishRequest, GoalsQuery, GoalsReply, HeartbeatReply, Job, LeaseRef, Machine, PublishRequest,
-    Region, RegionReports, RollbackRequest, Rollout, UploadState,
+    FinishRequest, GoalsQuery, GoalsReply, HaltRequest, HeartbeatReply, Job, LeaseRef, Machine,
+    PublishRequest, QueueStatus, Region, RegionReports, RollbackRequest, Rollout, UploadState,
+    WatchRequest, Worker,
 };
 
 /// How long a connection may take to come about.
@@ -240,7 +241,7 @@ impl Client {
         self.get(&format!("v1/apps/{app}"), &[]).await
     }
 
-    /// Asks for a build.
+    /// Asks for a build, or joins the job that waits or runs for the same commit.
     ///
     /// # Errors
     /// [`ClientError`], as for every call.
@@ -419,6 +420,58 @@ impl Client {
         self.post_again(&format!("v1/regions/{region}/{verb}"), &()).await
     }
 
+    /// Whether the queue is paused, and how much waits.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn queue(&self) -> Result<QueueStatus> {
+        self.get("v1/queue", &[]).await
+    }
+
+    /// Lets no worker take a job until [`Client::resume_queue`].
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn pause_queue(&self, request: &HaltRequest) -> Result<QueueStatus> {
+        self.post_again("v1/queue/pause", request).await
+    }
+
+    /// Lets workers take jobs again.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn resume_queue(&self) -> Result<QueueStatus> {
+        self.post_again("v1/queue/resume", &()).await
+    }
+
+    /// All workers, by name.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn workers(&self) -> Result<Vec<Worker>> {
+        self.get("v1/workers", &[]).await
+    }
+
+    /// Lets a worker take no more jobs; it finishes what it has.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn drain_worker(
+        &self,
+        worker: &MachineName,
+        request: &HaltRequest,
+    ) -> Result<Worker> {
+        self.post_again(&format!("v1/workers/{worker}/drain"), request).await
+    }
+
+    /// Lets a worker take jobs again.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn undrain_worker(&self, worker: &MachineName) -> Result<Worker> {
+        self.post_again(&format!("v1/workers/{worker}/undrain"), &()).await
+    }
+
     // A worker's calls.
 
     /// Asks for a job; none when there is none within the wait.
@@ -440,6 +493,15 @@ impl Client {
     /// [`ClientError`], as for every call.
     pub async fn heartbeat(&self, job: i64, lease: &LeaseRef) -> Result<HeartbeatReply> {
         self.post_again(&format!("v1/worker/jobs/{job}/heartbeat"), lease).await
+    }
+
+    /// Waits until a job that is worked on is to be cancelled, or the time is over. Refused with `lease_lost` when the
+    /// job was given to another.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn watch_job(&self, job: i64, request: &WatchRequest) -> Result<HeartbeatReply> {
+        self.post(&format!("v1/worker/jobs/{job}/watch"), request).await
     }
 
     /// Adds to a job's log at byte `offset`; what is there already is not added twice.

@@ -7,7 +7,7 @@ use shoal_proto::{
     AppName, ArtifactId, CommitSha, EncodingId, MachineName, RegionName, Revision,
     goal::{Activation, HealthCheck, Labels, RolloutPlan},
     region::MachineReport,
-    state::{JobStatus, MachineState, ReplicationStatus, RolloutStatus},
+    state::{JobStatus, MachineState, Priority, ReplicationStatus, RolloutStatus, WorkerState},
 };
 
 /// The body of every answer that is not 2xx.
@@ -53,6 +53,9 @@ pub struct App {
     /// How long a build may take, upload not counted.
     #[serde(default = "build_timeout_default")]
     pub build_timeout_s: u32,
+    /// How often a build is started at most; none: as the coordinator is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
     /// The piece size, when not the default for the artifact's size.
     #[serde(default)]
     pub piece_size_bytes: Option<u64>,
@@ -72,7 +75,7 @@ fn build_timeout_default() -> u32 {
     1_200
 }
 
-/// Asks for a build.
+/// Asks for a build. Where a job waits or runs for the same commit of the app, it is that job that is answered.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BuildRequest {
@@ -80,6 +83,17 @@ pub struct BuildRequest {
     pub app: AppName,
     /// The commit.
     pub commit: CommitSha,
+    /// How urgent it is; a job that is joined is raised to it.
+    #[serde(default)]
+    pub priority: Priority,
+}
+
+impl BuildRequest {
+    /// An ordinary build.
+    #[must_use]
+    pub fn new(app: AppName, commit: CommitSha) -> Self {
+        Self { app, commit, priority: Priority::default() }
+    }
 }
 
 /// A build job.
@@ -99,8 +113,14 @@ pub struct Job {
     pub attempt: u32,
     /// How often it may be.
     pub max_attempts: u32,
-    /// When it was asked for.
+    /// Which jobs are taken first.
+    #[serde(default)]
+    pub priority: Priority,
+    /// When it was asked for: its place within its priority.
     pub created_at_ms: i64,
+    /// While it waits for its next attempt: until when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eligible_at_ms: Option<i64>,
     /// When its present or last attempt began.
     pub started_at_ms: Option<i64>,
     /// When it ended.
@@ -111,8 +131,14 @@ pub struct Job {
     pub reason: Option<String>,
     /// What it made.
     pub artifact: Option<ArtifactId>,
-    /// Who asked for it.
+    /// Whether an operator wants it stopped.
+    #[serde(default)]
+    pub cancel_requested: bool,
+    /// Who asked for it first.
     pub requested_by: String,
+    /// Whether it was there before this request; only in the answer to a request for a build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined: Option<bool>,
     /// Its attempts, oldest first; only where one job is asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<Attempt>,
@@ -125,12 +151,18 @@ pub struct Attempt {
     pub attempt: u32,
     /// The worker's name.
     pub worker: String,
+    /// Its host.
+    #[serde(default)]
+    pub host: String,
     /// The worker process's incarnation.
     pub incarnation: String,
     /// When it began.
     pub started_at_ms: i64,
     /// When it ended.
     pub finished_at_ms: Option<i64>,
+    /// How it ended: `succeeded`, `failed`, `cancelled`, or `lost` with its worker.
+    #[serde(default)]
+    pub outcome: Option<String>,
     /// Why it ended.
     pub reason: Option<String>,
 }
@@ -332,6 +364,71 @@ pub struct AppStatus {
     pub rollout: Option<Rollout>,
 }
 
+/// The queue: whether it is paused, and how much waits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// Why nobody takes a job; none while it is not paused.
+    pub paused: Option<Halt>,
+    /// The jobs that a worker could take, by priority; only those of which there are any.
+    pub waiting: BTreeMap<Priority, Waiting>,
+    /// Jobs that wait for their next attempt.
+    pub deferred: u64,
+    /// Jobs that run.
+    pub running: u64,
+    /// Workers by what they do; only those of which there are any.
+    pub workers: BTreeMap<WorkerState, u64>,
+}
+
+/// The jobs of one priority that a worker could take.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Waiting {
+    /// How many they are.
+    pub jobs: u64,
+    /// For how long one of them has waited.
+    pub oldest_wait_s: f64,
+}
+
+/// Why jobs are not taken: by anybody, or by a worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Halt {
+    /// What the operator said.
+    pub reason: Option<String>,
+    /// Who it was.
+    pub by: String,
+    /// When.
+    pub at_ms: i64,
+}
+
+/// Lets jobs not be taken: by anybody, or by a worker.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HaltRequest {
+    /// Why, for those who look.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// A worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Worker {
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub state: WorkerState,
+    /// Its host.
+    pub host: String,
+    /// The process that has the name.
+    pub incarnation: String,
+    /// When this process was first heard of.
+    pub started_at_ms: i64,
+    /// When it was last heard of.
+    pub last_seen_at_ms: i64,
+    /// The jobs that it works on.
+    pub jobs: Vec<i64>,
+    /// Why it takes no more jobs; none when it does.
+    pub drain: Option<Halt>,
+}
+
 /// A worker asks for a job.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -368,7 +465,17 @@ pub struct LeaseRef {
     pub lease: String,
 }
 
-/// The answer to a heartbeat.
+/// A worker waits to be told that its job is cancelled.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WatchRequest {
+    /// The attempt and its lease.
+    #[serde(flatten)]
+    pub lease: LeaseRef,
+    /// How long to wait, 5 s at most.
+    pub wait_s: u32,
+}
+
+/// The answer to a heartbeat, and to who waits for a cancel.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct HeartbeatReply {
     /// Stop the job: an operator cancelled it.

@@ -103,9 +103,22 @@ pub struct Config {
     /// How often the reaper looks for lost jobs.
     #[serde(default = "reaper_interval_default")]
     pub reaper_interval_s: f64,
-    /// How often a job is started at most.
+    /// How many lost jobs are given to other workers at each look of the reaper,
+    #[serde(default = "reap_jobs_default")]
+    pub reap_jobs: u32,
+    /// or which share of those that run, whichever is more: a network that fails does not start all builds again.
+    #[serde(default = "reap_share_default")]
+    pub reap_share: f64,
+    /// How often a job is started at most, where its app does not say.
     #[serde(default = "max_attempts_default")]
     pub max_attempts: u32,
+    /// How long a job waits before its third attempt; doubled with each one after it, less up to half by chance. It
+    /// does not wait before its second.
+    #[serde(default = "backoff_default")]
+    pub backoff_s: f64,
+    /// How long it waits at most.
+    #[serde(default = "backoff_max_default")]
+    pub backoff_max_s: f64,
     /// How long a long poll waits at most.
     #[serde(default = "long_poll_default")]
     pub long_poll_s: f64,
@@ -145,6 +158,22 @@ fn heartbeat_default() -> f64 {
 
 fn reaper_interval_default() -> f64 {
     30.0
+}
+
+fn reap_jobs_default() -> u32 {
+    5
+}
+
+fn reap_share_default() -> f64 {
+    0.1
+}
+
+fn backoff_default() -> f64 {
+    10.0
+}
+
+fn backoff_max_default() -> f64 {
+    300.0
 }
 
 fn max_attempts_default() -> u32 {
@@ -200,7 +229,7 @@ const REGIONS_MAX: usize = 100;
 const COPIES_MAX: u32 = 64;
 
 /// The most attempts at one job.
-const ATTEMPTS_MAX: u32 = 100;
+pub(crate) const ATTEMPTS_MAX: u32 = 100;
 
 impl Config {
     /// Checks what a type cannot.
@@ -209,6 +238,8 @@ impl Config {
             ("heartbeat_s", self.heartbeat_s),
             ("loss_window_s", self.loss_window_s.unwrap_or(1.0)),
             ("reaper_interval_s", self.reaper_interval_s),
+            ("backoff_s", self.backoff_s),
+            ("backoff_max_s", self.backoff_max_s),
             ("long_poll_s", self.long_poll_s),
             ("look_again_s", self.look_again_s),
             ("replication_interval_s", self.replication_interval_s),
@@ -233,6 +264,15 @@ impl Config {
             (1..=ATTEMPTS_MAX).contains(&self.max_attempts),
             "max_attempts = {}: give 1 to {ATTEMPTS_MAX}",
             self.max_attempts
+        );
+        ensure!(
+            self.reap_jobs > 0,
+            "reap_jobs = 0: no lost job would ever be given to another worker"
+        );
+        ensure!(
+            (0.0..=1.0).contains(&self.reap_share),
+            "reap_share = {}: give 0 to 1",
+            self.reap_share
         );
         ensure!(self.regions.len() <= REGIONS_MAX, "more than {REGIONS_MAX} regions");
         let mut names = BTreeSet::new();
@@ -275,6 +315,9 @@ mod tests {
             ("heartbeat_s = 0", "heartbeat_s"),
             ("long_poll_s = -1", "long_poll_s"),
             ("copies_in_parallel = 0", "copies_in_parallel"),
+            ("reap_jobs = 0", "reap_jobs"),
+            ("reap_share = 1.5", "reap_share"),
+            ("backoff_s = 0", "backoff_s"),
             ("hearbeat_s = 1", "hearbeat_s"),
             ("[[regions]]\nname = 'A b'\nbucket = 'x'", "region name"),
             (

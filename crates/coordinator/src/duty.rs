@@ -30,6 +30,7 @@ async fn on_duty(shared: &Arc<Shared>, duty: &mut Duty, owner: &str) {
     let stop = shared.stop.child_token();
     let mut tasks = JoinSet::new();
     tasks.spawn(reaper::run(shared.clone(), stop.clone()));
+    tasks.spawn(reaper::release(shared.clone(), stop.clone()));
     tasks.spawn(replicate::run(shared.clone(), owner.into(), stop.clone()));
     tasks.spawn(rollout::run(shared.clone(), stop.clone()));
     tasks.spawn(forget::run(shared.clone(), stop.clone()));

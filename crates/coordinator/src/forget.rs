@@ -1,4 +1,4 @@
-//! Forgetting machines that are gone, so that no rollout waits for them.
+//! Forgetting machines that are gone, so that no rollout waits for them, and workers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,6 +28,10 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 async fn look(shared: &Shared, forget: Duration) -> Result<(), QueueError> {
+    let workers = shared.queue.forget_workers(now_ms() - ms(forget)).await?;
+    if workers > 0 {
+        tracing::info!(workers, "workers were forgotten: they were not heard of for long");
+    }
     let gone = shared.queue.forget_machines(now_ms() - ms(forget)).await?;
     if gone > 0 {
         tracing::info!(machines = gone, "machines were forgotten: they were not heard of for long");

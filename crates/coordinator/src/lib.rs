@@ -11,10 +11,10 @@
 //!
 //! - `replicate` copies artifacts from the main bucket into the regions' buckets;
 //! - `rollout` counts machines and ends rollouts by the rules of `shoal-rollout`;
-//! - `reaper` gives on the jobs of workers that are gone;
-//! - `forget` drops machines that are gone.
+//! - `reaper` gives on the jobs of workers that are gone, and lets jobs be taken that waited for their next attempt;
+//! - `forget` drops machines and workers that are gone.
 //!
-//! Who waits is woken: a queued job, a finished upload, a new goal and a batch of reports each ring a bell
+//! Who waits is woken: a queued job, a cancelled one, a finished upload, a new goal and a batch of reports each ring a bell
 //! ([`shoal_queue::Bell`]), here and, by way of the database, at the other coordinators. A bell may get lost; so
 //! everybody who waits looks again after some seconds.
 //!
@@ -174,6 +174,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
         copy_waits: Notify::new(),
         goals_moved: Notify::new(),
         rollouts_moved: Notify::new(),
+        cancels: Notify::new(),
+        workers: Mutex::new(HashMap::new()),
         seen: Mutex::new(HashMap::new()),
         stop: stop.clone(),
         config,

@@ -3,9 +3,9 @@
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
-use shoal_proto::state::{JobStatus, ReplicationStatus, RolloutStatus};
+use shoal_proto::state::{Priority, ReplicationStatus, RolloutStatus, WorkerState};
 
-use crate::state::{Shared, now_ms};
+use crate::{state::Shared, view};
 
 /// The coordinator's metrics; all names begin with `shoal_coordinator_`.
 pub(crate) struct Metrics {
@@ -30,8 +30,16 @@ pub(crate) struct Metrics {
     pub(crate) reports: IntCounterVec,
     /// Times that a background task failed and tries again.
     pub(crate) task_failures: IntCounterVec,
-    jobs: IntGaugeVec,
-    oldest_queued_seconds: IntGauge,
+    /// Jobs that were taken from workers that were gone.
+    pub(crate) jobs_lost: IntCounter,
+    /// Jobs of silent workers that the reaper does not give on yet.
+    pub(crate) lost_jobs_waiting: IntGauge,
+    jobs_waiting: IntGaugeVec,
+    oldest_wait_seconds: IntGaugeVec,
+    jobs_deferred: IntGauge,
+    jobs_running: IntGauge,
+    queue_paused: IntGauge,
+    workers: IntGaugeVec,
     copies: IntGaugeVec,
     rollouts: IntGaugeVec,
     machines: IntGauge,
@@ -67,11 +75,11 @@ impl Metrics {
                 .buckets(SECONDS_BUCKETS.to_vec());
         let request_seconds = HistogramVec::new(seconds, &["route"])?;
         registry.register(Box::new(request_seconds.clone()))?;
-        let gauge_failures = IntCounter::new(
-            "gauge_failures_total",
-            "Times that the database could not be asked for the gauges",
-        )?;
-        registry.register(Box::new(gauge_failures.clone()))?;
+        let counter = |name: &str, help: &str| {
+            let metric = IntCounter::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
         Ok(Self {
             requests: counters("api_requests_total", "Calls answered", &["route", "status"])?,
             requests_open: gauges("api_requests_open", "Calls under way", &["route"])?,
@@ -103,16 +111,32 @@ impl Metrics {
                 "Times that a background task failed; it tries again",
                 &["task"],
             )?,
-            jobs: gauges("jobs", "Jobs by state", &["status"])?,
-            oldest_queued_seconds: gauge(
-                "oldest_queued_seconds",
-                "How long the oldest queued job has waited",
+            jobs_lost: counter(
+                "jobs_lost_total",
+                "Jobs that were taken from workers that were gone, through this coordinator",
             )?,
+            lost_jobs_waiting: gauge(
+                "lost_jobs_waiting",
+                "Jobs of silent workers that the reaper does not give on yet, where it runs",
+            )?,
+            jobs_waiting: gauges("jobs_waiting", "Jobs that a worker could take", &["priority"])?,
+            oldest_wait_seconds: gauges(
+                "oldest_wait_seconds",
+                "How long one of them has waited for a worker",
+                &["priority"],
+            )?,
+            jobs_deferred: gauge("jobs_deferred", "Jobs that wait for their next attempt")?,
+            jobs_running: gauge("jobs_running", "Jobs that run")?,
+            queue_paused: gauge("queue_paused", "1 while nobody takes a job, else 0")?,
+            workers: gauges("workers", "Workers by what they do", &["state"])?,
             copies: gauges("copies", "Copies in regional buckets by state", &["status"])?,
             rollouts: gauges("rollouts", "Rollouts by state", &["status"])?,
             machines: gauge("machines", "Machines known")?,
             on_duty: gauge("on_duty", "1 where the periodic tasks run, else 0")?,
-            gauge_failures,
+            gauge_failures: counter(
+                "gauge_failures_total",
+                "Times that the database could not be asked for the gauges",
+            )?,
             registry,
         })
     }
@@ -122,13 +146,13 @@ impl Metrics {
 pub(crate) async fn refresh(shared: &Shared) {
     let metrics = &shared.metrics;
     let all = async {
-        let depth = shared.queue.depth().await?;
+        let queue = view::queue_status(shared).await?;
         let copies = shared.queue.copies_by_status().await?;
         let rollouts = shared.queue.rollouts_by_status().await?;
         let machines = shared.registry.refresh(&shared.queue).await?;
-        Ok::<_, shoal_queue::QueueError>((depth, copies, rollouts, machines))
+        Ok::<_, shoal_queue::QueueError>((queue, copies, rollouts, machines))
     };
-    let Ok((depth, copies, rollouts, machines)) = all.await else {
+    let Ok((queue, copies, rollouts, machines)) = all.await else {
         metrics.gauge_failures.inc();
         return;
     };
@@ -144,10 +168,23 @@ pub(crate) async fn refresh(shared: &Shared) {
             gauges.with_label_values(&[name(*state)]).set(count);
         }
     }
-    set(&metrics.jobs, JobStatus::ALL, JobStatus::as_str, &depth.by_status);
+    let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    for priority in Priority::ALL {
+        let waiting = queue.waiting.get(priority);
+        let labels = [priority.as_str()];
+        let jobs = waiting.map_or(0, |waiting| waiting.jobs);
+        metrics.jobs_waiting.with_label_values(&labels).set(gauge(jobs));
+        let oldest_s = waiting.map_or(0.0, |waiting| waiting.oldest_wait_s);
+        metrics.oldest_wait_seconds.with_label_values(&labels).set(oldest_s as i64);
+    }
+    metrics.jobs_deferred.set(gauge(queue.deferred));
+    metrics.jobs_running.set(gauge(queue.running));
+    metrics.queue_paused.set(i64::from(queue.paused.is_some()));
+    for state in WorkerState::ALL {
+        let workers = queue.workers.get(state).copied().unwrap_or_default();
+        metrics.workers.with_label_values(&[state.as_str()]).set(gauge(workers));
+    }
     set(&metrics.copies, ReplicationStatus::ALL, ReplicationStatus::as_str, &copies);
     set(&metrics.rollouts, RolloutStatus::ALL, RolloutStatus::as_str, &rollouts);
-    let waited = depth.oldest_queued_ms.map_or(0, |since| (now_ms() - since).max(0) / 1_000);
-    metrics.oldest_queued_seconds.set(waited);
     metrics.machines.set(i64::try_from(machines).unwrap_or(i64::MAX));
 }

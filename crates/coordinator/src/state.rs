@@ -10,7 +10,7 @@ use std::{
 use shoal_origin::Bucket;
 use shoal_pki::{GoalSigner, Trust};
 use shoal_proto::{MachineName, RegionName};
-use shoal_queue::{Actor, Bell, Queue};
+use shoal_queue::{Actor, Backoff, Bell, Queue};
 use tokio::sync::{Notify, futures::Notified};
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,12 @@ use crate::{
 
 /// How often a region process's being alive is written down.
 const SEEN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often a worker's being alive is written down: seven writes a second with a hundred of them.
+const WORKER_SEEN_INTERVAL: Duration = Duration::from_secs(15);
+
+/// A worker that was not heard of for this long is gone, and another process may have its name: four of those.
+pub(crate) const WORKER_GONE: Duration = Duration::from_secs(60);
 
 /// What the API and the tasks share.
 pub(crate) struct Shared {
@@ -41,6 +47,10 @@ pub(crate) struct Shared {
     pub(crate) goals_moved: Notify,
     /// Something happened that may end a rollout.
     pub(crate) rollouts_moved: Notify,
+    /// A job that runs is to be stopped.
+    pub(crate) cancels: Notify,
+    /// When each worker's process was last written down, by the worker's name.
+    pub(crate) workers: Mutex<HashMap<MachineName, (String, Instant)>>,
     /// When each region process's being alive was last written down.
     pub(crate) seen: Mutex<HashMap<(RegionName, MachineName), Instant>>,
     /// The process stops.
@@ -87,6 +97,7 @@ impl Shared {
             Bell::Copies => self.copy_waits.notify_one(),
             Bell::Goals => self.goals_moved.notify_waiters(),
             Bell::Rollouts => self.rollouts_moved.notify_one(),
+            Bell::Cancels => self.cancels.notify_waiters(),
         }
     }
 
@@ -102,6 +113,36 @@ impl Shared {
         let until = Instant::now() + longest.min(Duration::from_secs(u64::from(wait_s)));
         let look_again = seconds(self.config.look_again_s);
         LongPoll { until, look_again, stop: self.stop.clone() }
+    }
+
+    /// How long jobs wait before their next attempt, by chance anew for each call.
+    pub(crate) fn backoff(&self) -> Backoff {
+        let in_ms = |seconds: f64| (seconds * 1_000.0) as u64;
+        let mut bytes = [0; 4];
+        // Without chance they wait for as long as they may.
+        let random = match aws_lc_rs::rand::fill(&mut bytes) {
+            Ok(()) => f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX),
+            Err(_) => 0.0,
+        };
+        let (first_ms, max_ms) = (in_ms(self.config.backoff_s), in_ms(self.config.backoff_max_s));
+        Backoff { first_ms, max_ms, random }
+    }
+
+    /// Whether it is to be written down now that a worker is alive, or that this process of its is new.
+    pub(crate) fn is_worker_due(&self, worker: &MachineName, incarnation: Option<&str>) -> bool {
+        let seen = lock(&self.workers);
+        seen.get(worker).is_none_or(|(known, last)| {
+            incarnation.is_some_and(|incarnation| incarnation != known)
+                || last.elapsed() >= WORKER_SEEN_INTERVAL
+        })
+    }
+
+    /// It was. Certificates bound the keys: one entry a worker of the cluster.
+    pub(crate) fn worker_written(&self, worker: &MachineName, incarnation: Option<&str>) {
+        let mut seen = lock(&self.workers);
+        let known = seen.remove(worker).map(|(known, _)| known).unwrap_or_default();
+        let incarnation = incarnation.map_or(known, ToString::to_string);
+        seen.insert(worker.clone(), (incarnation, Instant::now()));
     }
 
     /// Whether a region process's being alive is to be written down now.

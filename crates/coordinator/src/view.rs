@@ -5,17 +5,21 @@ use std::collections::BTreeMap;
 use shoal_client::types;
 use shoal_proto::{
     RegionName,
-    state::{MachineState, ReplicationStatus, RolloutStatus},
+    state::{JobStatus, MachineState, ReplicationStatus, RolloutStatus, WorkerState},
 };
 use shoal_queue as queue;
+
+use crate::state::{Shared, WORKER_GONE, ms, now_ms};
 
 pub(crate) fn job(job: queue::Job, attempts: Vec<queue::Attempt>) -> types::Job {
     let attempts = attempts.into_iter().map(|attempt| types::Attempt {
         attempt: attempt.attempt,
         worker: attempt.worker,
+        host: attempt.host,
         incarnation: attempt.incarnation,
         started_at_ms: attempt.started_at_ms,
         finished_at_ms: attempt.finished_at_ms,
+        outcome: attempt.outcome,
         reason: attempt.reason,
     });
     types::Job {
@@ -26,15 +30,75 @@ pub(crate) fn job(job: queue::Job, attempts: Vec<queue::Attempt>) -> types::Job 
         status: job.status,
         attempt: job.attempt,
         max_attempts: job.max_attempts,
+        priority: job.priority,
         created_at_ms: job.created_at_ms,
+        eligible_at_ms: (job.status == JobStatus::Queued && job.deferred)
+            .then_some(job.eligible_at_ms),
         started_at_ms: job.started_at_ms,
         finished_at_ms: job.finished_at_ms,
         worker: job.worker,
         reason: job.reason,
         artifact: job.artifact,
+        cancel_requested: job.cancel_requested,
         requested_by: job.requested_by,
+        joined: None,
         attempts: attempts.collect(),
     }
+}
+
+/// What a worker does at `now_ms`.
+fn worker_state(worker: &queue::Worker, now_ms: i64) -> WorkerState {
+    match (&worker.drain, worker.jobs.is_empty()) {
+        (Some(_), false) => WorkerState::Draining,
+        (None, false) => WorkerState::Busy,
+        // One that works is heard of by its jobs, and the reaper judges those.
+        (_, true) if now_ms - worker.last_seen_ms > ms(WORKER_GONE) => WorkerState::Gone,
+        (Some(_), true) => WorkerState::Drained,
+        (None, true) => WorkerState::Idle,
+    }
+}
+
+pub(crate) fn worker(worker: queue::Worker) -> types::Worker {
+    types::Worker {
+        state: worker_state(&worker, now_ms()),
+        name: worker.name,
+        host: worker.host,
+        incarnation: worker.incarnation,
+        started_at_ms: worker.started_at_ms,
+        last_seen_at_ms: worker.last_seen_ms,
+        jobs: worker.jobs,
+        drain: worker.drain.map(|drain| types::Halt {
+            reason: drain.reason,
+            by: drain.by,
+            at_ms: drain.at_ms,
+        }),
+    }
+}
+
+/// The queue as it is now.
+pub(crate) async fn queue_status(shared: &Shared) -> queue::Result<types::QueueStatus> {
+    let paused = shared.queue.paused().await?;
+    let depth = shared.queue.depth().await?;
+    let now_ms = now_ms();
+    let waiting = depth.waiting.into_iter().map(|waiting| {
+        let oldest_wait_s = (now_ms - waiting.since_ms).max(0) as f64 / 1_000.0;
+        (waiting.priority, types::Waiting { jobs: waiting.jobs, oldest_wait_s })
+    });
+    let mut workers = BTreeMap::new();
+    for worker in shared.queue.workers().await? {
+        *workers.entry(worker_state(&worker, now_ms)).or_default() += 1;
+    }
+    Ok(types::QueueStatus {
+        paused: paused.map(|pause| types::Halt {
+            reason: pause.reason,
+            by: pause.by,
+            at_ms: pause.at_ms,
+        }),
+        waiting: waiting.collect(),
+        deferred: depth.deferred,
+        running: depth.running,
+        workers,
+    })
 }
 
 /// The state of all copies that count: the least advanced one.

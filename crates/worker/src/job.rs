@@ -1,9 +1,13 @@
-//! One attempt at a job: fetch, check out, build, cut, upload; beside it heartbeats and the log.
+//! One attempt at a job: fetch, check out, build, cut, upload; beside it heartbeats, the log, and a long poll that tells
+//! at once when an operator cancels it.
 
 use std::{
     io::SeekFrom,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,7 +15,7 @@ use backon::{ExponentialBuilder, Retryable as _};
 use bytes::Bytes;
 use shoal_client::{
     Client,
-    types::{ClaimedJob, FinishRequest, LeaseRef, Outcome},
+    types::{ClaimedJob, FinishRequest, LeaseRef, Outcome, WatchRequest},
 };
 use shoal_origin::Bucket;
 use shoal_proto::manifest::PieceSize;
@@ -34,6 +38,14 @@ const LOG_CHUNK_BYTES: u64 = 256 << 10;
 /// How long a finished job is reported before it is given up: then it is lost, and will be built again.
 const FINISH_RETRIES: usize = 60;
 
+/// How long the coordinator is asked to wait until it answers that nobody cancelled the job, and the pause after a
+/// question that failed.
+const WATCH_WAIT_S: u32 = 5;
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the end of a cancelled job's log may hold up its end.
+const CANCELLED_LOG_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long the end of a job may take to be told when the worker stops; the reaper finds what was not.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -49,9 +61,16 @@ enum Stop {
 /// A directory that is removed with everything in it.
 struct BuildDir(PathBuf);
 
+impl BuildDir {
+    /// Ends what a build has left running.
+    fn end_processes(&self) {
+        end(&Signs { dir: &self.0, leader: None, orphans: false });
+    }
+}
+
 impl Drop for BuildDir {
     fn drop(&mut self) {
-        end(&Signs { dir: &self.0, leader: None, orphans: false });
+        self.end_processes();
         if let Err(error) = std::fs::remove_dir_all(&self.0)
             && error.kind() != std::io::ErrorKind::NotFound
         {
@@ -71,12 +90,14 @@ pub(crate) async fn work(worker: Arc<Worker>, claimed: ClaimedJob, stopping: Can
     let log = worker.logs.join(format!("{id}-{}.log", lease.attempt));
     let _ = std::fs::remove_file(&log);
 
+    let sent = AtomicU64::new(0);
     let outcome = {
-        let tail = tail_log(&worker.client, id, &lease, &log);
+        let tail = tail_log(&worker.client, id, &lease, &log, &sent);
         let work = async {
             tokio::select! {
                 outcome = attempt(&worker, &claimed, &dir.0, &log) => Ok(outcome),
                 stop = heartbeats(&worker.client, &claimed, &lease) => Err(stop),
+                stop = cancelled(&worker.client, id, &lease) => Err(stop),
                 () = stopping.cancelled() => Ok(Outcome::Failed {
                     reason: "the worker was stopped".into(),
                     retry: true,
@@ -88,10 +109,16 @@ pub(crate) async fn work(worker: Arc<Worker>, claimed: ClaimedJob, stopping: Can
             () = tail => Err(Stop::Lost),
         }
     };
-    drop(dir);
+    // Nothing of it runs when its end is told; its files, which may be many, are removed after that.
+    dir.end_processes();
     // Told for as long as it takes, but a worker that is to stop stops.
     let told = async {
-        send_rest_of_log(&worker.client, id, &lease, &log).await;
+        let rest = send_rest_of_log(&worker.client, id, &lease, &log, &sent);
+        if matches!(outcome, Err(Stop::Cancelled)) {
+            let _ = tokio::time::timeout(CANCELLED_LOG_TIMEOUT, rest).await;
+        } else {
+            rest.await;
+        }
         tell(&worker, id, &lease, outcome).await;
     };
     let stopped = async {
@@ -102,6 +129,7 @@ pub(crate) async fn work(worker: Arc<Worker>, claimed: ClaimedJob, stopping: Can
         () = told => {}
         () = stopped => tracing::warn!(job = id, "stopped before the coordinator took the job's end"),
     }
+    drop(dir);
     let _ = std::fs::remove_file(&log);
 }
 
@@ -243,12 +271,28 @@ async fn heartbeats(client: &Client, claimed: &ClaimedJob, lease: &LeaseRef) -> 
     }
 }
 
+/// Waits until an operator cancels the job. A coordinator that is away, or too old to tell, is no reason to stop: it
+/// says so in its answer to a heartbeat, too.
+async fn cancelled(client: &Client, job: i64, lease: &LeaseRef) -> Stop {
+    let request = WatchRequest { lease: lease.clone(), wait_s: WATCH_WAIT_S };
+    loop {
+        match client.watch_job(job, &request).await {
+            Ok(reply) if reply.cancel => return Stop::Cancelled,
+            Ok(_) => {}
+            Err(error) if error.code() == Some("lease_lost") => return Stop::Lost,
+            Err(error) => {
+                tracing::debug!(job, %error, "cannot wait for a cancel");
+                tokio::time::sleep(WATCH_PAUSE.mul_f64(rand::random_range(0.5..1.5))).await;
+            }
+        }
+    }
+}
+
 /// Sends the log as it grows; ends only when the coordinator says that the lease is lost.
-async fn tail_log(client: &Client, job: i64, lease: &LeaseRef, log: &Path) {
-    let mut offset = 0;
+async fn tail_log(client: &Client, job: i64, lease: &LeaseRef, log: &Path, sent: &AtomicU64) {
     loop {
         tokio::time::sleep(LOG_INTERVAL).await;
-        match send_log(client, job, lease, log, &mut offset).await {
+        match send_log(client, job, lease, log, sent).await {
             Ok(()) => {}
             Err(error) if error.code() == Some("lease_lost") => return,
             Err(error) => tracing::debug!(job, %error, "log not taken"),
@@ -256,33 +300,40 @@ async fn tail_log(client: &Client, job: i64, lease: &LeaseRef, log: &Path) {
     }
 }
 
-async fn send_rest_of_log(client: &Client, job: i64, lease: &LeaseRef, log: &Path) {
-    // From the start: what is there already is not added twice, and the offset is not known here.
-    let mut offset = 0;
-    if let Err(error) = send_log(client, job, lease, log, &mut offset).await {
+async fn send_rest_of_log(
+    client: &Client,
+    job: i64,
+    lease: &LeaseRef,
+    log: &Path,
+    sent: &AtomicU64,
+) {
+    if let Err(error) = send_log(client, job, lease, log, sent).await {
         tracing::debug!(job, %error, "the end of the log was not taken");
     }
 }
 
+/// Sends what the log has beyond the first `sent` bytes. What was on its way when the last call was given up goes once
+/// more, and is not added twice.
 async fn send_log(
     client: &Client,
     job: i64,
     lease: &LeaseRef,
     log: &Path,
-    offset: &mut u64,
+    sent: &AtomicU64,
 ) -> Result<(), shoal_client::ClientError> {
     let Ok(mut file) = tokio::fs::File::open(log).await else { return Ok(()) };
     loop {
         let mut bytes = Vec::new();
+        let offset = sent.load(Ordering::Relaxed);
         let read = async {
-            file.seek(SeekFrom::Start(*offset)).await?;
+            file.seek(SeekFrom::Start(offset)).await?;
             (&mut file).take(LOG_CHUNK_BYTES).read_to_end(&mut bytes).await
         };
         match read.await {
             Ok(0) | Err(_) => return Ok(()),
             Ok(read) => {
-                client.append_log(job, lease, *offset, Bytes::from(bytes)).await?;
-                *offset += read as u64;
+                client.append_log(job, lease, offset, Bytes::from(bytes)).await?;
+                sent.fetch_add(read as u64, Ordering::Relaxed);
             }
         }
     }

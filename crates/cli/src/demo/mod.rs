@@ -321,7 +321,7 @@ async fn follow(
 
     let (job, artifact) = match &source {
         Source::Build { app, commit, .. } => {
-            let request = BuildRequest { app: app.name.clone(), commit: commit.clone() };
+            let request = BuildRequest::new(app.name.clone(), commit.clone());
             progress.say(&format!("app {} is registered; building commit {commit}", app.name));
             let job = build(cluster, &client, &peak, progress, &request).await?;
             let artifact = client.artifact(&job.name).await?;

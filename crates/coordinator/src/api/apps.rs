@@ -10,6 +10,7 @@ use shoal_queue::AppRow;
 
 use super::{App, Json, Place, Reply, Who};
 use crate::{
+    config::ATTEMPTS_MAX,
     error::{ApiError, ApiResult},
     goals,
     state::{Shared, now_ms},
@@ -78,6 +79,9 @@ fn check_build(app: &types::App) -> Result<(), String> {
     }
     if app.build_timeout_s == 0 || app.build_timeout_s > BUILD_TIMEOUT_MAX_S {
         return Err(format!("build_timeout_s must be 1 to {BUILD_TIMEOUT_MAX_S}"));
+    }
+    if app.max_attempts.is_some_and(|attempts| !(1..=ATTEMPTS_MAX).contains(&attempts)) {
+        return Err(format!("max_attempts must be 1 to {ATTEMPTS_MAX}"));
     }
     if app.piece_size_bytes.is_some_and(|bytes| PieceSize::from_bytes(bytes).is_none()) {
         return Err("piece_size_bytes must be a power of two from 256 KiB to 16 MiB".into());

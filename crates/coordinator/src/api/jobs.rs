@@ -4,7 +4,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use shoal_client::types;
 use shoal_proto::{AppName, state::JobStatus};
-use shoal_queue::Bell;
+use shoal_queue::{Ask, Bell};
 
 use super::{App, Args, Json, Place, Reply, Who, apps, limited};
 use crate::{
@@ -33,12 +33,23 @@ pub(super) async fn submit(
             app.name
         )));
     }
-    let (queue, attempts) = (&shared.queue, shared.config.max_attempts);
-    let job = queue.submit(&request.app, &request.commit, attempts, &actor, now_ms()).await?;
-    shared.metrics.job_transitions.with_label_values(&[JobStatus::Queued.as_str()]).inc();
-    shared.ring(Bell::Jobs);
-    tracing::info!(job = job.id, name = job.name, by = actor.name, "job queued");
-    Ok(axum::Json(view::job(job, Vec::new())))
+    let ask = Ask {
+        app: request.app,
+        commit: request.commit,
+        priority: request.priority,
+        max_attempts: app.max_attempts.unwrap_or(shared.config.max_attempts),
+    };
+    let submitted = shared.queue.submit(&ask, &actor, now_ms()).await?;
+    let job = submitted.job;
+    if submitted.joined {
+        tracing::info!(job = job.id, priority = %job.priority, by = actor.name, "job joined");
+    } else {
+        shared.metrics.job_transitions.with_label_values(&[JobStatus::Queued.as_str()]).inc();
+        shared.ring(Bell::Jobs);
+        tracing::info!(job = job.id, name = job.name, by = actor.name, "job queued");
+    }
+    let job = types::Job { joined: Some(submitted.joined), ..view::job(job, Vec::new()) };
+    Ok(axum::Json(job))
 }
 
 pub(super) async fn list(shared: App, Args(args): Args<ListArgs>) -> Reply<Vec<types::Job>> {
@@ -63,6 +74,8 @@ pub(super) async fn cancel(
     let job = shared.queue.cancel(job, &actor, now_ms()).await?;
     if job.status == JobStatus::Cancelled {
         shared.metrics.job_transitions.with_label_values(&[job.status.as_str()]).inc();
+    } else {
+        shared.ring(Bell::Cancels);
     }
     tracing::info!(job = job.id, by = actor.name, status = %job.status, "job cancelled");
     Ok(axum::Json(view::job(job, Vec::new())))

@@ -7,6 +7,7 @@ mod apps;
 mod deploy;
 mod fleet;
 mod jobs;
+mod queue;
 mod regions;
 mod uploads;
 mod workers;
@@ -55,6 +56,12 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/jobs/{job}", get(jobs::one))
         .route("/v1/jobs/{job}/cancel", post(jobs::cancel))
         .route("/v1/jobs/{job}/log", get(jobs::log))
+        .route("/v1/queue", get(queue::status))
+        .route("/v1/queue/pause", post(queue::pause))
+        .route("/v1/queue/resume", post(queue::resume))
+        .route("/v1/workers", get(queue::workers))
+        .route("/v1/workers/{worker}/drain", post(queue::drain))
+        .route("/v1/workers/{worker}/undrain", post(queue::undrain))
         .route("/v1/artifacts", get(uploads::list))
         .route("/v1/artifact", get(uploads::one))
         .route("/v1/uploads/{artifact}/{encoding}", get(uploads::state))
@@ -73,6 +80,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
     let worker = Router::new()
         .route("/v1/worker/claim", post(workers::claim))
         .route("/v1/worker/jobs/{job}/heartbeat", post(workers::heartbeat))
+        .route("/v1/worker/jobs/{job}/watch", post(workers::watch))
         .route("/v1/worker/jobs/{job}/log", post(workers::log))
         .route("/v1/worker/jobs/{job}/finish", post(workers::finish))
         .route_layer(middleware::from_fn_with_state(Role::Worker, require));

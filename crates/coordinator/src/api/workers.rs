@@ -7,13 +7,13 @@ use axum::{
 };
 use serde::Deserialize;
 use shoal_client::types::{self, Outcome};
-use shoal_proto::state::JobStatus;
+use shoal_proto::{MachineName, state::JobStatus};
 use shoal_queue::{Bell, Claimant, End, Lease};
 
 use super::{App, Args, JSON_MAX_BYTES, Json, Place, Reply, Who, apps, done, whole};
 use crate::{
     error::{ApiError, ApiResult},
-    state::{bell, now_ms, random_token},
+    state::{Shared, WORKER_GONE, bell, ms, now_ms, random_token},
     uploads, view,
 };
 
@@ -37,6 +37,7 @@ pub(super) async fn claim(
         host: request.host,
         incarnation: request.incarnation,
     };
+    note(&shared, &member.machine, &claimant).await?;
     let poll = shared.long_poll(request.wait_s);
     let (job, token) = loop {
         let bell = bell(&shared.job_waits);
@@ -61,6 +62,26 @@ pub(super) async fn claim(
     Ok(axum::Json(claimed).into_response())
 }
 
+/// Notes that a worker's process asks for jobs. What an earlier process of its name held is given on.
+async fn note(shared: &Shared, worker: &MachineName, claimant: &Claimant) -> ApiResult<()> {
+    if !shared.is_worker_due(worker, Some(&claimant.incarnation)) {
+        return Ok(());
+    }
+    let now_ms = now_ms();
+    let silent_before_ms = now_ms - ms(WORKER_GONE);
+    let (queue, backoff) = (&shared.queue, shared.backoff());
+    for (job, status) in queue.worker_seen(claimant, silent_before_ms, backoff, now_ms).await? {
+        shared.metrics.jobs_lost.inc();
+        shared.metrics.job_transitions.with_label_values(&[status.as_str()]).inc();
+        if status == JobStatus::Queued {
+            shared.ring(Bell::Jobs);
+        }
+        tracing::warn!(job, %status, worker = %worker, "a worker was restarted: its job is given on");
+    }
+    shared.worker_written(worker, Some(&claimant.incarnation));
+    Ok(())
+}
+
 pub(super) async fn heartbeat(
     shared: App,
     Place(job): Place<i64>,
@@ -68,6 +89,30 @@ pub(super) async fn heartbeat(
 ) -> Reply<types::HeartbeatReply> {
     let cancel = shared.queue.heartbeat(job, &lease(held), now_ms()).await?;
     Ok(axum::Json(types::HeartbeatReply { cancel }))
+}
+
+pub(super) async fn watch(
+    shared: App,
+    Who(member, _): Who,
+    Place(job): Place<i64>,
+    Json(request): Json<types::WatchRequest>,
+) -> Reply<types::HeartbeatReply> {
+    let lease = lease(request.lease);
+    let poll = shared.long_poll(request.wait_s);
+    let mut first = true;
+    loop {
+        let bell = bell(&shared.cancels);
+        let cancel = shared.queue.check_lease(job, &lease).await?;
+        // A worker with its hands full asks for no jobs; this is how it is heard of.
+        if first && shared.is_worker_due(&member.machine, None) {
+            shared.queue.worker_heard(job, now_ms()).await?;
+            shared.worker_written(&member.machine, None);
+        }
+        first = false;
+        if cancel || !poll.wait(bell).await {
+            return Ok(axum::Json(types::HeartbeatReply { cancel }));
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -117,7 +162,9 @@ pub(super) async fn finish(
                 }
             }
         }
-        Outcome::Failed { reason, retry } => End::Failed { reason, retry },
+        Outcome::Failed { reason, retry } => {
+            End::Failed { reason, retry: retry.then(|| shared.backoff()) }
+        }
         Outcome::Cancelled => End::Cancelled,
     };
     let regions = shared.region_names();

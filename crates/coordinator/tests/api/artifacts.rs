@@ -137,7 +137,7 @@ async fn what_is_not_in_every_region_in_service_is_not_deployed() {
     let (status, code, text) = refusal(deploy(&operator, "web", &name).await);
     assert_eq!((status, code.as_str()), (409, "not_deployable"));
     assert!(text.contains("us (") && !text.contains("eu ("), "{text}");
-    assert!(text.contains("shoal region drain us"), "{text}");
+    assert!(text.contains("shoal drain us"), "{text}");
 
     // Out of service it holds nothing up; back in service it is caught up with.
     assert!(operator.drain_region(us, true).await.unwrap().drained);

@@ -4,6 +4,7 @@ use std::{
     fmt::Debug,
     fs,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -219,6 +220,7 @@ pub(crate) fn app(name: &str, selector: &str) -> App {
         health: None,
         selector: selector.into(),
         build_timeout_s: 60,
+        max_attempts: None,
         piece_size_bytes: None,
         plan: RolloutPlan::default(),
         priority: 0,
@@ -266,13 +268,25 @@ pub(crate) async fn store(bucket: &Path, cut: &Cut) {
 
 pub(crate) const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 
+/// Asks for a build of a commit that nobody asked for before.
 pub(crate) async fn build(operator: &Client, app: &str) -> Job {
-    let request = BuildRequest { app: app.parse().unwrap(), commit: SHA.parse().unwrap() };
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let commit = format!("0123456789ab{:028x}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let request = BuildRequest::new(app.parse().unwrap(), commit.parse().unwrap());
     operator.build(&request).await.unwrap()
 }
 
 pub(crate) async fn claim(worker: &Client, wait_s: u32) -> Option<(ClaimedJob, LeaseRef)> {
-    let request = ClaimRequest { incarnation: "one".into(), host: "here".into(), wait_s };
+    claim_as(worker, "one", wait_s).await
+}
+
+/// A claim by this process of a worker.
+pub(crate) async fn claim_as(
+    worker: &Client,
+    incarnation: &str,
+    wait_s: u32,
+) -> Option<(ClaimedJob, LeaseRef)> {
+    let request = ClaimRequest { incarnation: incarnation.into(), host: "here".into(), wait_s };
     let claimed = worker.claim(&request).await.unwrap()?;
     let lease = LeaseRef { attempt: claimed.job.attempt, lease: claimed.lease.clone() };
     Some((claimed, lease))

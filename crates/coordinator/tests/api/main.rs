@@ -4,5 +4,6 @@
 mod artifacts;
 mod harness;
 mod jobs;
+mod queue;
 mod refusals;
 mod rollouts;

@@ -21,6 +21,12 @@ async fn each_role_has_its_own_calls() {
         (Role::Operator, Method::GET, "v1/jobs/1".into()),
         (Role::Operator, Method::POST, "v1/jobs/1/cancel".into()),
         (Role::Operator, Method::GET, "v1/jobs/1/log".into()),
+        (Role::Operator, Method::GET, "v1/queue".into()),
+        (Role::Operator, Method::POST, "v1/queue/pause".into()),
+        (Role::Operator, Method::POST, "v1/queue/resume".into()),
+        (Role::Operator, Method::GET, "v1/workers".into()),
+        (Role::Operator, Method::POST, "v1/workers/w1/drain".into()),
+        (Role::Operator, Method::POST, "v1/workers/w1/undrain".into()),
         (Role::Operator, Method::GET, "v1/artifacts".into()),
         (Role::Operator, Method::GET, "v1/artifact?ref=x".into()),
         (Role::Operator, Method::GET, format!("v1/uploads/{id}/{id}")),
@@ -37,6 +43,7 @@ async fn each_role_has_its_own_calls() {
         (Role::Operator, Method::POST, "v1/regions/eu/undrain".into()),
         (Role::Worker, Method::POST, "v1/worker/claim".into()),
         (Role::Worker, Method::POST, "v1/worker/jobs/1/heartbeat".into()),
+        (Role::Worker, Method::POST, "v1/worker/jobs/1/watch".into()),
         (Role::Worker, Method::POST, "v1/worker/jobs/1/log".into()),
         (Role::Worker, Method::POST, "v1/worker/jobs/1/finish".into()),
         (Role::Region, Method::GET, "v1/region/goals?after=0&wait_s=0".into()),
@@ -152,6 +159,25 @@ async fn wrong_requests_get_one_line_in_one_shape() {
         (Method::POST, "v1/jobs", build("none", SHA), 404, "shoal app set none"),
         (Method::POST, "v1/jobs", build("files", SHA), 409, "no repository"),
         (Method::POST, "v1/jobs", "{}".into(), 400, "missing field"),
+        (
+            Method::POST,
+            "v1/jobs",
+            json!({ "app": "web", "commit": SHA, "priority": "now" }).to_string(),
+            400,
+            "urgent",
+        ),
+        (Method::PUT, "v1/apps/web", with("max_attempts", json!(0)), 400, "max_attempts"),
+        (Method::POST, "v1/queue/pause", json!({ "why": "x" }).to_string(), 400, "why"),
+        (
+            Method::POST,
+            "v1/queue/pause",
+            json!({ "reason": "x".repeat(2_001) }).to_string(),
+            400,
+            "longer than",
+        ),
+        (Method::POST, "v1/workers/none/drain", "{}".into(), 404, "shoal workers"),
+        (Method::POST, "v1/workers/none/undrain", "{}".into(), 404, "shoal workers"),
+        (Method::POST, "v1/workers/A%20B/drain", "{}".into(), 400, "name"),
         (Method::GET, "v1/jobs?limit=many", String::new(), 400, "limit"),
         (Method::GET, "v1/jobs?colour=red", String::new(), 400, "colour"),
         (Method::GET, "v1/jobs?app=none", String::new(), 404, "no app"),
@@ -208,7 +234,7 @@ async fn workers_are_refused_what_they_do_not_hold() {
     let body = json!({ "attempt": 1, "lease": lease.lease, "outcome": "exploded" });
     let response = http.post(url).body(body.to_string()).send().await.unwrap();
     assert_eq!(response.status(), 400);
-    let request = BuildRequest { app: "web".parse().unwrap(), commit: SHA.parse().unwrap() };
+    let request = BuildRequest::new("web".parse().unwrap(), SHA.parse().unwrap());
     assert_eq!(refusal(worker.build(&request).await).0, 403);
 }
 
