@@ -10,3 +10,4 @@ mod peers;
 mod pipeline;
 mod postgres;
 mod pressure;
+mod queue;

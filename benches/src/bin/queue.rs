@@ -3,7 +3,7 @@
 //! Each job is claimed in one transaction and ended, with its artifact and its copies to be made, in another one; no
 //! transaction carries two jobs. Every commit is on the disk before it is answered: `fsync` and
 //! `synchronous_commit` are on, which is checked on the server, and SQLite syncs in full. The engines take turns, round
-//! after round, each time in an empty database.
+//! after round, each time in a database of its own, which is empty or has a history of jobs that ended before.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,9 +15,13 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::Parser;
 use serde::Serialize;
-use shoal_proto::{AppName, ArtifactId, CommitSha, EncodingId, RegionName, state::JobStatus};
-use shoal_queue::{Actor, AppRow, Claimant, End, Lease, Queue, Stored, sqlite_url};
+use shoal_proto::{
+    AppName, ArtifactId, EncodingId, RegionName,
+    state::{JobStatus, Priority},
+};
+use shoal_queue::{Actor, AppRow, Ask, Claimant, Depth, End, Lease, Queue, Stored, sqlite_url};
 use shoal_test_postgres::{Database, Server};
+use sqlx::{AssertSqlSafe, Connection as _};
 use tokio::{sync::Barrier, task::JoinSet};
 
 /// Measures dequeue and complete on PostgreSQL and on SQLite.
@@ -32,6 +36,9 @@ struct Args {
     /// How many regions each artifact is to be copied to.
     #[arg(long, default_value_t = 5)]
     regions: usize,
+    /// How many jobs have ended before.
+    #[arg(long, default_value_t = 0)]
+    history: usize,
     /// Only this engine, for a profile: postgres or sqlite.
     #[arg(long, value_parser = ["postgres", "sqlite"])]
     only: Option<String>,
@@ -67,6 +74,7 @@ struct Report {
     jobs: usize,
     workers: usize,
     regions: usize,
+    history: usize,
     cores: usize,
     rounds: BTreeMap<&'static str, Vec<Round>>,
     median_jobs_per_s: BTreeMap<&'static str, f64>,
@@ -125,7 +133,7 @@ async fn round(args: &Args, url: &str) -> anyhow::Result<Round> {
     let names = (0..args.regions).map(|at| RegionName::new(format!("r{at}")));
     let regions: Arc<[RegionName]> = names.collect::<Result<Vec<_>, _>>()?.into();
     queue.set_regions(&regions, 0).await?;
-    let submits_per_s = submit(&queue, args.jobs).await?;
+    let submits_per_s = submit(&queue, args, url).await?;
     let start = Arc::new(Barrier::new(args.workers));
     let mut tasks = JoinSet::new();
     for worker in 0..args.workers {
@@ -135,10 +143,11 @@ async fn round(args: &Args, url: &str) -> anyhow::Result<Round> {
     while let Some(ended) = tasks.join_next().await {
         runs.extend(ended??);
     }
-    let succeeded = queue.depth().await?.by_status;
+    let ended = queue.jobs(None, u32::try_from(args.jobs)?).await?;
     ensure!(
-        succeeded == [(JobStatus::Succeeded, args.jobs as u64)],
-        "not all jobs have succeeded: {succeeded:?}"
+        queue.depth().await? == Depth::default()
+            && ended.iter().filter(|job| job.status == JobStatus::Succeeded).count() == args.jobs,
+        "not all jobs have succeeded"
     );
     queue.close().await;
     let begin = runs.iter().map(|run| run.asked).min().context("no job was run")?;
@@ -160,16 +169,35 @@ async fn round(args: &Args, url: &str) -> anyhow::Result<Round> {
 }
 
 /// Fills the queue, one job after the other: their numbers are their order.
-async fn submit(queue: &Queue, jobs: usize) -> anyhow::Result<f64> {
+async fn submit(queue: &Queue, args: &Args, url: &str) -> anyhow::Result<f64> {
     let app: AppName = "web".parse()?;
-    let commit: CommitSha = "0123456789abcdef0123456789abcdef01234567".parse()?;
     let actor = Actor { name: "bench".into(), origin: String::new() };
     queue.set_app(&AppRow { name: app.clone(), spec: "{}".into() }, &actor, 0).await?;
-    let start = Instant::now();
-    for at in 0..jobs {
-        queue.submit(&app, &commit, 3, &actor, i64::try_from(at)?).await?;
+    if args.history > 0 {
+        add_history(url, args.history).await?;
     }
-    Ok(jobs as f64 / start.elapsed().as_secs_f64())
+    let start = Instant::now();
+    for at in 0..args.jobs {
+        // Each another commit: one that waits already would be joined.
+        let commit = format!("{at:040x}").parse()?;
+        let ask = Ask { app: app.clone(), commit, priority: Priority::Normal, max_attempts: 3 };
+        queue.submit(&ask, &actor, i64::try_from(at)?).await?;
+    }
+    Ok(args.jobs as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Jobs that were asked for and have succeeded before all others.
+async fn add_history(url: &str, jobs: usize) -> anyhow::Result<()> {
+    let mut connection = sqlx::AnyConnection::connect(url).await?;
+    let sql = format!(
+        "INSERT INTO jobs (id, created_at, app, commit_sha, name, status, attempt, max_attempts, \
+         cancel_requested, requested_by, finished_at, priority, eligible_at, deferred) \
+         WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {jobs}) \
+         SELECT -i, -i, 'web', 'commit ' || i, 'web/old-' || i, 'SUCCEEDED', 1, 3, 0, 'bench', -i, 2, -i, 0 FROM n"
+    );
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await?;
+    sqlx::raw_sql("ANALYZE").execute(&mut connection).await?;
+    Ok(connection.close().await?)
 }
 
 /// A worker that does nothing between a job's start and its end.
@@ -246,6 +274,7 @@ fn report(args: &Args, rounds: BTreeMap<&'static str, Vec<Round>>) -> anyhow::Re
         jobs: args.jobs,
         workers: args.workers,
         regions: args.regions,
+        history: args.history,
         cores: std::thread::available_parallelism()?.get(),
         postgres_to_sqlite: medians
             .get("postgres")
@@ -258,8 +287,8 @@ fn report(args: &Args, rounds: BTreeMap<&'static str, Vec<Round>>) -> anyhow::Re
 
 fn print(report: &Report) {
     println!(
-        "{} jobs, {} workers, {} regions, {} cores; every commit synced",
-        report.jobs, report.workers, report.regions, report.cores
+        "{} jobs after {} others, {} workers, {} regions, {} cores; every commit synced",
+        report.jobs, report.history, report.workers, report.regions, report.cores
     );
     for (engine, rounds) in &report.rounds {
         for round in rounds {

@@ -118,10 +118,15 @@ impl Cluster {
 
     fn configure(&self, more: &str) {
         let root = self.dir.path().display();
+        // What is said here goes above what is short for all.
+        let key = |line: &str| line.split('=').next().unwrap_or_default().trim().to_string();
+        let is_said = |line: &&str| more.lines().any(|said| key(said) == key(line));
+        let times: Vec<_> = TIMES.lines().filter(|line| !is_said(line)).collect();
+        let times = times.join("\n");
         let text = format!(
             "identity = '{root}/identity'\ndata_dir = '{root}/data'\nlisten = '127.0.0.1:0'\n\
              metrics_listen = '127.0.0.1:0'\ngoal_key = '{root}/goal.key'\nbucket = '{root}/main'\n\
-             {TIMES}{more}\n[[regions]]\nname = 'eu'\nbucket = '{root}/eu'\n\
+             {times}\n{more}\n[[regions]]\nname = 'eu'\nbucket = '{root}/eu'\n\
              [[regions]]\nname = 'us'\nbucket = '{root}/us'\n"
         );
         fs::write(self.path("config.toml"), text).unwrap();
