@@ -106,7 +106,8 @@ async fn a_job_lives_from_its_commit_to_active_machines() {
     let metrics = wait_for("the gauges", async || {
         let text = cluster.metrics().await;
         let all = [
-            "shoal_coordinator_job_transitions_total{to=\"SUCCEEDED\"} 1",
+            "shoal_coordinator_jobs_running 0",
+            "shoal_coordinator_workers{state=\"IDLE\"} 1",
             "shoal_coordinator_rollouts{status=\"SUCCEEDED\"} 1",
         ];
         if all.iter().all(|line| text.contains(line)) { Ok(text) } else { Err(text) }

@@ -199,8 +199,7 @@ async fn silent_workers_lose_so_many_jobs_at_a_look() {
     })
     .await;
     let jobs = operator.jobs(None, 10).await.unwrap();
-    let queued = jobs.iter().filter(|job| job.status == JobStatus::Queued).count();
-    assert!((1..JOBS).contains(&queued), "{queued}");
+    assert!(jobs.iter().any(|job| job.status == JobStatus::Running), "all at once: {jobs:?}");
     // In the end all are, one a look.
     wait_for("all to be given on", async || {
         let jobs = operator.jobs(None, 10).await.unwrap();
@@ -208,11 +207,11 @@ async fn silent_workers_lose_so_many_jobs_at_a_look() {
         if running == 0 { Ok(()) } else { Err(running) }
     })
     .await;
-    let text = cluster.metrics().await;
-    assert!(text.contains(&format!("shoal_coordinator_jobs_lost_total {JOBS}")), "{text}");
+    let lost = format!("shoal_coordinator_jobs_lost_total {JOBS}");
     wait_for("none to wait", async || {
         let text = cluster.metrics().await;
-        if text.contains("shoal_coordinator_lost_jobs_waiting 0") { Ok(()) } else { Err(text) }
+        let all = [&lost, "shoal_coordinator_lost_jobs_waiting 0"];
+        if all.iter().all(|line| text.contains(*line)) { Ok(()) } else { Err(text) }
     })
     .await;
 }
