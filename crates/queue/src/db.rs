@@ -285,7 +285,81 @@ pub(crate) fn placeholders(sql: &mut String, rows: usize, columns: usize) {
 
 #[cfg(test)]
 mod tests {
+    use shoal_proto::state::JobStatus;
+
     use super::*;
+    use crate::sqlite_url;
+
+    /// A database of the release before the queue had rules: several jobs may build one commit.
+    async fn before_the_queue(url: &str) {
+        sqlx::any::install_default_drivers();
+        let pool = AnyPoolOptions::new().max_connections(1).connect(url).await.unwrap();
+        let all = migrations(Dialect::of(url).unwrap());
+        let before: Vec<_> = all.iter().filter(|one| one.version < 4).cloned().collect();
+        Migrator::with_migrations(before).run(&pool).await.unwrap();
+        sqlx::query(
+            "INSERT INTO apps (name, spec, created_at, updated_at) VALUES ('web', '{}', 1, 1)",
+        )
+        .execute(&pool)
+        .await
+        .unwrap();
+        let jobs = [
+            ("a", "QUEUED"),
+            ("a", "RUNNING"),
+            ("a", "QUEUED"),
+            ("b", "RUNNING"),
+            ("b", "RUNNING"),
+            ("c", "QUEUED"),
+            ("c", "QUEUED"),
+            ("d", "SUCCEEDED"),
+            ("d", "QUEUED"),
+        ];
+        for (id, (commit, status)) in (1..).zip(jobs) {
+            sqlx::query(
+                "INSERT INTO jobs (id, created_at, app, commit_sha, name, status, attempt, \
+                 max_attempts, cancel_requested, requested_by) \
+                 VALUES ($1, $1, 'web', $2, $3, $4, 0, 3, 0, 'me')",
+            )
+            .bind(i64::from(id))
+            .bind(commit.repeat(40))
+            .bind(format!("web/{id}"))
+            .bind(status)
+            .execute(&pool)
+            .await
+            .unwrap();
+        }
+        pool.close().await;
+    }
+
+    async fn of_jobs_of_one_commit_one_goes_on(url: &str) {
+        before_the_queue(url).await;
+        let queue = Queue::open(url).await.unwrap();
+        let mut jobs = queue.jobs(None, 10).await.unwrap();
+        jobs.reverse();
+        use JobStatus::{Cancelled, Queued, Running, Succeeded};
+        let now: Vec<_> = jobs.iter().map(|job| job.status).collect();
+        let want =
+            [Cancelled, Running, Cancelled, Running, Running, Queued, Cancelled, Succeeded, Queued];
+        assert_eq!(now, want);
+        let stopped = jobs.iter().filter(|job| job.status == Running && job.cancel_requested);
+        assert_eq!(stopped.map(|job| job.id).collect::<Vec<_>>(), [5]);
+        assert!(jobs[2].reason.as_ref().unwrap().contains("same commit"));
+        assert!(jobs.iter().all(|job| job.eligible_at_ms == job.created_at_ms && !job.deferred));
+        queue.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_sqlite_file_is_brought_up_to_date() {
+        let dir = tempfile::tempdir().unwrap();
+        of_jobs_of_one_commit_one_goes_on(&sqlite_url(&dir.path().join("test.sqlite"))).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_postgres_database_is_brought_up_to_date() {
+        let database = shoal_test_postgres::Database::create().await.unwrap();
+        of_jobs_of_one_commit_one_goes_on(database.url()).await;
+        database.remove().await.unwrap();
+    }
 
     #[test]
     fn placeholders_count_on() {

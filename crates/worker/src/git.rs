@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use shoal_proto::CommitSha;
 use tokio::process::Command;
 
@@ -82,6 +83,24 @@ fn remove_locks(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// A git and what it has started, such as an ssh that waits for its server: killed when it is given up.
+struct Group(Option<Pid>);
+
+impl Group {
+    /// It has ended by itself: its number may be another's by now.
+    fn has_ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+    }
+}
+
 /// git, in the surroundings that the worker gives it.
 pub(crate) struct Git {
     mirrors: PathBuf,
@@ -128,12 +147,18 @@ impl Git {
             .env_remove("GIT_WORK_TREE")
             .env_remove("GIT_INDEX_FILE")
             .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
             .kill_on_drop(true);
-        let output = match tokio::time::timeout(self.timeout, command.output()).await {
+        let cannot = |error: io::Error| format!("cannot run git: {error}");
+        let child = command.spawn().map_err(cannot)?;
+        let group = Group(child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)));
+        let output = match tokio::time::timeout(self.timeout, child.wait_with_output()).await {
             Err(_) => return Err(format!("git took more than {} s", self.timeout.as_secs())),
-            Ok(Err(error)) => return Err(format!("cannot run git: {error}")),
-            Ok(Ok(output)) => output,
+            Ok(output) => output.map_err(cannot)?,
         };
+        group.has_ended();
         if output.status.success() {
             return Ok(());
         }
@@ -352,6 +377,38 @@ mod tests {
             "fatal: Could not resolve host: h"
         );
         assert_eq!(complaint(""), "git failed");
+    }
+
+    #[tokio::test]
+    async fn what_git_has_started_ends_when_it_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let worker = Git::open(dir.path(), Duration::from_secs(60)).unwrap();
+        let pid_file = dir.path().join("pid");
+        // As a git does that waits for its ssh.
+        let alias = format!(
+            "alias.stay=!sleep 98764 & echo $! >{0}.new; mv {0}.new {0}; wait",
+            pid_file.display()
+        );
+        let args = ["-c", &alias, "stay"];
+        let pid = tokio::select! {
+            ended = worker.run(dir.path(), &args) => panic!("{ended:?}"),
+            pid = async {
+                loop {
+                    match fs::read_to_string(&pid_file) {
+                        Ok(pid) => break pid,
+                        Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                    }
+                }
+            } => pid,
+        };
+        let stat = PathBuf::from(format!("/proc/{}/stat", pid.trim()));
+        // Killed, and buried by whoever inherited it.
+        let gone = async {
+            while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), gone).await.unwrap();
     }
 
     #[tokio::test]
