@@ -12,8 +12,9 @@ use shoal_proto::{
     codec::{decode, encode},
     manifest::{Codec, Manifest, PieceSize},
     peer::{HAVE_BATCH_MAX, PEER_MESSAGE_MAX_BYTES, PeerMessage},
+    state::Priority,
 };
-use shoal_queue::{Actor, AppRow, Claimant, End, Lease, Queue, Stored, sqlite_url};
+use shoal_queue::{Actor, AppRow, Ask, Claimant, End, Lease, Queue, Stored, sqlite_url};
 use shoal_store::{CutOptions, cut};
 use shoal_swarm::{Action, Config, Event, Outcome, PeerKey, Purpose, Swarm, SwarmKey, Time};
 
@@ -221,7 +222,8 @@ async fn one_job(
     number: u64,
 ) -> anyhow::Result<()> {
     let commit: CommitSha = format!("{number:040x}").parse()?;
-    queue.submit(app, &commit, 3, actor, 1).await?;
+    let ask = Ask { app: app.clone(), commit, priority: Priority::Normal, max_attempts: 3 };
+    queue.submit(&ask, actor, 1).await?;
     let token = number.to_string();
     let job = queue.claim(worker, &token, 1).await?.ok_or(anyhow::anyhow!("no job"))?;
     let id = *blake3::hash(&number.to_le_bytes()).as_bytes();
