@@ -5,6 +5,7 @@ mod by_hand;
 mod deploys;
 mod faults;
 mod harness;
+mod limits;
 mod membership;
 mod peers;
 mod pipeline;

@@ -8,6 +8,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use shoal_proto::goal::{Labels, check_label};
 
+use crate::limits::{Limit, Limits, LimitsChange};
+
 /// The flags of `shoal agent`. Each overrides the key of the same name in the file.
 #[derive(Debug, Clone, Default, clap::Args, Serialize)]
 pub struct Args {
@@ -72,6 +74,34 @@ pub struct Args {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reserve_free_mib: Option<u64>,
+    /// Limit on what is sent to neighbours, such as 50MB/s, 400Mbit/s or none [default: none].
+    #[arg(long, value_name = "RATE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub up_limit: Option<Limit>,
+    /// Limit on what is received, from neighbours and the bucket together [default: none].
+    #[arg(long, value_name = "RATE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub down_limit: Option<Limit>,
+    /// Limit on what is read from the bucket [default: none].
+    #[arg(long, value_name = "RATE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin_limit: Option<Limit>,
+    /// Whether what is sent yields to the machine's other traffic [default: false].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scavenger: Option<bool>,
+}
+
+impl Args {
+    /// The limits among the flags.
+    pub(crate) fn limits(&self) -> LimitsChange {
+        LimitsChange {
+            up_limit: self.up_limit,
+            down_limit: self.down_limit,
+            origin_limit: self.origin_limit,
+            scavenger: self.scavenger,
+        }
+    }
 }
 
 fn parse_label(text: &str) -> Result<(String, String), String> {
@@ -88,8 +118,8 @@ fn labels_as_table<S: serde::Serializer>(
     serializer.collect_map(labels.iter().map(|(key, value)| (key, value)))
 }
 
-/// Everything that can be set about an agent.
-#[derive(Debug, Clone, Deserialize)]
+/// Everything that can be set about an agent. The keys from `up_limit` to `scavenger` take effect on SIGHUP, the others with a restart.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Directory with `identity.pem`, `identity.key` and `trust.bin`. The certificate says the
@@ -144,7 +174,22 @@ pub struct Config {
     /// How many neighbours may be connected.
     #[serde(default = "default_max_connections")]
     pub max_connections: usize,
+    /// Limit on the piece bytes sent to neighbours, such as `"50MB/s"`, `"400Mbit/s"` or `"none"`.
+    #[serde(default)]
+    pub up_limit: Limit,
+    /// Limit on the piece bytes received, from neighbours and the bucket together.
+    #[serde(default)]
+    pub down_limit: Limit,
+    /// Limit on the piece bytes read from the bucket.
+    #[serde(default)]
+    pub origin_limit: Limit,
+    /// Whether what is sent yields to the machine's other traffic: judged by delay, and marked DSCP LE.
+    #[serde(default)]
+    pub scavenger: bool,
 }
+
+/// The keys that take effect while the agent runs.
+const LIVE_KEYS: [&str; 4] = ["up_limit", "down_limit", "origin_limit", "scavenger"];
 
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 7410))
@@ -175,6 +220,39 @@ fn default_max_connections() -> usize {
 }
 
 impl Config {
+    /// The file with the flags over it, checked.
+    ///
+    /// # Errors
+    /// A line that names the file and the key.
+    pub(crate) fn load(args: &Args) -> anyhow::Result<Self> {
+        let config: Self = shoal_process::load_config(args.config.as_deref(), args)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// What may be changed while the agent runs.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            up: self.up_limit,
+            down: self.down_limit,
+            origin: self.origin_limit,
+            scavenger: self.scavenger,
+        }
+    }
+
+    /// The keys of another configuration that differ and need a restart.
+    pub(crate) fn keys_that_differ(&self, other: &Self) -> Vec<String> {
+        let table = |config| match serde_json::to_value(config) {
+            Ok(serde_json::Value::Object(table)) => table,
+            _ => serde_json::Map::new(),
+        };
+        let (mine, others) = (table(self), table(other));
+        let differs = |key: &&String| {
+            !LIVE_KEYS.contains(&key.as_str()) && mine.get(*key) != others.get(*key)
+        };
+        others.keys().filter(differs).cloned().collect()
+    }
+
     /// The address that others are told, given the one that was bound.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! The agent's local socket, `DATA_DIR/agent.sock`: for whoever may write into its data directory.
 //!
-//! One JSON object a line each way: `{"import": "/path"}` answers with an [`Imported`] or `{"error": "…"}`.
+//! One JSON object a line each way. `{"import": "/path"}` answers with an [`Imported`], `{"limits": {}}` with a [`LimitsReport`],
+//! `{"limits": {"up_limit": "50MB/s", "scavenger": true}}` changes these limits first; or it is `{"error": "…"}`.
 
 use std::{
     os::unix::fs::PermissionsExt as _,
@@ -9,7 +10,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use shoal_proto::{ArtifactId, manifest::PieceSize};
 use shoal_store::Store;
 use tokio::{
@@ -17,7 +18,11 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 
-use crate::machine::{Machine, Retention};
+use crate::{
+    limits::LimitsChange,
+    machine::{Machine, Retention},
+    throttle::LimitsReport,
+};
 
 /// The longest request or answer, in bytes.
 const LINE_MAX_BYTES: u64 = 64 << 10;
@@ -25,15 +30,30 @@ const LINE_MAX_BYTES: u64 = 64 << 10;
 /// zstd's level for pieces that this machine encodes itself: the level of builds.
 pub(crate) const IMPORT_LEVEL: i32 = 1;
 
-/// What can be asked.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What can be asked: one of `import` and `limits`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(crate) struct Request {
     /// Cut this file and seed it.
-    import: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    import: Option<PathBuf>,
     /// The piece size, when not the default one.
-    #[serde(default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     piece_size_bytes: Option<u64>,
+    /// Change these limits, and tell all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<LimitsChange>,
+}
+
+impl Request {
+    pub(crate) fn import(file: &Path, piece_size_bytes: Option<u64>) -> std::io::Result<Self> {
+        let import = Some(std::path::absolute(file)?);
+        Ok(Self { import, piece_size_bytes, limits: None })
+    }
+
+    pub(crate) fn limits(change: LimitsChange) -> Self {
+        Self { limits: Some(change), ..Self::default() }
+    }
 }
 
 /// An imported file.
@@ -51,8 +71,8 @@ pub struct Imported {
 
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum Answer {
-    Imported(Imported),
+enum Answer<T> {
+    Done(T),
     Error { error: String },
 }
 
@@ -86,21 +106,19 @@ pub(crate) fn import_into(
     })
 }
 
-/// Asks a running agent to import; none when no agent runs on `data_dir`.
-pub(crate) async fn ask(
+/// Asks a running agent; none when no agent runs on `data_dir`.
+pub(crate) async fn ask<T: DeserializeOwned>(
     data_dir: &Path,
-    file: &Path,
-    piece_size_bytes: Option<u64>,
-) -> anyhow::Result<Option<Imported>> {
+    request: &Request,
+) -> anyhow::Result<Option<T>> {
     let Ok(mut stream) = UnixStream::connect(socket_path(data_dir)).await else { return Ok(None) };
-    let request = Request { import: std::path::absolute(file)?, piece_size_bytes };
-    let mut line = serde_json::to_vec(&request)?;
+    let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     stream.write_all(&line).await?;
     let mut answer = Vec::new();
     BufReader::new(stream.take(LINE_MAX_BYTES)).read_until(b'\n', &mut answer).await?;
     match serde_json::from_slice(&answer).context("the agent ended before it answered")? {
-        Answer::Imported(imported) => Ok(Some(imported)),
+        Answer::Done(done) => Ok(Some(done)),
         Answer::Error { error } => anyhow::bail!("{error}"),
     }
 }
@@ -128,29 +146,47 @@ async fn answer(machine: Arc<Machine>, mut stream: UnixStream) -> anyhow::Result
     let mut line = Vec::new();
     let mut reader = BufReader::new((&mut stream).take(LINE_MAX_BYTES));
     reader.read_until(b'\n', &mut line).await?;
-    let done = async {
-        let request: Request = serde_json::from_slice(&line).context("not a request")?;
-        let worker = machine.clone();
-        let imported = tokio::task::spawn_blocking(move || {
-            let piece_size = request.piece_size_bytes;
-            worker.importing.fetch_add(1, Ordering::AcqRel);
-            let imported =
-                import_into(&worker.store, &worker.retention, &request.import, piece_size);
-            worker.importing.fetch_sub(1, Ordering::AcqRel);
-            imported
-        })
-        .await??;
-        seed(&machine, imported.artifact).await;
-        anyhow::Ok(Imported { seeding: true, ..imported })
+    let mut line = match carry_out(&machine, &line).await {
+        Ok(line) => line,
+        Err(error) => serde_json::to_vec(&Answer::<()>::Error { error: format!("{error:#}") })?,
     };
-    let answer = match done.await {
-        Ok(imported) => Answer::Imported(imported),
-        Err(error) => Answer::Error { error: format!("{error:#}") },
-    };
-    let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
     stream.write_all(&line).await?;
     Ok(())
+}
+
+/// Does what a request says; the answer.
+async fn carry_out(machine: &Arc<Machine>, request: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let request: Request = serde_json::from_slice(request).context("not a request")?;
+    match request {
+        Request { import: Some(file), piece_size_bytes, limits: None } => {
+            let imported = import(machine, file, piece_size_bytes).await?;
+            Ok(serde_json::to_vec(&Answer::Done(imported))?)
+        }
+        Request { import: None, piece_size_bytes: None, limits: Some(change) } => {
+            machine.throttle.change(change);
+            let report: LimitsReport = machine.throttle.report();
+            Ok(serde_json::to_vec(&Answer::Done(report))?)
+        }
+        _ => anyhow::bail!("not a request: ask for one of import and limits"),
+    }
+}
+
+async fn import(
+    machine: &Arc<Machine>,
+    file: PathBuf,
+    piece_size_bytes: Option<u64>,
+) -> anyhow::Result<Imported> {
+    let worker = machine.clone();
+    let imported = tokio::task::spawn_blocking(move || {
+        worker.importing.fetch_add(1, Ordering::AcqRel);
+        let imported = import_into(&worker.store, &worker.retention, &file, piece_size_bytes);
+        worker.importing.fetch_sub(1, Ordering::AcqRel);
+        imported
+    })
+    .await??;
+    seed(machine, imported.artifact).await;
+    Ok(Imported { seeding: true, ..imported })
 }
 
 /// Serves a whole artifact of the store.

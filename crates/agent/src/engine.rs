@@ -17,7 +17,7 @@ use shoal_gossip::Gossip;
 use shoal_origin::Bucket;
 use shoal_proto::{
     ArtifactId, Bitmap, EncodingId, NodeId, PieceIndex,
-    manifest::Location,
+    manifest::{Location, PieceSize},
     peer::{PeerAddr, StreamReply, StreamRequest},
     region::FetchProgress,
 };
@@ -26,7 +26,7 @@ use shoal_swarm::{
     Config, Event, Outcome, PeerKey, Purpose, RequestId, Swarm, SwarmKey, Time, UploadId,
     machine_hash, may_lease,
 };
-use shoal_transport::{Connection, Endpoint, Incoming, IncomingRequest};
+use shoal_transport::{Connection, Endpoint, Incoming, IncomingRequest, Pacer};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::AbortHandle,
@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     fetch::{Fetched, Kitchen},
     goals::Goals,
+    limits::Limits,
     metrics::Metrics,
     neighbours::Neighbours,
     regions::Regions,
@@ -107,6 +108,7 @@ struct Part {
 #[derive(Clone)]
 pub(crate) struct Engine {
     inputs: mpsc::Sender<Input>,
+    limits: Arc<watch::Sender<Limits>>,
     running: Arc<Mutex<HashMap<ArtifactId, watch::Receiver<FetchStatus>>>>,
 }
 
@@ -119,6 +121,8 @@ pub(crate) struct Parts {
     pub(crate) gossip: Gossip,
     pub(crate) regions: Regions,
     pub(crate) bucket: Bucket,
+    /// Limits what is read from the bucket.
+    pub(crate) origin: Pacer,
     pub(crate) goals: Arc<Goals>,
     pub(crate) neighbours: Arc<Neighbours>,
     pub(crate) metrics: Arc<Metrics>,
@@ -129,10 +133,13 @@ impl Engine {
     pub(crate) fn start(parts: Parts, token: CancellationToken) -> Self {
         let (inputs, queue) = mpsc::channel(INPUTS_MAX);
         let seed = rand::random();
+        let kitchen = Kitchen::new(parts.origin.clone(), parts.endpoint.down().clone());
+        let (limits, limited) = watch::channel(Limits::default());
         let driver = Driver {
             parts,
             inputs: inputs.clone(),
-            kitchen: Kitchen::new(),
+            kitchen,
+            limits: limited,
             policy: Swarm::new(Config::default(), seed),
             began: Instant::now(),
             swarms: BTreeMap::new(),
@@ -147,7 +154,7 @@ impl Engine {
             next_key: 1,
         };
         tokio::spawn(driver.run(queue, token));
-        Self { inputs, running: Arc::default() }
+        Self { inputs, limits: Arc::new(limits), running: Arc::default() }
     }
 
     /// Takes part in an artifact's swarm, if it does not yet; the receiver tells how far it is.
@@ -181,6 +188,11 @@ impl Engine {
         receiver
     }
 
+    /// Has the policy keep to limits: with a slow line, fewer pieces are under way at once.
+    pub(crate) fn limit(&self, limits: Limits) {
+        self.limits.send_replace(limits);
+    }
+
     /// Leaves an artifact's swarm.
     pub(crate) async fn leave(&self, artifact: ArtifactId) {
         self.running().remove(&artifact);
@@ -198,6 +210,7 @@ struct Driver {
     parts: Parts,
     inputs: mpsc::Sender<Input>,
     kitchen: Arc<Kitchen>,
+    limits: watch::Receiver<Limits>,
     policy: Swarm,
     began: Instant,
     swarms: BTreeMap<SwarmKey, Part>,
@@ -241,6 +254,7 @@ impl Driver {
             tokio::select! {
                 () = token.cancelled() => break,
                 Some(input) = queue.recv() => self.input(input),
+                Ok(()) = self.limits.changed() => self.keep_to_limits(),
                 Some(incoming) = self.parts.incoming.recv() => self.incoming(incoming),
                 () = timer => self.tell(Event::Timeout),
                 else => break,
@@ -250,6 +264,17 @@ impl Driver {
         }
         for (_, fetch) in self.fetches.drain() {
             fetch.abort();
+        }
+    }
+
+    /// Gives the policy the numbers that fit the limits and the longest pieces.
+    fn keep_to_limits(&mut self) {
+        let lengths = self.swarms.values().map(|part| part.artifact.manifest().piece_size.bytes());
+        let longest = lengths.max().unwrap_or(PieceSize::MAX.bytes());
+        let numbers = self.limits.borrow_and_update().policy(longest);
+        if *self.policy.config() != numbers {
+            let now = self.now();
+            self.policy.set_config(now, numbers);
         }
     }
 
@@ -269,6 +294,7 @@ impl Driver {
                     // Its last actions (leaving, cancelled fetches) still need the swarm.
                     self.act();
                     self.swarms.remove(&swarm);
+                    self.keep_to_limits();
                 }
             }
             Input::Fetched(request, swarm, piece, fetched) => {
@@ -320,6 +346,7 @@ impl Driver {
         let encoding = artifact.encoding();
         let part = Part { artifact, encoding, layout, status, known: BTreeMap::new() };
         self.swarms.insert(swarm, part);
+        self.keep_to_limits();
         let purpose = if have.is_full() {
             Purpose::Seed
         } else {

@@ -15,7 +15,7 @@ use shoal_proto::{
 };
 use shoal_store::Artifact;
 use shoal_swarm::Outcome;
-use shoal_transport::Connection;
+use shoal_transport::{Connection, Pacer};
 use tokio::sync::Semaphore;
 
 /// How many bytes of pieces may be on their way into memory at once. It bounds the agent's memory whatever
@@ -29,6 +29,10 @@ const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct Kitchen {
     /// Permits are bytes of [`RECEIVE_BUDGET_BYTES`].
     receive: Semaphore,
+    /// Limits what is read from the bucket...
+    origin: Pacer,
+    /// ...and, with what neighbours send, what is received.
+    down: Pacer,
     /// One permit a core: decoding and hashing are work of the processor.
     cores: Semaphore,
     /// Decoders and output buffers at rest.
@@ -51,10 +55,12 @@ impl Fetched {
 }
 
 impl Kitchen {
-    pub(crate) fn new() -> Arc<Self> {
+    pub(crate) fn new(origin: Pacer, down: Pacer) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         Arc::new(Self {
             receive: Semaphore::new(RECEIVE_BUDGET_BYTES as usize),
+            origin,
+            down,
             cores: Semaphore::new(cores),
             spare: Mutex::default(),
         })
@@ -146,10 +152,15 @@ impl Kitchen {
     ) -> Fetched {
         let (id, encoding) = (artifact.manifest().artifact, artifact.encoding());
         let raw_len = artifact.manifest().piece_len(piece);
+        let stored = artifact.index().pieces.get(piece.0 as usize);
+        // Before the read and before there is memory for it, so neither the bucket nor a neighbour's piece waits for that.
+        let stored_len = stored.map_or(raw_len, |stored| stored.len as usize);
+        self.origin.turn().all(stored_len).await;
+        self.down.turn().all(stored_len).await;
         let Ok(_budget) = self.receive.acquire_many(raw_len as u32).await else {
             return Fetched::without(Outcome::Failed);
         };
-        let codec = artifact.index().pieces.get(piece.0 as usize).map(|stored| stored.codec);
+        let codec = stored.map(|stored| stored.codec);
         let read = bucket.read_pieces(&id, &encoding, layout, piece.0, 1);
         let Ok(read) = tokio::time::timeout(ORIGIN_READ_TIMEOUT, read).await else {
             tracing::warn!(artifact = %id, %piece, "the bucket does not answer");

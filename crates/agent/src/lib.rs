@@ -22,6 +22,7 @@ mod control;
 mod engine;
 mod fetch;
 mod goals;
+mod limits;
 mod link;
 mod machine;
 mod metrics;
@@ -30,6 +31,7 @@ mod program;
 mod regions;
 mod reports;
 mod socket;
+mod throttle;
 
 use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -45,12 +47,17 @@ use shoal_proto::{
     region::MachineInfo,
 };
 use shoal_store::{Store, StoreConfig};
-use shoal_transport::{Endpoint, EndpointConfig};
-use tokio::sync::watch;
+use shoal_transport::{Endpoint, EndpointConfig, Pacer};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Args, Config};
 pub use control::Imported;
+pub use limits::Limit;
+pub use throttle::{LimitsReport, Way};
 
 use activate::{AppState, Place};
 use app::{AppTask, Waves};
@@ -58,6 +65,7 @@ use engine::{Engine, Parts};
 use machine::{Machine, Retention};
 use neighbours::Neighbours;
 use regions::{REGION_PROCESSES_MAX, Regions};
+use throttle::Throttle;
 
 /// How often the region processes are told again that this machine holds its apps' artifacts.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(240);
@@ -78,10 +86,11 @@ struct Addresses {
 /// # Errors
 /// One line that says what is wrong with the configuration, the identity or the machine.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let config: Config = shoal_process::load_config(args.config.as_deref(), &args)?;
-    config.check()?;
+    let config = Config::load(&args)?;
     let token = shoal_process::shutdown()?;
-    let (machine, parts_of_gossip) = start(config, &token).await?;
+    // From the start: whoever asks for the file to be read again must not end the agent.
+    let hangup = signal(SignalKind::hangup())?;
+    let (machine, parts_of_gossip) = start(config.clone(), &token).await?;
     let (gossip, heard) = parts_of_gossip;
 
     for imported in machine.retention.imported() {
@@ -93,6 +102,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     tasks.spawn(link::gossip(machine.clone(), heard));
     tasks.spawn(announce_held(machine.clone()));
     tasks.spawn(machine.neighbours.clone().keep());
+    tasks.spawn(machine.throttle.clone().watch());
+    tasks.spawn(machine.throttle.clone().reload(args, config, hangup));
     tasks.spawn(count_gossip(machine.clone(), gossip.clone()));
     tasks.spawn(socket::watch(machine.endpoint.clone(), machine.metrics.clone()));
     tasks.spawn({
@@ -180,6 +191,7 @@ async fn start(
         gossip: config.advertised(gossip.local_addr())?,
     };
     let regions = Regions::start(endpoint.clone(), member.machine.clone(), &config.regions, token);
+    let origin = Pacer::default();
     let parts = Parts {
         me: addr.clone(),
         max_connections: config.max_connections,
@@ -188,11 +200,14 @@ async fn start(
         gossip: gossip.clone(),
         regions: regions.clone(),
         bucket: bucket.clone(),
+        origin: origin.clone(),
         goals: goals.clone(),
         neighbours: neighbours.clone(),
         metrics: metrics.clone(),
     };
     let engine = Engine::start(parts, token.clone());
+    let throttle =
+        Throttle::new(endpoint.clone(), engine.clone(), origin, metrics.clone(), config.limits());
     let metrics_addr = match config.metrics_listen {
         Some(listen) => {
             let registry = metrics.registry.clone();
@@ -225,6 +240,7 @@ async fn start(
         retention,
         activating: std::sync::Mutex::default(),
         wave_wanted: watch::channel(0).0,
+        throttle: Arc::new(throttle),
         importing: std::sync::atomic::AtomicUsize::new(0),
     });
     Ok((machine, (gossip, heard)))
@@ -324,6 +340,22 @@ async fn count_gossip(machine: Arc<Machine>, gossip: Gossip) {
     }
 }
 
+/// Changes the limits of the running agent that `args` configure, as far as `args` name any, and tells all of them. They hold
+/// until the agent reads its configuration again.
+///
+/// # Errors
+/// One line that says what is wrong with the configuration, or that no agent runs.
+pub async fn limits(args: Args) -> anyhow::Result<LimitsReport> {
+    let config: Config = shoal_process::load_config(args.config.as_deref(), &args)?;
+    let told = control::ask(&config.data_dir, &control::Request::limits(args.limits())).await?;
+    told.with_context(|| {
+        let dir = config.data_dir.display();
+        format!(
+            "no agent runs on {dir}: start it, or give the --config or --data-dir of one that runs"
+        )
+    })
+}
+
 /// Cuts `file` into the store of the agent that `args` configure. A running agent does it itself and serves the
 /// artifact at once; otherwise it is served when the agent starts.
 ///
@@ -335,7 +367,8 @@ pub async fn import(
     piece_size_bytes: Option<u64>,
 ) -> anyhow::Result<Imported> {
     let config: Config = shoal_process::load_config(args.config.as_deref(), &args)?;
-    if let Some(imported) = control::ask(&config.data_dir, file, piece_size_bytes).await? {
+    let request = control::Request::import(file, piece_size_bytes)?;
+    if let Some(imported) = control::ask(&config.data_dir, &request).await? {
         return Ok(imported);
     }
     std::fs::create_dir_all(&config.data_dir)

@@ -25,7 +25,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use crate::{
     app::Waves, config::Config, engine::Engine, goals::Goals, metrics::Metrics,
-    neighbours::Neighbours, regions::Regions, reports::Reports,
+    neighbours::Neighbours, regions::Regions, reports::Reports, throttle::Throttle,
 };
 
 /// How many neighbours are asked for an index before the region is.
@@ -54,6 +54,7 @@ pub(crate) struct Machine {
     pub(crate) activating: Mutex<BTreeMap<AppName, Arc<AsyncMutex<()>>>>,
     /// Somebody waits for a wave, in a fleet of about so many: the region is to be asked soon.
     pub(crate) wave_wanted: watch::Sender<u32>,
+    pub(crate) throttle: Arc<Throttle>,
     /// How many imports are under way: nothing is swept meanwhile, for their artifacts are nobody's yet.
     pub(crate) importing: AtomicUsize,
 }

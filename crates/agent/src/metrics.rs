@@ -30,6 +30,14 @@ pub(crate) struct Metrics {
     pub(crate) udp_buffer_bytes: IntGaugeVec,
     /// Datagrams that the kernel dropped because the buffer was full.
     pub(crate) udp_dropped: IntCounter,
+    /// Limits in force in bytes a second, 0 for none, by `way` (`up`, `down`, `origin`); so for the next two.
+    pub(crate) limits: IntGaugeVec,
+    /// Piece bytes that had to wait for a limit.
+    pub(crate) held_back_bytes: IntCounterVec,
+    /// For how long something had to wait for a limit.
+    pub(crate) held_back_ms: IntCounterVec,
+    /// Whether what is sent yields to other traffic: 1 or 0.
+    pub(crate) scavenger: IntGauge,
 }
 
 impl Metrics {
@@ -81,6 +89,23 @@ impl Metrics {
                 "Apps by what this machine does about their goal.",
                 "state",
             )?,
+            limits: meters.gauges(
+                "shoal_agent_limit_bytes_per_second",
+                "Limits on piece bytes in force; 0 for none.",
+                "way",
+            )?,
+            held_back_bytes: meters.counters(
+                "shoal_agent_held_back_bytes_total",
+                "Piece bytes that had to wait for a limit.",
+                "way",
+            )?,
+            held_back_ms: meters.counters(
+                "shoal_agent_held_back_milliseconds_total",
+                "For how long something had to wait for a limit.",
+                "way",
+            )?,
+            scavenger: meters
+                .gauge("shoal_agent_scavenger", "Whether what is sent yields to other traffic.")?,
             registry: meters.registry,
         })
     }

@@ -104,6 +104,42 @@ struct AgentArgs {
 enum AgentCommand {
     /// Cut a local file into this machine's store, and seed it.
     Import(ImportArgs),
+    /// Show the limits of this machine's agent and what passes under them, or change them until it reads its configuration again.
+    Limits(LimitsArgs),
+}
+
+#[derive(clap::Args)]
+struct LimitsArgs {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    agent: shoal_agent::Args,
+}
+
+impl LimitsArgs {
+    async fn run(self) -> anyhow::Result<()> {
+        let limits = shoal_agent::limits(self.agent).await?;
+        show::print_as(self.json, &limits, limits_table)
+    }
+}
+
+fn limits_table(limits: &shoal_agent::LimitsReport) -> String {
+    let rate = |bytes: u64| format!("{}/s", bytesize::ByteSize(bytes).display().si());
+    let mut table = show::table(&["WAY", "LIMIT", "NOW", "PASSED", "HELD BACK", "FOR"]);
+    let rows = [("up", &limits.up), ("down", &limits.down), ("origin", &limits.origin)];
+    for (name, way) in rows {
+        table.add_row([
+            name.to_owned(),
+            way.limit_bytes_per_s.map_or_else(|| "none".into(), rate),
+            rate(way.rate_bytes_per_s),
+            show::size(way.passed_bytes),
+            show::size(way.held_back_bytes),
+            format!("{:.1} s", way.held_back_ms as f64 / 1e3),
+        ]);
+    }
+    let scavenger = if limits.scavenger { "on" } else { "off" };
+    format!("{}\nscavenger: {scavenger}", show::render(&table, ""))
 }
 
 #[derive(clap::Args)]
@@ -148,6 +184,9 @@ impl Command {
             Self::Region(args) => shoal_region::run(args).await,
             Self::Agent(AgentArgs { command: None, args }) => shoal_agent::run(args).await,
             Self::Agent(AgentArgs { command: Some(AgentCommand::Import(args)), .. }) => {
+                args.run().await
+            }
+            Self::Agent(AgentArgs { command: Some(AgentCommand::Limits(args)), .. }) => {
                 args.run().await
             }
             Self::App(command) => command.run().await,

@@ -1,11 +1,14 @@
 //! What an endpoint is told, and the QUIC settings that follow from it.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use aws_lc_rs::hmac;
 use quinn::{
     MtuDiscoveryConfig, TransportConfig, VarInt,
-    congestion::CubicConfig,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use quinn_proto::HashedConnectionIdGenerator;
@@ -14,6 +17,7 @@ use shoal_proto::peer::{VERSIONS, alpn};
 
 use crate::{
     buffers::{Drops, SocketBuffers},
+    congestion::Congestion,
     error::TransportError,
     socket::{self, Bound},
 };
@@ -110,15 +114,15 @@ impl EndpointConfig {
     /// # Errors
     /// As [`Endpoint::bind`](crate::Endpoint::bind).
     pub fn bare(&self) -> Result<quinn::Endpoint, TransportError> {
-        self.open().map(|opened| opened.quinn)
+        self.open(Arc::default()).map(|opened| opened.quinn)
     }
 
-    /// Opens the socket, and QUIC on it.
-    pub(crate) fn open(&self) -> Result<Opened, TransportError> {
-        let Quic { endpoint, server, client } = self.quic()?;
+    /// Opens the socket, and QUIC on it, which yields to other traffic while the flag says so.
+    pub(crate) fn open(&self, yields: Arc<AtomicBool>) -> Result<Opened, TransportError> {
+        let Quic { endpoint, server, client } = self.quic(yields.clone())?;
         let failed = |error| TransportError::Listen { addr: self.listen, error };
         let Bound { socket, buffers, drops } = socket::bind(self).map_err(failed)?;
-        let socket = socket::wrap(socket).map_err(failed)?;
+        let socket = socket::wrap(socket, yields).map_err(failed)?;
         let runtime = Arc::new(quinn::TokioRuntime);
         let mut quinn =
             quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)
@@ -128,7 +132,7 @@ impl EndpointConfig {
     }
 
     /// The QUIC settings of both directions.
-    fn quic(&self) -> Result<Quic, TransportError> {
+    fn quic(&self, yields: Arc<AtomicBool>) -> Result<Quic, TransportError> {
         if !(MTU_MIN_BYTES..=MTU_MAX_BYTES).contains(&self.mtu_max) {
             return Err(TransportError::Config(format!(
                 "mtu_max is {}: use {MTU_MIN_BYTES}-{MTU_MAX_BYTES}",
@@ -138,7 +142,7 @@ impl EndpointConfig {
         if self.versions.is_empty() {
             return Err(TransportError::Config("versions is empty: name at least one".into()));
         }
-        let transport = Arc::new(self.transport()?);
+        let transport = Arc::new(self.transport(yields)?);
         let names: Vec<_> = self.versions.iter().map(|version| alpn(*version)).collect();
         let names: Vec<_> = names.iter().map(String::as_bytes).collect();
 
@@ -160,14 +164,14 @@ impl EndpointConfig {
         Ok(Quic { endpoint: self.endpoint()?, server, client })
     }
 
-    fn transport(&self) -> Result<TransportConfig, TransportError> {
+    fn transport(&self, yields: Arc<AtomicBool>) -> Result<TransportConfig, TransportError> {
         let idle = self.idle_timeout.try_into().map_err(|_| {
             TransportError::Config(format!("idle_timeout of {:?} is too long", self.idle_timeout))
         })?;
         let mut mtu = MtuDiscoveryConfig::default();
         mtu.upper_bound(self.mtu_max);
-        let mut congestion = CubicConfig::default();
-        congestion.initial_window(INITIAL_WINDOW_PACKETS * u64::from(self.mtu_max));
+        let initial_window = INITIAL_WINDOW_PACKETS * u64::from(self.mtu_max);
+        let congestion = Congestion { yields, initial_window };
         let mut transport = TransportConfig::default();
         transport
             .max_concurrent_bidi_streams(VarInt::from_u32(REQUESTS_PER_CONNECTION))

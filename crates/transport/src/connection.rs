@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use crate::{
     error::{RequestError, SendError, code},
     frame,
+    pace::Pacer,
     request::{self, ReplyBody},
 };
 
@@ -44,6 +45,14 @@ struct Shared {
     /// Milliseconds from `since` to the last message or request, either way.
     active_ms: AtomicU64,
     control: mpsc::Sender<Bytes>,
+    pacing: Pacing,
+}
+
+/// The limits on piece bytes that all connections of a process share.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Pacing {
+    pub(crate) up: Pacer,
+    pub(crate) down: Pacer,
 }
 
 /// What a connection did, and how its path is.
@@ -73,11 +82,13 @@ impl Connection {
         quinn: quinn::Connection,
         member: Member,
         dialled: bool,
+        pacing: Pacing,
     ) -> (Self, mpsc::Receiver<Bytes>) {
         let (control, queue) = mpsc::channel(CONTROL_QUEUE_MESSAGES);
         let since = Instant::now();
         let active_ms = AtomicU64::new(0);
-        (Self(Arc::new(Shared { quinn, member, dialled, since, active_ms, control })), queue)
+        let shared = Shared { quinn, member, dialled, since, active_ms, control, pacing };
+        (Self(Arc::new(shared)), queue)
     }
 
     /// Who is at the other end.
@@ -183,6 +194,10 @@ impl Connection {
 
     pub(crate) fn quinn(&self) -> &quinn::Connection {
         &self.0.quinn
+    }
+
+    pub(crate) fn pacing(&self) -> &Pacing {
+        &self.0.pacing
     }
 
     pub(crate) fn age(&self) -> Duration {

@@ -162,7 +162,7 @@ async fn claim(
     attempt: u64,
     waiter: Waiter,
 ) -> Outcome {
-    let (connection, queue) = Connection::new(quinn, member, true);
+    let (connection, queue) = Connection::new(quinn, member, true, inner.pacing().clone());
     match timeout(WELCOME_TIMEOUT, welcomed(&connection)).await {
         Ok(Ok((send, receive))) => {
             if inner.peers().dialled(attempt, &connection) {
@@ -260,7 +260,7 @@ pub(crate) async fn answer(inner: Arc<Inner>, incoming: quinn::Incoming) {
         quinn.close(code(CloseReason::WrongPeer), b"");
         return;
     };
-    let (connection, queue) = Connection::new(quinn, member, false);
+    let (connection, queue) = Connection::new(quinn, member, false, inner.pacing().clone());
     loop {
         let claim = inner.peers().claim(&connection);
         match claim {

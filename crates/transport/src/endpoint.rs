@@ -3,7 +3,10 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,10 +24,11 @@ use tokio_util::task::TaskTracker;
 use crate::{
     buffers::{Drops, SocketBuffers},
     config::{EndpointConfig, Opened},
-    connection::Connection,
+    connection::{Connection, Pacing},
     control::{self, Control},
     dial::{self, CROSSING, decided},
     error::{ConnectError, TransportError, code},
+    pace::Pacer,
     peers::{Peers, Want},
     request::IncomingRequest,
 };
@@ -35,6 +39,10 @@ const INCOMING_QUEUE: usize = 256;
 
 /// Handshakes that run at a time; each costs some 64 KiB and a millisecond of a core.
 const HANDSHAKES_MAX: usize = 128;
+
+/// With a limit on what is received, the receive windows together hold what it lets pass in a part of a second, this
+/// one: what they hold comes before the senders are slowed, and covers paths of as long a round trip.
+const WINDOWS_PER_SECOND: u64 = 4;
 
 /// A shutdown waits this long for peers to have heard of it.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
@@ -69,6 +77,9 @@ pub(crate) struct Inner {
     buffers: SocketBuffers,
     drops: Drops,
     peers: Mutex<Peers>,
+    pacing: Pacing,
+    yields: Arc<AtomicBool>,
+    receive_budget_bytes: u64,
     incoming: mpsc::Sender<Incoming>,
     tasks: TaskTracker,
 }
@@ -82,7 +93,8 @@ impl Endpoint {
         config: &EndpointConfig,
     ) -> Result<(Self, mpsc::Receiver<Incoming>), TransportError> {
         let failed = |error| TransportError::Listen { addr: config.listen, error };
-        let Opened { quinn, buffers, drops } = config.open()?;
+        let yields = Arc::<AtomicBool>::default();
+        let Opened { quinn, buffers, drops } = config.open(yields.clone())?;
         let me = config.identity.member().node;
         let (incoming, receiver) = mpsc::channel(INCOMING_QUEUE);
         let peers = Peers::new(me, config.max_connections, config.receive_budget_bytes, CROSSING);
@@ -95,6 +107,9 @@ impl Endpoint {
             buffers,
             drops,
             peers: Mutex::new(peers),
+            pacing: Pacing::default(),
+            yields,
+            receive_budget_bytes: config.receive_budget_bytes,
             incoming,
             tasks: TaskTracker::new(),
         });
@@ -189,6 +204,33 @@ impl Endpoint {
         self.0.peers().get(node).cloned()
     }
 
+    /// What limits the piece bytes that are sent, on all connections together.
+    #[must_use]
+    pub fn up(&self) -> &Pacer {
+        &self.0.pacing.up
+    }
+
+    /// What limits the piece bytes that are received. Set its limit with [`Self::limit_down`].
+    #[must_use]
+    pub fn down(&self) -> &Pacer {
+        &self.0.pacing.down
+    }
+
+    /// Limits the piece bytes that are received, on all connections together, in bytes a second: they are read no faster, and
+    /// no more is let come meanwhile than fits a moment of it.
+    pub fn limit_down(&self, limit: Option<u64>) {
+        self.0.pacing.down.set_limit(limit);
+        let all = self.0.receive_budget_bytes;
+        let budget = limit.map_or(all, |limit| (limit / WINDOWS_PER_SECOND).min(all));
+        self.0.peers().set_receive_budget(budget);
+    }
+
+    /// Whether what is sent yields to other traffic, from the next acknowledgement on: congestion is judged by delay, before any
+    /// queue is full, and packets say that others go first (DSCP LE, RFC 8622). What is received follows its senders' setting.
+    pub fn yield_to_others(&self, yields: bool) {
+        self.0.yields.store(yields, Ordering::Relaxed);
+    }
+
     /// All connections that are up.
     #[must_use]
     pub fn connections(&self) -> Vec<Connection> {
@@ -222,6 +264,10 @@ impl Inner {
     /// The protocol versions that it speaks.
     pub(crate) fn versions(&self) -> &[u16] {
         &self.versions
+    }
+
+    pub(crate) fn pacing(&self) -> &Pacing {
+        &self.pacing
     }
 
     pub(crate) fn quinn(&self) -> &quinn::Endpoint {

@@ -21,17 +21,23 @@
 //! granted, until the sender's own queue is full and [`SendError::Full`] says so. Receive windows come from
 //! one budget for the whole process ([`EndpointConfig::receive_budget_bytes`]), shared by its connections.
 //!
+//! **Limits** of bandwidth hold for the piece bytes of a whole process ([`Endpoint::up`], [`Endpoint::limit_down`]): what is sent
+//! takes its turn before it goes, and what comes is read no faster than it may, so that flow control slows its senders.
+//!
 //! Whatever is malformed or too long closes its connection with
 //! [`CloseReason::Malformed`](shoal_proto::peer::CloseReason::Malformed).
 
 mod buffers;
 mod config;
+mod congestion;
 mod connection;
 mod control;
 mod dial;
 mod endpoint;
 mod error;
 mod frame;
+mod mark;
+mod pace;
 mod peers;
 mod request;
 mod socket;
@@ -41,4 +47,5 @@ pub use config::EndpointConfig;
 pub use connection::{Connection, ConnectionStats};
 pub use endpoint::{Endpoint, Incoming};
 pub use error::{ConnectError, ReplyError, RequestError, SendError, TransportError};
+pub use pace::{Paced, Pacer, Turn};
 pub use request::{IncomingRequest, ReplyBody};

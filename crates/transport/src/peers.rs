@@ -206,6 +206,12 @@ impl Peers {
         }
     }
 
+    /// Shares another receive budget from now on.
+    pub(crate) fn set_receive_budget(&mut self, bytes: u64) {
+        self.receive_budget_bytes = bytes;
+        self.share_window(None);
+    }
+
     fn settle(&mut self, connection: Connection) {
         let previous = self.slots.insert(connection.node(), Slot::Connected(connection.clone()));
         debug_assert!(previous.is_none());

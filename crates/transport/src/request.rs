@@ -13,6 +13,7 @@ use crate::{
     connection::Connection,
     error::{ReplyError, RequestError, describe},
     frame::{self, FrameError},
+    pace::Turn,
 };
 
 /// Chunks taken from a stream at once: about the packets that one system call brings.
@@ -23,6 +24,9 @@ const CHUNKS_AT_ONCE: usize = 32;
 pub(crate) const PRIORITY_CONTROL: i32 = 2;
 const PRIORITY_SHORT: i32 = 1;
 const PRIORITY_PIECE: i32 = 0;
+
+/// A piece is handed over in parts of this many bytes at most: a limit that is set in the middle of it holds for the rest.
+const PART_BYTES: usize = 1 << 20;
 
 /// The code of a stream that is given up.
 const GIVEN_UP: VarInt = VarInt::from_u32(0);
@@ -53,7 +57,8 @@ pub(crate) async fn ask(
     if left as u64 > PieceSize::MAX.bytes() {
         return Err(failed(connection, FrameError::Malformed("a piece is too long")));
     }
-    let mut body = ReplyBody { stream, left, connection: connection.clone() };
+    let turn = connection.pacing().down.turn();
+    let mut body = ReplyBody { stream, left, turn, connection: connection.clone() };
     if left == 0 {
         body.end().await?;
     }
@@ -86,6 +91,7 @@ fn failed(connection: &Connection, error: FrameError) -> RequestError {
 pub struct ReplyBody {
     stream: RecvStream,
     left: usize,
+    turn: Turn,
     connection: Connection,
 }
 
@@ -129,6 +135,8 @@ impl ReplyBody {
             let chunk = chunk.map_err(|error| failed(&self.connection, error))?;
             out.extend_from_slice(&chunk.bytes);
             self.left -= chunk.bytes.len();
+            // What comes meanwhile fills the window, and then its sender waits.
+            self.turn.all(chunk.bytes.len()).await;
         }
         self.connection.touch();
         Ok(())
@@ -141,6 +149,7 @@ impl ReplyBody {
             let count = self.stream.read_chunks(&mut chunks).await;
             let count = count.map_err(FrameError::from).and_then(|n| n.ok_or(FrameError::Ended));
             let count = count.map_err(|error| failed(&self.connection, error))?;
+            let before = self.left;
             for chunk in &mut chunks[..count] {
                 if chunk.len() > self.left {
                     let error = FrameError::Malformed("a piece goes on past its length");
@@ -151,6 +160,7 @@ impl ReplyBody {
                 // Gives the packet's buffer back at once.
                 *chunk = Bytes::new();
             }
+            self.turn.all(before - self.left).await;
         }
         Ok(())
     }
@@ -212,24 +222,17 @@ impl IncomingRequest {
         let priority = if promised > 0 { PRIORITY_PIECE } else { PRIORITY_SHORT };
         let _ = send.0.set_priority(priority);
 
-        let mut chunks = [header, body];
-        let mut rest = &mut chunks[..];
-        let mut sent_bytes = 0;
-        while !rest.is_empty() {
-            let Written { bytes, chunks } = match send.0.write_chunks(rest).await {
-                Ok(written) => written,
-                Err(WriteError::Stopped(_)) => return Err(ReplyError::Stopped { sent_bytes }),
-                Err(WriteError::ConnectionLost(error)) => {
-                    return Err(ReplyError::Closed(describe(&error)));
-                }
-                Err(error) => return Err(ReplyError::Closed(error.to_string())),
+        let turn = self.connection.pacing().up.turn();
+        let (mut header, mut body, mut sent_bytes) = (header, body, 0);
+        while !header.is_empty() || !body.is_empty() {
+            // The header waits with the piece: its reader makes room when it comes.
+            let passes = tokio::select! {
+                biased;
+                passes = turn.some(body.len().min(PART_BYTES)) => passes,
+                stopped = send.0.stopped() => return Err(gone(stopped, sent_bytes)),
             };
-            sent_bytes += bytes as u64;
-            rest = &mut rest[chunks..];
-            // An empty body is never taken by a write of its own.
-            if rest.first().is_some_and(Bytes::is_empty) {
-                rest = &mut rest[1..];
-            }
+            let mut part = [std::mem::take(&mut header), body.split_to(passes)];
+            send.write(&mut part, &mut sent_bytes).await?;
         }
         let _ = send.0.finish();
         match send.0.stopped().await {
@@ -237,10 +240,17 @@ impl IncomingRequest {
                 self.connection.touch();
                 Ok(sent_bytes)
             }
-            Ok(Some(_)) => Err(ReplyError::Stopped { sent_bytes }),
-            Err(StoppedError::ConnectionLost(error)) => Err(ReplyError::Closed(describe(&error))),
-            Err(error) => Err(ReplyError::Closed(error.to_string())),
+            stopped => Err(gone(stopped, sent_bytes)),
         }
+    }
+}
+
+/// Why an answer ended before its end.
+fn gone(stopped: Result<Option<VarInt>, StoppedError>, sent_bytes: u64) -> ReplyError {
+    match stopped {
+        Ok(_) => ReplyError::Stopped { sent_bytes },
+        Err(StoppedError::ConnectionLost(error)) => ReplyError::Closed(describe(&error)),
+        Err(error) => ReplyError::Closed(error.to_string()),
     }
 }
 
@@ -248,6 +258,38 @@ impl IncomingRequest {
 /// the peer could take a half answer for a whole one, and all that is queued would still be sent.)
 #[derive(Debug)]
 struct Half(SendStream);
+
+impl Half {
+    /// Writes all of `chunks`, and adds what was written.
+    async fn write(
+        &mut self,
+        chunks: &mut [Bytes],
+        sent_bytes: &mut u64,
+    ) -> Result<(), ReplyError> {
+        let mut rest = chunks;
+        loop {
+            // An empty chunk is never taken by a write of its own.
+            while rest.first().is_some_and(Bytes::is_empty) {
+                rest = &mut rest[1..];
+            }
+            if rest.is_empty() {
+                return Ok(());
+            }
+            let Written { bytes, chunks } = match self.0.write_chunks(rest).await {
+                Ok(written) => written,
+                Err(WriteError::Stopped(_)) => {
+                    return Err(ReplyError::Stopped { sent_bytes: *sent_bytes });
+                }
+                Err(WriteError::ConnectionLost(error)) => {
+                    return Err(ReplyError::Closed(describe(&error)));
+                }
+                Err(error) => return Err(ReplyError::Closed(error.to_string())),
+            };
+            *sent_bytes += bytes as u64;
+            rest = &mut rest[chunks..];
+        }
+    }
+}
 
 impl Drop for Half {
     fn drop(&mut self) {

@@ -1,4 +1,5 @@
-//! The UDP socket: large kernel buffers, and no more segments a call than the kernel takes.
+//! The UDP socket: large kernel buffers, no more segments a call than the kernel takes, and packets that are marked to
+//! yield while a flag says so.
 
 use std::{
     fmt, io,
@@ -6,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
@@ -20,6 +21,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{
     buffers::{Drops, SocketBuffers},
     config::EndpointConfig,
+    mark,
 };
 
 /// The most bytes that one call may hand to the kernel for segmentation. Beyond it the kernel drops
@@ -59,17 +61,25 @@ pub(crate) fn bind(config: &EndpointConfig) -> io::Result<Bound> {
     Ok(Bound { socket: socket.into(), buffers, drops })
 }
 
-/// Gives the socket to quinn, held to what the kernel takes in one call.
-pub(crate) fn wrap(socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+/// Gives the socket to quinn, held to what the kernel takes in one call. Its packets are marked while `yields` is true.
+pub(crate) fn wrap(
+    socket: UdpSocket,
+    yields: Arc<AtomicBool>,
+) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    let own = socket.try_clone()?;
     let inner = TokioRuntime.wrap_udp_socket(socket)?;
     let segments = AtomicUsize::new(inner.max_transmit_segments());
-    Ok(Arc::new(HeldSocket { inner, longest: AtomicUsize::new(1), segments }))
+    let longest = AtomicUsize::new(1);
+    Ok(Arc::new(HeldSocket { inner, own, yields, longest, segments }))
 }
 
 /// quinn's own socket, with fewer segments a call where they are long. quinn asks how many it may hand over before it
 /// says how long they are, and paths differ: so the longest that any path had so far counts.
 struct HeldSocket {
     inner: Arc<dyn AsyncUdpSocket>,
+    /// The same socket, for packets that are marked.
+    own: UdpSocket,
+    yields: Arc<AtomicBool>,
     /// The longest segment so far, in bytes.
     longest: AtomicUsize,
     /// How many segments a call quinn was last seen to use.
@@ -77,11 +87,19 @@ struct HeldSocket {
 }
 
 impl HeldSocket {
+    fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if self.yields.load(Ordering::Relaxed) && mark::send(&self.own, transmit).is_ok() {
+            return Ok(());
+        }
+        // Also where the kernel has no room or refuses a segment: quinn's way knows how to wait and what to do.
+        self.inner.try_send(transmit)
+    }
+
     /// Sends in several calls what is too long for one: the first segments of a path that was just found to take more.
     fn send_in_parts(&self, transmit: &Transmit<'_>, segment: usize) -> io::Result<()> {
         let whole = (SEGMENTED_MAX_BYTES / segment).max(1) * segment;
         let mut parts = transmit.contents.chunks(whole);
-        let send = |contents| self.inner.try_send(&Transmit { contents, ..*transmit });
+        let send = |contents| self.send(&Transmit { contents, ..*transmit });
         parts.next().map_or(Ok(()), send)?;
         // The first is on its way: what the kernel has no room for now is lost like any packet, and sent again.
         parts.for_each(|part| drop(send(part)));
@@ -101,12 +119,12 @@ impl AsyncUdpSocket for HeldSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let Some(segment) = transmit.segment_size else { return self.inner.try_send(transmit) };
+        let Some(segment) = transmit.segment_size else { return self.send(transmit) };
         self.longest.fetch_max(segment, Ordering::Relaxed);
         if transmit.contents.len() > SEGMENTED_MAX_BYTES {
             return self.send_in_parts(transmit, segment);
         }
-        self.inner.try_send(transmit)
+        self.send(transmit)
     }
 
     fn poll_recv(

@@ -262,6 +262,15 @@ impl Swarm {
         &self.config
     }
 
+    /// Works with other numbers from now on; then drain [`Self::poll_action`] and look at [`Self::next_timeout`]. What is
+    /// under way goes on, though it be more than they allow.
+    pub fn set_config(&mut self, now: Time, config: impl Into<Arc<Config>>) {
+        self.config = config.into();
+        self.handle(now, Event::Timeout);
+        // Places may be free that were not.
+        self.offer_slots();
+    }
+
     fn stir(&mut self) {
         self.peers_stirred = true;
         self.origin_stirred = true;
