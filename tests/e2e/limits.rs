@@ -28,7 +28,7 @@ fn reconfigure(agent: &Process, keys: &str) {
 }
 
 fn hang_up(agent: &Process) {
-    kill_process(Pid::from_raw(agent.id() as i32).unwrap(), Signal::HUP).unwrap();
+    kill_process(Pid::from_raw(agent.pid() as i32).unwrap(), Signal::HUP).unwrap();
 }
 
 /// `shoal agent limits` with these flags.
@@ -155,8 +155,7 @@ async fn a_limit_holds_at_once_and_a_wrong_file_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_read_and_received_keeps_to_its_limits() {
     let extra = "origin_limit = \"3MB/s\"\ndown_limit = \"32Mbit/s\"\n";
-    let shape =
-        Shape { agents: 2, agent_extra: format!("{extra}{METRICS}"), ..Shape::default() };
+    let shape = Shape { agents: 2, agent_extra: format!("{extra}{METRICS}"), ..Shape::default() };
     let cluster = Cluster::start(shape).await;
     cluster.set_app(&plain_app("data")).await;
     let file = cluster.random_file("file", 12 << 20, 7);

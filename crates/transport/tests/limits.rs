@@ -86,8 +86,7 @@ async fn who_reads_slowly_slows_the_sender() {
     let sent = send(two.request().await);
     // Some has come by the limit; of the rest no more than windows hold has left the sender.
     until(|| one.endpoint.down().paced().passed_bytes > 2 << 20).await;
-    let ahead =
-        two.endpoint.up().paced().passed_bytes - one.endpoint.down().paced().passed_bytes;
+    let ahead = two.endpoint.up().paced().passed_bytes - one.endpoint.down().paced().passed_bytes;
     assert!(ahead < 3 << 20, "{ahead} bytes lie between them");
     assert!(one.endpoint.down().paced().held_bytes > 0);
     assert!(!fetched.is_finished());

@@ -373,7 +373,7 @@ impl Swarm {
                     || known().is_some_and(|peer| !peer.banned))
         });
         if may_have {
-            self.serve(id, peer, swarm);
+            self.serve(id, peer, swarm, piece.0);
         } else {
             self.actions.push(Action::RefuseNotHere { upload: id });
         }

@@ -6,7 +6,7 @@
 //! offer that nobody takes costs one small message. Who holds its first piece has few slots and is wanted by all its
 //! neighbours: it is not asked but offers, as long as that brings anything.
 
-use alloc::vec::Vec;
+use alloc::{collections::VecDeque, vec::Vec};
 
 use rand::RngExt;
 use shoal_proto::PieceIndex;
@@ -26,6 +26,10 @@ use crate::{
 /// The most that were turned away and are remembered; any more ask again after a rest.
 const TURNED_AWAY_MAX: usize = 64;
 
+/// What a lone seed gave is remembered of so many pieces, the last ones, and for as long as news may wait: by then all know
+/// who has it.
+const GIVEN_MAX: usize = 32;
+
 /// Uploads that lie in the machine itself: as many as it has slots.
 const SERVED: usize = 8;
 
@@ -35,11 +39,23 @@ pub(super) struct Upload {
     peer: PeerKey,
 }
 
+/// A piece that a lone seed gave.
+#[derive(Debug, Clone)]
+struct Given {
+    swarm: SwarmKey,
+    piece: u32,
+    peer: PeerKey,
+    /// When all know of it.
+    known_at: Time,
+}
+
 #[derive(Debug, Clone, Default)]
 pub(super) struct Uploads {
     served: SmallVec<[Upload; SERVED]>,
     /// Who was answered BUSY, and not offered a slot since; longest ago first.
     turned_away: Vec<PeerKey>,
+    /// The oldest first.
+    given: VecDeque<Given>,
     /// The swarm whose neighbours are offered a slot first.
     turn: usize,
 }
@@ -55,10 +71,24 @@ impl Uploads {
         self.served.iter().any(|upload| upload.peer == peer)
     }
 
+    /// Whether another peer was given a piece, and not all know of it.
+    fn gave_another(&self, now: Time, swarm: SwarmKey, piece: u32, peer: PeerKey) -> bool {
+        let same = |given: &Given| given.swarm == swarm && given.piece == piece;
+        self.given.iter().any(|given| same(given) && given.peer != peer && given.known_at > now)
+    }
+
+    fn gives(&mut self, given: Given) {
+        if self.given.len() >= GIVEN_MAX {
+            self.given.pop_front();
+        }
+        self.given.push_back(given);
+    }
+
     /// A connection ended, and all its uploads with it.
     pub(super) fn peer_down(&mut self, peer: PeerKey) {
         self.served.retain(|upload| upload.peer != peer);
         self.turned_away.retain(|other| *other != peer);
+        self.given.retain(|given| given.peer != peer);
     }
 }
 
@@ -70,7 +100,7 @@ fn slots(config: &Config, state: &State) -> usize {
 
 impl Swarm {
     /// A peer asks for a piece that we hold.
-    pub(super) fn serve(&mut self, id: UploadId, peer: PeerKey, swarm: SwarmKey) {
+    pub(super) fn serve(&mut self, id: UploadId, peer: PeerKey, swarm: SwarmKey, piece: u32) {
         let Some(state) = self.states.get(swarm) else { return };
         let uploads = &mut self.uploads;
         if uploads.served.iter().any(|upload| upload.id == id) {
@@ -78,7 +108,14 @@ impl Swarm {
         }
         let own = uploads.served.iter().filter(|upload| upload.peer == peer).count();
         let room = uploads.served.len() < slots(&self.config, state);
-        if room && own < self.config.uploads_per_peer_max {
+        // Its neighbours know nothing of each other's requests, and what it sends twice nobody else can send for it.
+        let alone = state.held.is_full() && state.neighbours.complete() == 0;
+        let again = alone && uploads.gave_another(self.now, swarm, piece, peer);
+        if room && own < self.config.uploads_per_peer_max && !again {
+            if alone {
+                let known_at = self.now + self.config.have_delay_max;
+                uploads.gives(Given { swarm, piece, peer, known_at });
+            }
             uploads.turned_away.retain(|other| *other != peer);
             uploads.served.push(Upload { id, peer });
             self.actions.push(Action::Serve { upload: id });
