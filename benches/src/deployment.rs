@@ -61,11 +61,16 @@ pub struct Round {
     pub verified: usize,
 }
 
-/// Starts coordinator and region processes, and an agent on each machine.
+/// Starts coordinator and region processes, and an agent on each machine; the seed's has `seed_settings` in its file too.
 ///
 /// # Errors
 /// When one does not start.
-pub fn start(cluster: &mut Cluster, shoal: &Path, machines: &[Machine]) -> anyhow::Result<()> {
+pub fn start(
+    cluster: &mut Cluster,
+    shoal: &Path,
+    machines: &[Machine],
+    seed_settings: &str,
+) -> anyhow::Result<()> {
     cluster.start_control()?;
     cluster.operator(&["app", "set", APP])?;
     let seed = seed(machines)?;
@@ -79,6 +84,7 @@ pub fn start(cluster: &mut Cluster, shoal: &Path, machines: &[Machine]) -> anyho
         let mut settings = "keep_builds = 0\nreserve_free_mib = 64\n".to_owned();
         if machine.name == SEED {
             settings += &format!("metrics_listen = \"{}\"\n", machine.at(METRICS));
+            settings += seed_settings;
         }
         let mut program = machine.command(shoal);
         if machine.namespace().is_some() {

@@ -87,7 +87,7 @@ pub struct Args {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin_limit: Option<Limit>,
     /// Whether what is sent yields to the machine's other traffic [default: false].
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scavenger: Option<bool>,
 }

@@ -3,7 +3,8 @@
 //! A [`Pacer`] is a bucket of tokens that refills as fast as its limit says. Everybody who moves a piece takes a
 //! [`Turn`], and before each part of the piece asks it for leave. **Turns are served in the order in which they were taken**, not
 //! evenly: eight pieces at an eighth of the speed each would all be whole only at the end, and only what is whole can be
-//! passed on. A turn that asks for nothing, because its connection has no room, holds nobody up.
+//! passed on. A turn that asks for nothing, because its connection has no room, holds nobody up. Where an even share is
+//! wanted, each part is a turn of its own.
 //!
 //! Only the bytes of pieces are paced. Messages, BUSY and indexes never wait here.
 

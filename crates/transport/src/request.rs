@@ -13,7 +13,7 @@ use crate::{
     connection::Connection,
     error::{ReplyError, RequestError, describe},
     frame::{self, FrameError},
-    pace::Turn,
+    pace::Pacer,
 };
 
 /// Chunks taken from a stream at once: about the packets that one system call brings.
@@ -57,8 +57,8 @@ pub(crate) async fn ask(
     if left as u64 > PieceSize::MAX.bytes() {
         return Err(failed(connection, FrameError::Malformed("a piece is too long")));
     }
-    let turn = connection.pacing().down.turn();
-    let mut body = ReplyBody { stream, left, turn, connection: connection.clone() };
+    let pacer = connection.pacing().down.clone();
+    let mut body = ReplyBody { stream, left, pacer, connection: connection.clone() };
     if left == 0 {
         body.end().await?;
     }
@@ -91,7 +91,7 @@ fn failed(connection: &Connection, error: FrameError) -> RequestError {
 pub struct ReplyBody {
     stream: RecvStream,
     left: usize,
-    turn: Turn,
+    pacer: Pacer,
     connection: Connection,
 }
 
@@ -135,8 +135,7 @@ impl ReplyBody {
             let chunk = chunk.map_err(|error| failed(&self.connection, error))?;
             out.extend_from_slice(&chunk.bytes);
             self.left -= chunk.bytes.len();
-            // What comes meanwhile fills the window, and then its sender waits.
-            self.turn.all(chunk.bytes.len()).await;
+            self.pass(chunk.bytes.len()).await;
         }
         self.connection.touch();
         Ok(())
@@ -160,9 +159,15 @@ impl ReplyBody {
                 // Gives the packet's buffer back at once.
                 *chunk = Bytes::new();
             }
-            self.turn.all(before - self.left).await;
+            self.pass(before - self.left).await;
         }
         Ok(())
+    }
+
+    /// Waits for what was read to pass the limit. What comes meanwhile fills the connection's window, and then its sender waits:
+    /// with messages too. So each read is a turn of its own, and no connection stands still until others' pieces are whole.
+    async fn pass(&self, bytes: usize) {
+        self.pacer.turn().all(bytes).await;
     }
 
     async fn end(&mut self) -> Result<(), RequestError> {

@@ -33,6 +33,9 @@ struct Args {
     /// The largest UDP payload of the path: 8972 with jumbo frames, 1472 on Ethernet.
     #[arg(long, default_value_t = 8_972)]
     mtu: u32,
+    /// The seed's own limit on what it sends, such as 50MB/s.
+    #[arg(long, value_name = "RATE")]
+    seed_up_limit: Option<String>,
     /// How many deployments of another artifact each; medians are given.
     #[arg(long, default_value_t = 1)]
     rounds: usize,
@@ -103,7 +106,8 @@ fn inside(args: &Args) -> anyhow::Result<ExitCode> {
     let mut cluster = Cluster::create(&shoal(args)?, root.path(), "127.0.0.1")?;
     let mut bars = vec![bare::measure(&cluster, root.path(), args.size.as_u64())?];
     let machines = machine::on_loopback(args.leechers);
-    deployment::start(&mut cluster, &shoal(args)?, &machines)?;
+    let limit = args.seed_up_limit.as_ref().map(|limit| format!("up_limit = \"{limit}\"\n"));
+    deployment::start(&mut cluster, &shoal(args)?, &machines, &limit.unwrap_or_default())?;
     let mut rounds = Vec::new();
     for round in 0..args.rounds {
         rounds.push(run::round(args, &mut cluster, &machines, root.path(), round)?);
