@@ -28,7 +28,7 @@ const TURNED_AWAY_MAX: usize = 64;
 
 /// What a lone seed gave is remembered of so many pieces, the last ones, and for as long as news may wait: by then all know
 /// who has it.
-const GIVEN_MAX: usize = 32;
+const GIVEN_MAX: usize = 512;
 
 /// Uploads that lie in the machine itself: as many as it has slots.
 const SERVED: usize = 8;
