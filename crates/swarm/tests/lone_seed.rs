@@ -141,14 +141,14 @@ impl Net {
                 }
                 self.say(key(of), Event::UploadEnded { upload });
             }
-            Action::Serve { upload } => {
-                if self.asked.contains_key(&upload) {
-                    self.machines[at].queue.push_back(upload);
-                    if self.machines[at].queue.len() == 1 {
-                        self.send_next(at);
-                    }
+            Action::Serve { upload } if self.asked.contains_key(&upload) => {
+                self.machines[at].queue.push_back(upload);
+                if self.machines[at].queue.len() == 1 {
+                    self.send_next(at);
                 }
             }
+            // It was taken back meanwhile.
+            Action::Serve { .. } => {}
             Action::RefuseBusy { upload } => self.answer(upload, Outcome::Busy),
             Action::RefuseNotHere { upload } => self.answer(upload, Outcome::NotHere),
             Action::Completed { .. } if at > 0 => self.completed += 1,

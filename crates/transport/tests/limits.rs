@@ -79,15 +79,16 @@ async fn what_is_short_never_waits_for_the_limit_on_pieces() {
 async fn who_reads_slowly_slows_the_sender() {
     let cluster = Cluster::new();
     let (one, mut two) = cluster.pair();
+    // Before they meet: a window that was granted is not taken back.
+    one.endpoint.limit_down(SLOW);
     let to_two = one.connect(&two).await;
     two.connected().await;
-    one.endpoint.limit_down(SLOW);
     let fetched = fetch(&to_two);
     let sent = send(two.request().await);
     // Some has come by the limit; of the rest no more than windows hold has left the sender.
     until(|| one.endpoint.down().paced().passed_bytes > 2 << 20).await;
     let ahead = two.endpoint.up().paced().passed_bytes - one.endpoint.down().paced().passed_bytes;
-    assert!(ahead < 3 << 20, "{ahead} bytes lie between them");
+    assert!(ahead < 2 << 20, "{ahead} bytes lie between them");
     assert!(one.endpoint.down().paced().held_bytes > 0);
     assert!(!fetched.is_finished());
     one.endpoint.limit_down(None);
