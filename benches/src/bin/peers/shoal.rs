@@ -19,7 +19,7 @@ pub(crate) fn measure(
     let lined = ground.seed()?.namespace().is_some();
     let control = if lined { CONTROL } else { "127.0.0.1" };
     let mut cluster = Cluster::create(shoal, ground.dir, control)?;
-    deployment::start(&mut cluster, shoal, ground.machines)?;
+    deployment::start(&mut cluster, shoal, ground.machines, "")?;
     let meter = || Ok(run::line_bytes(ground)?.unwrap_or(0));
     let round = deployment::round(&mut cluster, ground.machines, ground.file, meter)?;
     let size = setting.size_bytes as f64;
