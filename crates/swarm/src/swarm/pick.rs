@@ -446,13 +446,15 @@ struct Across {
 
 impl Across {
     fn new(fetch: &Fetching, salt: u64, now: Time) -> Self {
-        /// Machines of a zone that a piece falls to: at the start, and added until the end, in 16ths.
+        /// Machines of a zone that a piece falls to, in 16ths: at the start, and added until the end, few of them before
+        /// the second half: what came into a zone early takes its time to come round there.
         const START: u32 = 16;
-        const MORE: u32 = 160;
+        const MORE: u32 = 240;
         /// A machine does not know how large its zone is: most regions have three.
         const ZONES: u32 = 3;
         let held = u64::from(fetch.pieces - fetch.missing());
-        let more = u64::from(MORE) * held / u64::from(fetch.pieces.max(1));
+        let pieces = u64::from(fetch.pieces.max(1));
+        let more = u64::from(MORE) * held * held / (pieces * pieces);
         let stalls = now.since(fetch.progressed_at).as_nanos() / stall(fetch).as_nanos();
         // No more than everybody.
         let part = (START + more as u32) << stalls.min(20);
