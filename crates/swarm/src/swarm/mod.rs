@@ -4,6 +4,7 @@
 
 mod actions;
 mod check;
+mod choose;
 mod membership;
 mod neighbours;
 mod origin;
