@@ -70,6 +70,8 @@ pub(crate) struct Body {
     /// Gone once the file is whole: a program cannot be started while somebody may write to it.
     pub(crate) writer: RwLock<Option<File>>,
     pub(crate) state: Mutex<State>,
+    /// Held while a piece is written: the kernel lets one at a time write to a file, and has the others spin.
+    pub(crate) writing: Mutex<()>,
     /// Held while a sync is under way; taken before `writer` and `state`.
     pub(crate) syncing: Mutex<()>,
 }
@@ -133,7 +135,10 @@ impl Body {
         }
         let writer = self.writer.read().unwrap_or_else(PoisonError::into_inner);
         let file = writer.as_ref().ok_or(StoreError::Closed(*self.id()))?;
-        file.write_all_at(raw, self.manifest.piece_range(index).start).at(&self.path())?;
+        {
+            let _writing = lock(&self.writing);
+            file.write_all_at(raw, self.manifest.piece_range(index).start).at(&self.path())?;
+        }
         drop(writer);
         let mut state = lock(&self.state);
         // Two may write the same piece: the same verified bytes, and one of them is the first.

@@ -351,6 +351,7 @@ impl Store {
             reader,
             writer: RwLock::new(writer),
             state: Mutex::new(state),
+            writing: Mutex::default(),
             syncing: Mutex::default(),
         }))
     }
