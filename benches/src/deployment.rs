@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     io::{Read as _, Write as _},
     net::TcpStream,
     path::Path,
@@ -13,6 +14,7 @@ use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
 use crate::{
+    ballast::Ballast,
     bucket, children_cpu_s,
     cluster::{Agent, Artifact, Cluster},
     machine::{Machine, SEED},
@@ -121,6 +123,10 @@ pub fn round(
     meter: impl Fn() -> anyhow::Result<u64>,
 ) -> anyhow::Result<Round> {
     let seed = seed(machines)?;
+    let leechers: Vec<String> =
+        cluster.agents.iter().filter(|name| *name != SEED).cloned().collect();
+    let dir = file.parent().context("a file without a directory")?;
+    let mut ballast = Ballast::hold(dir, fs::metadata(file)?.len() * leechers.len() as u64)?;
     let before = children_cpu_s()? + cpu_s(cluster)?;
     let artifact = cluster.publish(APP, file)?;
     let publish_cpu_s = children_cpu_s()? + cpu_s(cluster)? - before;
@@ -129,8 +135,7 @@ pub fn round(
     cluster.ended(APP, LIMIT)?;
     select(cluster, "")?;
 
-    let leechers: Vec<String> =
-        cluster.agents.iter().filter(|name| *name != SEED).cloned().collect();
+    ballast.give()?;
     let sent = sent_bytes(seed)?;
     let wire = meter()?;
     let cpu = cpu_s(cluster)?;

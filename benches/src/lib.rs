@@ -4,6 +4,7 @@
 //! benchmark runs what it compares in one run, in interleaved rounds, and gives medians and their ratios. A
 //! contender that is not installed is named and left out.
 
+pub mod ballast;
 pub mod bare;
 pub mod bucket;
 pub mod cluster;

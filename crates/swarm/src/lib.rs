@@ -64,7 +64,7 @@
 //! | the rule on zones (three of them): copies that enter each zone | 1,000 | 13.3 | 1.5 |
 //! | the same: efficiency | 1,000 | 0.950 | 0.952 |
 //! | turns by bytes, not by requests, where pieces are unlike: the worst artifact of ten by its fair bound | 250 | 2.97 | 1.23 |
-//! | more machines fetch from other zones by the square of what is held, not by what is held: copies that entered each zone | 2,000 | 1.64 | 1.29 |
+//! | more machines fetch from other zones by the square of what is held, not by what is held: copies that entered each zone | 2,000 | 1.64 | 1.34 |
 //! | a fetch stalls after 16 pieces' time, not 4 (three zones): copies that entered each zone after 3 s | 12,000 | 4.99 | 1.58 |
 //! | a lone seed gives a piece to one neighbour at a time (one seed with a slow line, 256 pieces, `tests/lone_seed.rs`): copies it sent | 9 | 1.14 | 1.01 |
 //! | what neighbours hold is not read without leases: copies read (`faults.toml`) | 1,000 | 3.44 | 1.02 |

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use shoal_benches::{
+    ballast::Ballast,
     children_cpu_s,
     machine::Machine,
     net::{self, CONTROL},
@@ -195,6 +196,10 @@ fn measure(
     dir: &Path,
 ) -> anyhow::Result<Outcome> {
     let program = kind.program(&args.installed()?);
+    // Shoal's has one of its own.
+    let bytes = setting.size_bytes * setting.leechers as u64;
+    let bytes = if kind == Kind::Shoal { 0 } else { bytes };
+    let mut ballast = Ballast::hold(dir, bytes)?;
     let ground = Ground { machines, file, dir, program: &program };
     let mut contender: Box<dyn Contender> = match kind {
         Kind::Shoal => return shoal::measure(&args.shoal()?, &ground, setting),
@@ -204,6 +209,7 @@ fn measure(
         Kind::Libtorrent => Box::new(libtorrent::start(&ground)?),
         Kind::Iroh => Box::new(iroh::start(&ground)?),
     };
+    ballast.give()?;
     let outcome = clock(contender.as_mut(), &ground, setting)?;
     for made in contender.files() {
         let whole = self::hash(&made)? == *hash;

@@ -36,7 +36,7 @@ impl Across {
         /// Machines of a zone that a piece falls to, in 16ths: at the start, and added until the end, few of them before
         /// the second half: what came into a zone early takes its time to come round there.
         const START: u32 = 16;
-        const MORE: u32 = 192;
+        const MORE: u32 = 240;
         /// A machine does not know how large its zone is: most regions have three.
         const ZONES: u32 = 3;
         let held = u64::from(fetch.pieces - fetch.missing());
