@@ -17,13 +17,16 @@ use std::{
 };
 
 use anyhow::Context as _;
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::fs::{FallocateFlags, fallocate, statfs, statvfs};
 
 /// What is written at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// The file system is looked at this often: at a few GB/s it grows by some MiB meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// How statfs(2) names a file system in memory.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 /// Memory that is held. Dropping it gives all of it free.
 pub struct Ballast {
@@ -33,14 +36,15 @@ pub struct Ballast {
 }
 
 impl Ballast {
-    /// Holds `bytes` in a file of `dir`, or nine tenths of what is free there.
+    /// Holds `bytes` in a file of `dir`, or nine tenths of what is free there; nothing where `dir` is not in memory.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn hold(dir: &Path, bytes: u64) -> anyhow::Result<Self> {
         let path = dir.join("ballast");
         let free = statvfs(dir)?;
-        let bytes = bytes.min(free.f_bavail * free.f_frsize / 10 * 9);
+        let in_memory = statfs(dir)?.f_type == TMPFS_MAGIC;
+        let bytes = if in_memory { bytes.min(free.f_bavail * free.f_frsize / 10 * 9) } else { 0 };
         let failed = || format!("cannot write {}", path.display());
         let mut file = File::create(&path).with_context(failed)?;
         let ballast = Self { path: path.clone(), over: Arc::default(), giver: None };

@@ -5,11 +5,38 @@ use std::{
     env,
     io::{self, Read as _},
     os::unix::process::ExitStatusExt as _,
+    path::PathBuf,
     process::{Command, ExitCode, Stdio},
     thread,
 };
 
 use anyhow::Context as _;
+
+use crate::program;
+
+/// The flags of every benchmark that has agents in namespaces.
+#[derive(Debug, clap::Args)]
+pub struct Flags {
+    /// The program `shoal`; by default the one beside this one.
+    #[arg(long, value_name = "PATH")]
+    shoal: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Set by the benchmark when it starts itself in its namespaces.
+    #[arg(long, hide = true)]
+    inside: bool,
+}
+
+impl Flags {
+    /// The program `shoal`.
+    ///
+    /// # Errors
+    /// When it is not there; it says how to make it.
+    pub fn shoal(&self) -> anyhow::Result<PathBuf> {
+        program(self.shoal.as_deref(), "shoal")
+    }
+}
 
 /// Runs this program again in namespaces of its own, with its arguments and `--inside`, and gives its exit code. `more`
 /// are further flags of `unshare`.
@@ -34,19 +61,19 @@ fn again(more: &[&str]) -> anyhow::Result<ExitCode> {
 }
 
 /// What a benchmark's `main` does that works in namespaces of its own: outside, it checks what must be so before
-/// anything is begun (exit 2 if it is not), and starts itself again with these flags of `unshare`; inside, it works.
+/// anything is begun (exit 2 if it is not), and starts itself again, `more` being flags of `unshare`; inside, it works.
 pub fn main(
-    inside: bool,
-    flags: &[&str],
+    flags: &Flags,
+    more: &[&str],
     check: impl FnOnce() -> anyhow::Result<()>,
     work: impl FnOnce() -> anyhow::Result<ExitCode>,
 ) -> ExitCode {
-    if inside {
+    if flags.inside {
         end_with_parent();
         return ended(work());
     }
     match check() {
-        Ok(()) => ended(again(flags)),
+        Ok(()) => ended(again(more)),
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(2)

@@ -15,7 +15,9 @@ use serde::Serialize;
 use shoal_benches::{
     bare::{self, Bare},
     cluster::Cluster,
-    median_of, namespaces, process, program,
+    median_of,
+    namespaces::{self, Flags},
+    process,
 };
 
 /// What is hashed, encoded, written and read at once: the length of a piece.
@@ -40,15 +42,8 @@ struct Args {
     /// Where files lie.
     #[arg(long, default_value = "/dev/shm")]
     dir: PathBuf,
-    /// The program `shoal`; by default the one beside this one.
-    #[arg(long, value_name = "PATH")]
-    shoal: Option<PathBuf>,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-    /// Set by the benchmark when it starts itself in its namespaces.
-    #[arg(long, hide = true)]
-    inside: bool,
+    #[command(flatten)]
+    flags: Flags,
     #[command(flatten)]
     bare: Bare,
 }
@@ -66,8 +61,7 @@ fn main() -> ExitCode {
     if let Some(done) = args.bare.run() {
         return namespaces::ended(done.map(|()| ExitCode::SUCCESS));
     }
-    let flags = namespaces::as_anybody();
-    namespaces::main(args.inside, flags, || check(&args), || inside(&args))
+    namespaces::main(&args.flags, namespaces::as_anybody(), || check(&args), || inside(&args))
 }
 
 fn check(args: &Args) -> anyhow::Result<()> {
@@ -76,16 +70,12 @@ fn check(args: &Args) -> anyhow::Result<()> {
     ensure!(args.dir.is_dir(), "there is no directory {}: give --dir", args.dir.display());
     let encoded = args.encoded()?;
     ensure!(encoded.is_file(), "{} is no file: give another --file", encoded.display());
-    args.shoal().map(drop)
+    args.flags.shoal().map(drop)
 }
 
 impl Args {
-    fn shoal(&self) -> anyhow::Result<PathBuf> {
-        program(self.shoal.as_deref(), "shoal")
-    }
-
     fn encoded(&self) -> anyhow::Result<PathBuf> {
-        self.file.clone().map_or_else(|| self.shoal(), Ok)
+        self.file.clone().map_or_else(|| self.flags.shoal(), Ok)
     }
 }
 
@@ -98,7 +88,7 @@ fn set_mtu(payload: u32) -> anyhow::Result<()> {
 
 fn inside(args: &Args) -> anyhow::Result<ExitCode> {
     let root = tempfile::Builder::new().prefix("shoal-limits-").tempdir_in(&args.dir)?;
-    let cluster = Cluster::create(&args.shoal()?, root.path(), "127.0.0.1")?;
+    let cluster = Cluster::create(&args.flags.shoal()?, root.path(), "127.0.0.1")?;
     let file = root.path().join("random");
     let native = blocks(&fs::read(args.encoded()?)?, args.size.as_u64());
     let packed: Vec<Vec<u8>> =
@@ -150,7 +140,7 @@ fn inside(args: &Args) -> anyhow::Result<ExitCode> {
         })
     });
     let limits: Vec<Limit> = limits.collect();
-    if args.json {
+    if args.flags.json {
         println!("{}", serde_json::to_string(&limits)?);
         return Ok(ExitCode::SUCCESS);
     }

@@ -27,7 +27,11 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
-use shoal_benches::{bucket, machine, namespaces, net, program};
+use shoal_benches::{
+    bucket, machine,
+    namespaces::{self, Flags},
+    net,
+};
 
 use crate::{case::Case, kind::Kind};
 
@@ -65,24 +69,13 @@ struct Args {
     /// The directory that `benches/peers/install` filled; by default `peers` in the target directory.
     #[arg(long, value_name = "DIR")]
     peers: Option<PathBuf>,
-    /// The program `shoal`; by default the one beside this one.
-    #[arg(long, value_name = "PATH")]
-    shoal: Option<PathBuf>,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-    /// Set by the benchmark when it starts itself in its namespaces.
-    #[arg(long, hide = true)]
-    inside: bool,
+    #[command(flatten)]
+    flags: Flags,
     #[command(flatten)]
     serve: bucket::Serve,
 }
 
 impl Args {
-    fn shoal(&self) -> anyhow::Result<PathBuf> {
-        program(self.shoal.as_deref(), "shoal")
-    }
-
     /// The directory of what is installed.
     fn installed(&self) -> anyhow::Result<PathBuf> {
         if let Some(dir) = &self.peers {
@@ -109,7 +102,7 @@ fn main() -> ExitCode {
     if let Some(done) = args.serve.run() {
         return namespaces::ended(done.map(|()| ExitCode::SUCCESS));
     }
-    namespaces::main(args.inside, &[], || check(&args), || run::all(&args))
+    namespaces::main(&args.flags, &[], || check(&args), || run::all(&args))
 }
 
 /// What must be so before anything is begun.
@@ -147,7 +140,7 @@ fn check(args: &Args) -> anyhow::Result<()> {
         }
     }
     if wanted.contains(&Kind::Shoal) {
-        args.shoal()?;
+        args.flags.shoal()?;
     }
     Ok(())
 }

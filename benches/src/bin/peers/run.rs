@@ -158,13 +158,13 @@ pub(crate) fn all(args: &Args) -> anyhow::Result<ExitCode> {
                     table.add(*kind, outcome.map_err(|error| format!("{error:#}")));
                 }
             }
-            if !args.json {
+            if !args.flags.json {
                 println!("{table}\n");
             }
             report.settings.push(table);
         }
     }
-    if args.json {
+    if args.flags.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
         println!("Medians of {}. {}", args.rounds, report.versions());
@@ -202,7 +202,7 @@ fn measure(
     let mut ballast = Ballast::hold(dir, bytes)?;
     let ground = Ground { machines, file, dir, program: &program };
     let mut contender: Box<dyn Contender> = match kind {
-        Kind::Shoal => return shoal::measure(&args.shoal()?, &ground, setting),
+        Kind::Shoal => return shoal::measure(&args.flags.shoal()?, &ground, setting),
         Kind::Nginx => Box::new(Nginx::start(&ground)?),
         Kind::Aria2 => Box::new(Swarm::start(Aria2, &ground)?),
         Kind::Rqbit => Box::new(Swarm::start(Rqbit, &ground)?),

@@ -83,7 +83,7 @@ pub(crate) fn measure(args: &Args, cluster: &mut Cluster, bad: Bad) -> anyhow::R
         longer_percent: 100.0 * (median_with_s / median_without_s - 1.0),
         banned_by,
     };
-    if args.json {
+    if args.flags.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
         println!(

@@ -5,14 +5,11 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
-use shoal_benches::{cluster::Cluster, net, process};
+use shoal_benches::{cluster::Cluster, net, process::Peaks};
 
 use crate::{APP, Args, LIMIT, ROOT, SEED, known, seeded, select, start_agent};
 
@@ -20,9 +17,6 @@ const SLOW: &str = "slow";
 
 /// What an agent may take of memory, files not counted.
 const PEAK_MAX_BYTES: u64 = 200 << 20;
-
-/// How often memory is looked at.
-const SAMPLE_EVERY: Duration = Duration::from_millis(20);
 
 /// What is printed with `--json`.
 #[derive(Serialize)]
@@ -63,14 +57,16 @@ pub(crate) fn check() -> anyhow::Result<()> {
 }
 
 /// A disk of its own in a file, and the group of processes that write to it so slowly.
-struct SlowDisk {
+/// Drop it after the processes.
+pub(crate) struct SlowDisk {
     group: PathBuf,
 }
 
 impl Drop for SlowDisk {
     fn drop(&mut self) {
-        // Its processes are killed with the cluster; one that is left keeps it, and an empty group harms nobody.
-        let _ = fs::remove_dir(&self.group);
+        if let Err(error) = fs::remove_dir(&self.group) {
+            eprintln!("cannot remove {}: {error}", self.group.display());
+        }
     }
 }
 
@@ -91,8 +87,8 @@ impl SlowDisk {
         let device = fs::metadata(at)?.dev();
         let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
         let (root, file) = controller()?;
-        let group = root.join(format!("shoal-pressure-{}", std::process::id()));
-        fs::create_dir(&group)?;
+        // Not removed as files are: what is in it is the kernel's.
+        let group = tempfile::Builder::new().prefix("shoal-pressure-").tempdir_in(root)?.keep();
         let disk = Self { group };
         let bytes_per_s = (write_mb_s * 1e6) as u64;
         let limit = match file {
@@ -104,9 +100,14 @@ impl SlowDisk {
     }
 }
 
-pub(crate) fn measure(args: &Args, cluster: &mut Cluster, write_mb_s: f64) -> anyhow::Result<()> {
+pub(crate) fn measure(
+    args: &Args,
+    cluster: &mut Cluster,
+    write_mb_s: f64,
+    disk: &mut Option<SlowDisk>,
+) -> anyhow::Result<()> {
     let data = Path::new(ROOT).join(SLOW).join("data");
-    let disk = SlowDisk::new(&data, args.size_mib * 2 + 256, write_mb_s)?;
+    let disk = disk.insert(SlowDisk::new(&data, args.size_mib * 2 + 256, write_mb_s)?);
     start_agent(args, cluster, SEED, &[])?;
     let enter = format!("echo $$ >{}/cgroup.procs && exec \"$@\"", disk.group.display());
     let before = ["sh", "-c", &enter, "sh"].map(str::to_owned);
@@ -115,25 +116,11 @@ pub(crate) fn measure(args: &Args, cluster: &mut Cluster, write_mb_s: f64) -> an
     let artifact = seeded(args, cluster)?;
     select(cluster, &[SEED.to_owned(), SLOW.to_owned()])?;
     let pid = cluster.pids().last().copied().context("no processes")?;
-    let over = AtomicBool::new(false);
     let carried = net::carried(SLOW)?;
-    let (verified, rss_anon_peak_bytes) = thread::scope(|scope| {
-        let sampler = scope.spawn(|| {
-            let mut most = 0;
-            while !over.load(Ordering::Relaxed) {
-                most = process::usage(pid).map_or(0, |usage| usage.rss_anon_bytes).max(most);
-                thread::sleep(SAMPLE_EVERY);
-            }
-            most
-        });
-        let verified = cluster.deploy(APP, &artifact).and_then(|revision| {
-            let at = cluster.verified(&[SLOW.to_owned()], APP, &revision, LIMIT)?;
-            Ok((revision, at))
-        });
-        over.store(true, Ordering::Relaxed);
-        (verified, sampler.join().unwrap_or_default())
-    });
-    let (revision, verified) = verified?;
+    let peaks = Peaks::watch(vec![pid]);
+    let revision = cluster.deploy(APP, &artifact)?;
+    let verified = cluster.verified(&[SLOW.to_owned()], APP, &revision, LIMIT)?;
+    let rss_anon_peak_bytes = peaks.end().get(&pid).copied().context("its memory was not seen")?;
     let received = net::carried(SLOW)?.since(carried).down_bytes;
     let goal = cluster.goal_at(APP, &revision)?.context("no region process has the goal")?;
     let at = verified.get(SLOW).context("it has not verified")?;
@@ -146,7 +133,7 @@ pub(crate) fn measure(args: &Args, cluster: &mut Cluster, write_mb_s: f64) -> an
         received_mb_s: received as f64 / 1e6 / wall_s,
         rss_anon_peak_bytes,
     };
-    if args.json {
+    if args.flags.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
         println!(

@@ -17,9 +17,9 @@ use anyhow::{Context as _, ensure};
 use clap::{Parser, Subcommand};
 use shoal_benches::{
     cluster::{Agent, Artifact, Cluster},
-    namespaces,
+    namespaces::{self, Flags},
     net::{self, CONTROL, Line, Rate},
-    program, random_file,
+    random_file,
 };
 
 /// Where the benchmark's files lie, in its own mounts.
@@ -52,18 +52,11 @@ struct Args {
     /// How many deployments with and as many without, in turn; medians are compared.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// The program `shoal`; by default the one beside this one.
-    #[arg(long, value_name = "PATH")]
-    shoal: Option<PathBuf>,
     /// Copy the processes' logs to this directory at the end.
     #[arg(long, value_name = "DIR")]
     keep_logs: Option<PathBuf>,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-    /// Set by the benchmark when it starts itself in its namespaces.
-    #[arg(long, hide = true)]
-    inside: bool,
+    #[command(flatten)]
+    flags: Flags,
     #[command(subcommand)]
     what: What,
 }
@@ -104,7 +97,7 @@ fn main() -> ExitCode {
     if let What::Act(act) = &args.what {
         return namespaces::ended(act.run().map(|()| ExitCode::SUCCESS));
     }
-    namespaces::main(args.inside, &[], || check(&args), || inside(&args))
+    namespaces::main(&args.flags, &[], || check(&args), || inside(&args))
 }
 
 /// What must be so before anything is begun.
@@ -118,20 +111,18 @@ fn check(args: &Args) -> anyhow::Result<()> {
         ensure!((0.1..=1_000.0).contains(&write_mb_s), "--write-mb-s is 0.1 to 1000");
         disk::check()?;
     }
-    shoal(args).map(drop)
-}
-
-fn shoal(args: &Args) -> anyhow::Result<PathBuf> {
-    program(args.shoal.as_deref(), "shoal")
+    args.flags.shoal().map(drop)
 }
 
 fn inside(args: &Args) -> anyhow::Result<ExitCode> {
     net::bridge()?;
-    let mut cluster = Cluster::create(&shoal(args)?, Path::new(ROOT), CONTROL)?;
+    // Goes after the cluster's processes, which are in its group.
+    let mut slow_disk = None;
+    let mut cluster = Cluster::create(&args.flags.shoal()?, Path::new(ROOT), CONTROL)?;
     cluster.start_control()?;
     let done = match &args.what {
         What::Peer { bad } => bad::measure(args, &mut cluster, *bad),
-        What::Disk { write_mb_s } => disk::measure(args, &mut cluster, *write_mb_s),
+        What::Disk { write_mb_s } => disk::measure(args, &mut cluster, *write_mb_s, &mut slow_disk),
         What::Act(_) => Ok(()),
     };
     if let Some(dir) = &args.keep_logs {
@@ -154,7 +145,7 @@ fn start_agent(
 ) -> anyhow::Result<()> {
     let address = format!("10.77.1.{}", cluster.agents.len() + 1);
     net::machine(name, &address, line(args))?;
-    let shoal = shoal(args)?;
+    let shoal = args.flags.shoal()?;
     let on_machine = net::on_machine(name, &shoal);
     let program = match before {
         [] => on_machine,

@@ -16,7 +16,11 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
-use shoal_benches::{bucket, namespaces, net, program};
+use shoal_benches::{
+    bucket,
+    namespaces::{self, Flags},
+    net, program,
+};
 
 /// Where the benchmark's files lie: in its own mounts, in memory.
 const ROOT: &str = "/run/real-swarm";
@@ -47,21 +51,14 @@ struct Args {
     /// How many seeds are simulated; medians are compared.
     #[arg(long, default_value_t = 5)]
     seeds: u64,
-    /// The program `shoal`; by default the one beside this one.
-    #[arg(long, value_name = "PATH")]
-    shoal: Option<PathBuf>,
     /// The program `shoal-sim`; by default the one beside this one.
     #[arg(long, value_name = "PATH")]
     sim: Option<PathBuf>,
     /// Copy the processes' logs to this directory at the end.
     #[arg(long, value_name = "DIR")]
     keep_logs: Option<PathBuf>,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-    /// Set by the benchmark when it starts itself in its namespaces.
-    #[arg(long, hide = true)]
-    inside: bool,
+    #[command(flatten)]
+    flags: Flags,
     #[command(flatten)]
     serve: bucket::Serve,
 }
@@ -71,7 +68,7 @@ fn main() -> ExitCode {
     if let Some(done) = args.serve.run() {
         return namespaces::ended(done.map(|()| ExitCode::SUCCESS));
     }
-    namespaces::main(args.inside, &[], || check(&args), || inside(&args))
+    namespaces::main(&args.flags, &[], || check(&args), || inside(&args))
 }
 
 /// What must be so before anything is begun.
@@ -83,7 +80,7 @@ fn check(args: &Args) -> anyhow::Result<()> {
     ensure!((1..=65_536).contains(&args.size_mib), "--size-mib is 1 to 65536");
     ensure!((1..=100).contains(&args.rounds), "--rounds is 1 to 100");
     ensure!((1..=100).contains(&args.seeds), "--seeds is 1 to 100");
-    args.shoal()?;
+    args.flags.shoal()?;
     args.sim()?;
     // While one artifact is fetched, the one before is still there; buckets and the cut hold all of them.
     let copies = 2 * args.agents + 2 * (args.rounds + 1) + 3;
@@ -105,10 +102,6 @@ fn memory_free_mib() -> anyhow::Result<u64> {
 }
 
 impl Args {
-    fn shoal(&self) -> anyhow::Result<PathBuf> {
-        program(self.shoal.as_deref(), "shoal")
-    }
-
     fn sim(&self) -> anyhow::Result<PathBuf> {
         program(self.sim.as_deref(), "shoal-sim")
     }
@@ -118,7 +111,7 @@ fn inside(args: &Args) -> anyhow::Result<ExitCode> {
     let measured = rounds::measure(args, Path::new(ROOT))?;
     let simulated = report::simulate(args, &measured)?;
     let report = report::Report::new(args, measured, simulated)?;
-    if args.json {
+    if args.flags.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
         report.print();

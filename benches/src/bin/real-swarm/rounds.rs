@@ -100,13 +100,13 @@ fn start(args: &Args, root: &Path) -> anyhow::Result<Cluster> {
     let wide = Rate { bits_per_s: line.bits_per_s * BUCKET_LINES, ..line };
     net::bridge()?;
     net::machine("bucket", BUCKET_ADDRESS, Line::even(wide))?;
-    let mut cluster = Cluster::create(&args.shoal()?, root, CONTROL)?;
+    let mut cluster = Cluster::create(&args.flags.shoal()?, root, CONTROL)?;
     bucket::start(&mut cluster, "bucket", BUCKET_ADDRESS)?;
     cluster.start_control()?;
     for number in 1..=args.agents {
         let (name, address) = (format!("m{number:03}"), format!("10.77.1.{number}"));
         net::machine(&name, &address, Line::even(line))?;
-        let mut program = net::on_machine(&name, &args.shoal()?);
+        let mut program = net::on_machine(&name, &args.flags.shoal()?);
         bucket::found_at(&mut program, BUCKET_ADDRESS);
         cluster.start_agent(Agent {
             name: &name,

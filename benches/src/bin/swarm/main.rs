@@ -14,7 +14,8 @@ use clap::Parser;
 use shoal_benches::{
     bare::{self, Bare},
     cluster::Cluster,
-    deployment, machine, median_of, namespaces, program,
+    deployment, machine, median_of,
+    namespaces::{self, Flags},
 };
 
 /// Measures one seed and some leechers, beside bare quinn. Needs iproute2 and util-linux.
@@ -42,15 +43,8 @@ struct Args {
     /// Where files lie: what is measured is no disk, unless you give one.
     #[arg(long, default_value = "/dev/shm")]
     dir: PathBuf,
-    /// The program `shoal`; by default the one beside this one.
-    #[arg(long, value_name = "PATH")]
-    shoal: Option<PathBuf>,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-    /// Set by the benchmark when it starts itself in its namespaces.
-    #[arg(long, hide = true)]
-    inside: bool,
+    #[command(flatten)]
+    flags: Flags,
     #[command(flatten)]
     bare: Bare,
 }
@@ -60,8 +54,7 @@ fn main() -> ExitCode {
     if let Some(done) = args.bare.run() {
         return namespaces::ended(done.map(|()| ExitCode::SUCCESS));
     }
-    let flags = namespaces::as_anybody();
-    namespaces::main(args.inside, flags, || check(&args), || inside(&args))
+    namespaces::main(&args.flags, namespaces::as_anybody(), || check(&args), || inside(&args))
 }
 
 /// What must be so before anything is begun.
@@ -77,7 +70,7 @@ fn check(args: &Args) -> anyhow::Result<()> {
             fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
         ensure!(length.is_file() && length.len() > 0, "{} is no file, or empty", file.display());
     }
-    shoal(args)?;
+    args.flags.shoal()?;
     let size = args
         .file
         .as_ref()
@@ -96,18 +89,14 @@ fn check(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn shoal(args: &Args) -> anyhow::Result<PathBuf> {
-    program(args.shoal.as_deref(), "shoal")
-}
-
 fn inside(args: &Args) -> anyhow::Result<ExitCode> {
     machine::hold_loopback(args.mtu)?;
     let root = tempfile::Builder::new().prefix("shoal-swarm-").tempdir_in(&args.dir)?;
-    let mut cluster = Cluster::create(&shoal(args)?, root.path(), "127.0.0.1")?;
+    let mut cluster = Cluster::create(&args.flags.shoal()?, root.path(), "127.0.0.1")?;
     let mut bars = vec![bare::measure(&cluster, root.path(), args.size.as_u64())?];
     let machines = machine::on_loopback(args.leechers);
     let limit = args.seed_up_limit.as_ref().map(|limit| format!("up_limit = \"{limit}\"\n"));
-    deployment::start(&mut cluster, &shoal(args)?, &machines, &limit.unwrap_or_default())?;
+    deployment::start(&mut cluster, &args.flags.shoal()?, &machines, &limit.unwrap_or_default())?;
     let mut rounds = Vec::new();
     for round in 0..args.rounds {
         rounds.push(run::round(args, &mut cluster, &machines, root.path(), round)?);

@@ -98,7 +98,7 @@ pub(crate) fn print(args: &Args, rounds: &[Round], bar: f64) -> anyhow::Result<(
         ratio_to_raw_quinn: median(per_gb)? / bar,
         rounds,
     };
-    if args.json {
+    if args.flags.json {
         println!("{}", serde_json::to_string(&report)?);
         return Ok(());
     }
