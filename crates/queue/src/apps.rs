@@ -48,7 +48,7 @@ impl Queue {
     /// [`QueueError`] when the database fails.
     pub async fn apps(&self) -> Result<Vec<AppRow>> {
         let rows = sqlx::query("SELECT name, spec FROM apps ORDER BY name")
-            .fetch_all(self.reader())
+            .fetch_all(&mut *self.read().await?)
             .await?;
         rows.iter().map(app).collect()
     }
@@ -60,7 +60,7 @@ impl Queue {
     pub async fn app(&self, name: &AppName) -> Result<AppRow> {
         let row = sqlx::query("SELECT name, spec FROM apps WHERE name = $1")
             .bind(name.as_str())
-            .fetch_optional(self.reader())
+            .fetch_optional(&mut *self.read().await?)
             .await?;
         app(&row.ok_or_else(|| QueueError::no_app(name))?)
     }

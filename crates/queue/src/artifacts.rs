@@ -235,13 +235,13 @@ impl Queue {
                 )
                 .bind(id.to_string())
                 .bind(app.map_or("", AppName::as_str))
-                .fetch_optional(self.reader())
+                .fetch_optional(&mut *self.read().await?)
                 .await?
             }
             Err(_) => {
                 sqlx::query("SELECT * FROM artifacts WHERE name = $1")
                     .bind(reference)
-                    .fetch_optional(self.reader())
+                    .fetch_optional(&mut *self.read().await?)
                     .await?
             }
         };
@@ -271,7 +271,7 @@ impl Queue {
             None => sqlx::query("SELECT * FROM artifacts ORDER BY created_at DESC, name LIMIT $1")
                 .bind(i64::from(limit)),
         };
-        let rows = query.fetch_all(self.reader()).await?;
+        let rows = query.fetch_all(&mut *self.read().await?).await?;
         let mut found = rows.iter().map(artifact).collect::<Result<Vec<_>>>()?;
         self.add_copies(&mut found).await?;
         Ok(found)
@@ -290,7 +290,7 @@ impl Queue {
             for artifact in chunk {
                 query = query.bind(artifact.stored.artifact.to_string());
             }
-            for row in &query.fetch_all(self.reader()).await? {
+            for row in &query.fetch_all(&mut *self.read().await?).await? {
                 let copy = Copy {
                     status: parsed(row, "status")?,
                     bytes_done: number(row, "bytes_done")?,

@@ -66,7 +66,7 @@ impl Queue {
     pub async fn audit(&self, limit: u32) -> Result<Vec<AuditRow>> {
         let rows = sqlx::query("SELECT * FROM audit ORDER BY id DESC LIMIT $1")
             .bind(i64::from(limit))
-            .fetch_all(self.reader())
+            .fetch_all(&mut *self.read().await?)
             .await?;
         rows.iter()
             .map(|row| {

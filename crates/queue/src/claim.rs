@@ -45,7 +45,7 @@ impl Queue {
         let first = sqlx::query(FIRST)
             .bind(claimant.worker.as_str())
             .bind(claimant.incarnation.as_str())
-            .fetch_optional(self.reader())
+            .fetch_optional(&mut *self.read().await?)
             .await?;
         if first.is_none() {
             return Ok(None);
@@ -95,7 +95,7 @@ impl Queue {
         .bind(job)
         .bind(i64::from(lease.attempt))
         .bind(lease.token.as_str())
-        .fetch_optional(self.reader())
+        .fetch_optional(&mut *self.read().await?)
         .await?;
         crate::db::flag(&held.ok_or(QueueError::LeaseLost { job })?, "cancel_requested")
     }

@@ -2,10 +2,11 @@
 
 use std::{
     fmt::Display,
+    io,
     ops::{Deref, DerefMut},
     str::FromStr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -28,6 +29,9 @@ use crate::{
 /// How long a caller waits for a free connection: a burst is worked off within seconds, and a database
 /// that is stuck should show.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// After how long a server whose queue was full is asked again.
+const QUEUE_FULL_RETRY: Duration = Duration::from_millis(20);
 
 /// The coordinator's database. Clones share its connections.
 #[derive(Clone)]
@@ -158,10 +162,12 @@ impl Queue {
                 })
         };
         // The writer first: it creates the file and sets its mode.
-        let writer = pool(dialect.writers(), true).connect(url).await?;
+        let writer = pool(dialect.writers(), true).connect_lazy(url)?;
+        // The migrations take it over: the pool itself does not ask again.
+        drop(connection(&writer).await?);
         migrations(dialect).run(&writer).await?;
         let reader = match dialect.readers() {
-            Some(readers) => pool(readers, false).connect(url).await?,
+            Some(readers) => pool(readers, false).connect_lazy(url)?,
             None => writer.clone(),
         };
         let hand = Hand::new(dialect.at_hand());
@@ -182,8 +188,9 @@ impl Queue {
         self.inner.dialect
     }
 
-    pub(crate) fn reader(&self) -> &AnyPool {
-        &self.inner.reader
+    /// A connection to read with.
+    pub(crate) async fn read(&self) -> Result<PoolConnection<Any>> {
+        connection(&self.inner.reader).await
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -204,7 +211,23 @@ impl Queue {
     }
 
     pub(crate) async fn write(&self) -> Result<Write> {
-        Write::begin(self.inner.writer.acquire().await?, self.inner.dialect).await
+        Write::begin(connection(&self.inner.writer).await?, self.inner.dialect).await
+    }
+}
+
+/// A free connection, or a new one. While PostgreSQL's queue for new connections is full, its local socket turns a caller
+/// away at once (EAGAIN) where its TCP port lets it wait: so it is asked until [`ACQUIRE_TIMEOUT`].
+pub(crate) async fn connection(pool: &AnyPool) -> Result<PoolConnection<Any>> {
+    let until = Instant::now() + ACQUIRE_TIMEOUT;
+    loop {
+        match pool.acquire().await {
+            Err(sqlx::Error::Io(error))
+                if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < until =>
+            {
+                tokio::time::sleep(QUEUE_FULL_RETRY).await;
+            }
+            acquired => return Ok(acquired?),
+        }
     }
 }
 

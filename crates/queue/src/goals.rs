@@ -191,7 +191,7 @@ impl Queue {
     /// [`QueueError`] when the database fails.
     pub async fn goals_cursor(&self) -> Result<i64> {
         let row = sqlx::query("SELECT value FROM counters WHERE name = 'goal'")
-            .fetch_one(self.reader())
+            .fetch_one(&mut *self.read().await?)
             .await?;
         get(&row, "value")
     }
@@ -212,7 +212,7 @@ impl Queue {
         .bind(after)
         .bind(cursor)
         .bind(i64::from(GOALS_MAX))
-        .fetch_all(self.reader())
+        .fetch_all(&mut *self.read().await?)
         .await?;
         let mut answer = GoalsAfter { cursor, ..GoalsAfter::default() };
         for row in &rows {
@@ -227,7 +227,7 @@ impl Queue {
              JOIN rollouts r ON r.id = g.rollout \
              WHERE r.status IN ('PAUSED', 'FAILED', 'CANCELLED') ORDER BY r.app",
         )
-        .fetch_all(self.reader())
+        .fetch_all(&mut *self.read().await?)
         .await?;
         for row in &rows {
             let revision =

@@ -17,7 +17,7 @@ use sqlx::{
 };
 use tokio::sync::Semaphore;
 
-use crate::{dialect::Dialect, error::Result};
+use crate::{db::connection, dialect::Dialect, error::Result};
 
 /// A connection, and since when it rests.
 type Resting = (PoolConnection<Any>, Instant);
@@ -55,7 +55,7 @@ impl Hand {
             Some((connection, since)) if since.elapsed() < dialect.try_after() => connection,
             other => {
                 drop(other);
-                pool.acquire().await?
+                connection(pool).await?
             }
         };
         let rows = query.fetch_all(&mut *connection).await?;

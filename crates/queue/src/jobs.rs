@@ -155,7 +155,7 @@ impl Queue {
     pub async fn job(&self, id: i64) -> Result<Job> {
         let row = sqlx::query("SELECT * FROM jobs WHERE id = $1")
             .bind(id)
-            .fetch_optional(self.reader())
+            .fetch_optional(&mut *self.read().await?)
             .await?;
         job(&row.ok_or_else(|| QueueError::no_job(id))?)
     }
@@ -174,7 +174,7 @@ impl Queue {
             None => sqlx::query("SELECT * FROM jobs ORDER BY created_at DESC, id DESC LIMIT $1")
                 .bind(i64::from(limit)),
         };
-        query.fetch_all(self.reader()).await?.iter().map(job).collect()
+        query.fetch_all(&mut *self.read().await?).await?.iter().map(job).collect()
     }
 
     /// All jobs that run, by number.
@@ -183,7 +183,7 @@ impl Queue {
     /// [`QueueError`] when the database fails.
     pub async fn running(&self) -> Result<Vec<Job>> {
         let rows = sqlx::query("SELECT * FROM jobs WHERE status = 'RUNNING' ORDER BY id")
-            .fetch_all(self.reader())
+            .fetch_all(&mut *self.read().await?)
             .await?;
         rows.iter().map(job).collect()
     }
@@ -195,7 +195,7 @@ impl Queue {
     pub async fn attempts(&self, job: i64) -> Result<Vec<Attempt>> {
         let rows = sqlx::query("SELECT * FROM attempts WHERE job = $1 ORDER BY attempt")
             .bind(job)
-            .fetch_all(self.reader())
+            .fetch_all(&mut *self.read().await?)
             .await?;
         rows.iter()
             .map(|row| {

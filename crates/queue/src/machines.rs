@@ -284,7 +284,7 @@ impl Queue {
     /// [`crate::QueueError`] when the database fails.
     pub async fn machines_forgotten(&self) -> Result<i64> {
         let row = sqlx::query("SELECT value FROM counters WHERE name = 'forgotten'")
-            .fetch_one(self.reader())
+            .fetch_one(&mut *self.read().await?)
             .await?;
         get(&row, "value")
     }
@@ -305,7 +305,7 @@ impl Queue {
         .bind(cursor.changed)
         .bind(cursor.name.as_str())
         .bind(i64::from(limit))
-        .fetch_all(self.reader())
+        .fetch_all(&mut *self.read().await?)
         .await?;
         if let Some(last) = rows.last() {
             *cursor = MachineCursor { changed: get(last, "changed")?, name: get(last, "name")? };
@@ -339,7 +339,7 @@ impl Queue {
         )
         .bind(region)
         .bind(app)
-        .fetch_all(self.reader())
+        .fetch_all(&mut *self.read().await?)
         .await?;
         let mut machines = rows.iter().map(machine).collect::<Result<Vec<_>>>()?;
         let rows = sqlx::query(
@@ -348,7 +348,7 @@ impl Queue {
         )
         .bind(region)
         .bind(app)
-        .fetch_all(self.reader())
+        .fetch_all(&mut *self.read().await?)
         .await?;
         for row in &rows {
             let name: MachineName = parsed(row, "machine")?;

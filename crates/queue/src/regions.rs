@@ -84,7 +84,7 @@ impl Queue {
              (SELECT COUNT(*) FROM machines m WHERE m.region = r.name) AS machines \
              FROM regions r WHERE r.configured = 1 ORDER BY r.name",
         )
-        .fetch_all(self.reader())
+        .fetch_all(&mut *self.read().await?)
         .await?;
         let mut regions: Vec<Region> = Vec::with_capacity(rows.len());
         for row in &rows {
@@ -96,7 +96,7 @@ impl Queue {
             });
         }
         let rows = sqlx::query("SELECT region, machine, last_seen FROM region_processes")
-            .fetch_all(self.reader())
+            .fetch_all(&mut *self.read().await?)
             .await?;
         for row in &rows {
             let name: RegionName = parsed(row, "region")?;

@@ -67,7 +67,7 @@ impl Queue {
         now_ms: i64,
         owned_until_ms: i64,
     ) -> Result<Option<CopyJob>> {
-        if due(self.reader(), without, now_ms, "").await?.is_none() {
+        if due(&mut *self.read().await?, without, now_ms, "").await?.is_none() {
             return Ok(None);
         }
         let mut tx = self.write().await?;
@@ -217,7 +217,7 @@ impl Queue {
     pub async fn next_copy_due_ms(&self) -> Result<Option<i64>> {
         let row =
             sqlx::query("SELECT MIN(next_try_at) AS due FROM replications WHERE status = 'FAILED'")
-                .fetch_one(self.reader())
+                .fetch_one(&mut *self.read().await?)
                 .await?;
         get(&row, "due")
     }
@@ -230,7 +230,7 @@ impl Queue {
         &self,
     ) -> Result<Vec<(shoal_proto::state::ReplicationStatus, u64)>> {
         let rows = sqlx::query("SELECT status, COUNT(*) AS n FROM replications GROUP BY status")
-            .fetch_all(self.reader())
+            .fetch_all(&mut *self.read().await?)
             .await?;
         rows.iter().map(|row| Ok((parsed(row, "status")?, number(row, "n")?))).collect()
     }

@@ -198,7 +198,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError::NotFound`] when there is none of that number.
     pub async fn rollout(&self, id: i64) -> Result<Rollout> {
-        let mut connection = self.reader().acquire().await?;
+        let mut connection = self.read().await?;
         rollout_in(&mut connection, id).await
     }
 
@@ -208,7 +208,7 @@ impl Queue {
     /// [`QueueError`] when the database fails.
     pub async fn open_rollouts(&self) -> Result<Vec<Rollout>> {
         sqlx::query(select("WHERE r.status IN ('RUNNING', 'PAUSED') ORDER BY r.id"))
-            .fetch_all(self.reader())
+            .fetch_all(&mut *self.read().await?)
             .await?
             .iter()
             .map(rollout)
@@ -223,7 +223,7 @@ impl Queue {
         sqlx::query(select(
             "JOIN goals n ON n.rollout = r.id JOIN apps q ON q.goal_seq = n.seq ORDER BY r.app",
         ))
-        .fetch_all(self.reader())
+        .fetch_all(&mut *self.read().await?)
         .await?
         .iter()
         .map(rollout)
@@ -239,7 +239,7 @@ impl Queue {
             "JOIN goals n ON n.rollout = r.id JOIN apps q ON q.goal_seq = n.seq WHERE r.app = $1",
         ))
         .bind(app.as_str())
-        .fetch_optional(self.reader())
+        .fetch_optional(&mut *self.read().await?)
         .await?
         .as_ref()
         .map(rollout)
@@ -251,7 +251,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the database fails.
     pub async fn progress(&self, app: &AppName, revision: Revision) -> Result<Progress> {
-        let mut connection = self.reader().acquire().await?;
+        let mut connection = self.read().await?;
         progress_in(&mut connection, app, revision).await
     }
 
@@ -271,7 +271,7 @@ impl Queue {
         .bind(app.as_str())
         .bind(i64::from(revision.epoch))
         .bind(count(revision.number))
-        .fetch_all(self.reader())
+        .fetch_all(&mut *self.read().await?)
         .await?;
         rows.iter()
             .map(|row| Ok((parsed(row, "machine")?, parsed(row, "region")?, parsed(row, "state")?)))
@@ -329,7 +329,7 @@ impl Queue {
     /// [`QueueError`] when the database fails.
     pub async fn rollouts_by_status(&self) -> Result<Vec<(RolloutStatus, u64)>> {
         let rows = sqlx::query("SELECT status, COUNT(*) AS n FROM rollouts GROUP BY status")
-            .fetch_all(self.reader())
+            .fetch_all(&mut *self.read().await?)
             .await?;
         rows.iter().map(|row| Ok((parsed(row, "status")?, number(row, "n")?))).collect()
     }

@@ -55,13 +55,13 @@ impl Queue {
     /// # Errors
     /// [`crate::QueueError`] when the database fails.
     pub async fn depth(&self) -> Result<Depth> {
-        let rows = sqlx::query(WAITING).fetch_all(self.reader()).await?;
+        let rows = sqlx::query(WAITING).fetch_all(&mut *self.read().await?).await?;
         let waiting = rows.iter().map(|row| {
             let (jobs, since_ms) = (number(row, "jobs")?, get(row, "since")?);
             Ok(Waiting { priority: priority(row)?, jobs, since_ms })
         });
         let waiting = waiting.collect::<Result<_>>()?;
-        let row = sqlx::query(OTHERS).fetch_one(self.reader()).await?;
+        let row = sqlx::query(OTHERS).fetch_one(&mut *self.read().await?).await?;
         Ok(Depth {
             waiting,
             deferred: number(&row, "deferred")?,
@@ -78,7 +78,7 @@ impl Queue {
         // Most of the time there is none: the writer is for others then.
         let sql = format!("SELECT id FROM jobs WHERE {DUE} LIMIT 1");
         let any = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(now_ms);
-        if any.fetch_optional(self.reader()).await?.is_none() {
+        if any.fetch_optional(&mut *self.read().await?).await?.is_none() {
             return Ok(0);
         }
         let mut tx = self.write().await?;
@@ -128,7 +128,8 @@ impl Queue {
     /// # Errors
     /// [`crate::QueueError`] when the database fails.
     pub async fn paused(&self) -> Result<Option<Pause>> {
-        let row = sqlx::query("SELECT * FROM pauses").fetch_optional(self.reader()).await?;
+        let row =
+            sqlx::query("SELECT * FROM pauses").fetch_optional(&mut *self.read().await?).await?;
         row.map(|row| {
             let by = get(&row, "paused_by")?;
             Ok(Pause { reason: get(&row, "reason")?, by, at_ms: get(&row, "paused_at")? })

@@ -113,8 +113,9 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the database fails.
     pub async fn workers(&self) -> Result<Vec<Worker>> {
-        let rows =
-            sqlx::query("SELECT * FROM workers ORDER BY name").fetch_all(self.reader()).await?;
+        let rows = sqlx::query("SELECT * FROM workers ORDER BY name")
+            .fetch_all(&mut *self.read().await?)
+            .await?;
         let running = self.running().await?;
         rows.iter()
             .map(|row| {
