@@ -25,6 +25,9 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// The file system is looked at this often: at a few GB/s it grows by some MiB meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
+/// How a part of a file is given free.
+const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
+
 /// How statfs(2) names a file system in memory.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 
@@ -58,23 +61,27 @@ impl Ballast {
         Ok(ballast)
     }
 
-    /// From now on gives free what others take of the file system.
+    /// Gives `at_once` bytes free, and from now on what others take of the file system past those. At once is for a
+    /// program that reserves its files' room before it writes: a reservation takes whatever memory is free, and touches none.
     ///
     /// # Errors
     /// When the file is gone.
-    pub fn give(&mut self) -> anyhow::Result<()> {
+    pub fn give(&mut self, at_once: u64) -> anyhow::Result<()> {
         let file = File::options().write(true).open(&self.path)?;
         let bytes = file.metadata()?.len();
+        let at_once = at_once.min(bytes);
         let used = used_bytes(&self.path)?;
+        if at_once > 0 {
+            fallocate(&file, PUNCH, 0, at_once)?;
+        }
         let over = self.over.clone();
         let path = self.path.clone();
         self.giver = Some(thread::spawn(move || {
-            let mut given = 0;
+            let mut given = at_once;
             while given < bytes && !over.load(Ordering::Relaxed) {
                 let Ok(now) = used_bytes(&path) else { return };
                 let part = now.saturating_sub(used).min(bytes - given);
-                let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                if part > 0 && fallocate(&file, punch, given, part).is_err() {
+                if part > 0 && fallocate(&file, PUNCH, given, part).is_err() {
                     return;
                 }
                 given += part;
@@ -114,7 +121,7 @@ mod tests {
         let path = dir.path().join("ballast");
         let held = || fs::metadata(&path).expect("it is there").blocks() * 512;
         assert_eq!(held(), 8 << 20);
-        ballast.give().expect("it is there");
+        ballast.give(0).expect("it is there");
         fs::write(dir.path().join("other"), vec![1; 3 << 20]).expect("room");
         let start = Instant::now();
         while held() > 5 << 20 {

@@ -126,7 +126,9 @@ pub fn round(
     let leechers: Vec<String> =
         cluster.agents.iter().filter(|name| *name != SEED).cloned().collect();
     let dir = file.parent().context("a file without a directory")?;
-    let mut ballast = Ballast::hold(dir, fs::metadata(file)?.len() * leechers.len() as u64)?;
+    // An agent reserves a file's room before its first piece.
+    let reserved = fs::metadata(file)?.len() * leechers.len() as u64;
+    let mut ballast = Ballast::hold(dir, reserved)?;
     let before = children_cpu_s()? + cpu_s(cluster)?;
     let artifact = cluster.publish(APP, file)?;
     let publish_cpu_s = children_cpu_s()? + cpu_s(cluster)? - before;
@@ -135,7 +137,7 @@ pub fn round(
     cluster.ended(APP, LIMIT)?;
     select(cluster, "")?;
 
-    ballast.give()?;
+    ballast.give(reserved)?;
     let sent = sent_bytes(seed)?;
     let wire = meter()?;
     let cpu = cpu_s(cluster)?;
