@@ -36,16 +36,21 @@ impl Across {
         /// Machines of a zone that a piece falls to, in 16ths: at the start, and added until the end, few of them before
         /// the second half: what came into a zone early takes its time to come round there.
         const START: u32 = 16;
-        const MORE: u32 = 240;
+        const MORE: u32 = 128;
+        /// In a zone of so few machines some that die or lie are a large part of it: then more are added.
+        const SMALL: u32 = 256;
+        const MORE_OF_SMALL: u32 = 240;
         /// A machine does not know how large its zone is: most regions have three.
         const ZONES: u32 = 3;
         let held = u64::from(fetch.pieces - fetch.missing());
         let pieces = u64::from(fetch.pieces.max(1));
-        let more = u64::from(MORE) * held * held / (pieces * pieces);
+        let zone = (fetch.fleet / ZONES).max(1);
+        let more = if zone <= SMALL { MORE_OF_SMALL } else { MORE };
+        let more = u64::from(more) * held * held / (pieces * pieces);
         let stalls = now.since(fetch.progressed_at).as_nanos() / stall(fetch).as_nanos();
         // No more than everybody.
         let part = (START + more as u32) << stalls.min(20);
-        let whole = (fetch.fleet / ZONES).max(1).saturating_mul(16);
+        let whole = zone.saturating_mul(16);
         Self { salt, whole, part }
     }
 

@@ -558,7 +558,8 @@ impl Net {
                 self.push(at, from, What::Introduce(swarm, want));
             }
             Action::Ban { peer } => {
-                let other = self.machines[from].peers.remove(&peer).unwrap();
+                // The other end may have hung up just before.
+                let Some(other) = self.machines[from].peers.remove(&peer) else { return };
                 self.machines[from].banned.insert(other);
                 self.machines[other].peers.remove(&peer);
                 let at = self.now + self.delay();
