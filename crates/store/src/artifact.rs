@@ -19,6 +19,7 @@ use crate::{
     disk::{self, lock},
     error::{At, StoreError},
     ledger::FileIdentity,
+    piece_writer::{PieceWriter, Writers},
     resume,
     store::Shared,
 };
@@ -70,8 +71,9 @@ pub(crate) struct Body {
     /// Gone once the file is whole: a program cannot be started while somebody may write to it.
     pub(crate) writer: RwLock<Option<File>>,
     pub(crate) state: Mutex<State>,
-    /// Held while a piece is written: the kernel lets one at a time write to a file, and has the others spin.
-    pub(crate) writing: Mutex<()>,
+    /// Held while anything is written: the kernel lets one at a time write to a file, and has the others spin. Taken before
+    /// `state`.
+    pub(crate) writing: Mutex<Writers>,
     /// Held while a sync is under way; taken before `writer` and `state`.
     pub(crate) syncing: Mutex<()>,
 }
@@ -107,12 +109,12 @@ impl Body {
         *self.writer.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         let complete = lock(&self.state).complete;
         self.dir.join(if complete { DATA_NAME } else { PARTIAL_NAME })
     }
 
-    fn holds(&self, index: PieceIndex) -> bool {
+    pub(crate) fn holds(&self, index: PieceIndex) -> bool {
         lock(&self.state).have.contains(index.0)
     }
 
@@ -135,19 +137,34 @@ impl Body {
         }
         let writer = self.writer.read().unwrap_or_else(PoisonError::into_inner);
         let file = writer.as_ref().ok_or(StoreError::Closed(*self.id()))?;
-        {
-            let _writing = lock(&self.writing);
-            file.write_all_at(raw, self.manifest.piece_range(index).start).at(&self.path())?;
-        }
-        drop(writer);
+        let mut writers = lock(&self.writing);
+        // Nothing unverified comes over it from now on.
+        writers.revoke(index);
+        file.write_all_at(raw, self.manifest.piece_range(index).start).at(&self.path())?;
+        Ok(self.hold(index))
+    }
+
+    /// Notes that a piece is written; true when it was not held yet. Call it with `writing` held.
+    pub(crate) fn hold(&self, index: PieceIndex) -> bool {
         let mut state = lock(&self.state);
         // Two may write the same piece: the same verified bytes, and one of them is the first.
         let new = state.have.insert(index.0);
         if new {
             state.unsynced.push(index.0);
-            state.unsynced_bytes += raw.len() as u64;
+            state.unsynced_bytes += self.manifest.piece_len(index) as u64;
         }
-        Ok(new)
+        new
+    }
+
+    /// Syncs if enough was written since the last time.
+    pub(crate) fn sync_at_times(&self) -> Result<(), StoreError> {
+        if lock(&self.state).unsynced_bytes >= SYNC_EVERY_BYTES
+            // Somebody else is at it: what is written meanwhile goes with the next one.
+            && let Ok(_syncing) = self.syncing.try_lock()
+        {
+            self.sync()?;
+        }
+        Ok(())
     }
 
     /// Syncs what is not synced; call it with `syncing` held. After a failed sync nobody knows what is on the
@@ -316,13 +333,17 @@ impl Artifact {
         {
             body.shared.cache.put(body.id(), index, stored);
         }
-        if lock(&body.state).unsynced_bytes >= SYNC_EVERY_BYTES
-            // Somebody else is at it: what is written meanwhile goes with the next one.
-            && let Ok(_syncing) = body.syncing.try_lock()
-        {
-            body.sync()?;
-        }
-        Ok(())
+        body.sync_at_times()
+    }
+
+    /// Begins to write piece `index` as it comes; none when it is held, or somebody else is at it: then it is to be brought
+    /// whole, by [`Artifact::write`].
+    ///
+    /// # Errors
+    /// [`StoreError`] when there is no such piece.
+    pub fn begin(&self, index: PieceIndex) -> Result<Option<PieceWriter>, StoreError> {
+        self.body.known(index)?;
+        Ok(PieceWriter::take(&self.body, index))
     }
 
     /// Syncs all pieces written so far and enters them in the ledger, so that a restart need not hash them.

@@ -43,6 +43,9 @@ pub enum StoreError {
         /// Its length, in bytes.
         want: usize,
     },
+    /// Somebody else wrote the piece meanwhile, and it is not held.
+    #[error("piece {0} was taken over, and is not held")]
+    TakenOver(PieceIndex),
     /// The artifact cannot be finished yet.
     #[error("{held} of {pieces} pieces are held")]
     Incomplete {

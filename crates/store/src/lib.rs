@@ -35,6 +35,7 @@ mod error;
 mod import;
 mod ledger;
 mod parts;
+mod piece_writer;
 mod resume;
 mod store;
 
@@ -42,4 +43,5 @@ pub use artifact::{Artifact, Progress};
 pub use buffers::{Buffer, Buffers};
 pub use error::{CutError, StoreError};
 pub use parts::{Cut, CutOptions, INDEX_NAME, cut, part_name};
+pub use piece_writer::PieceWriter;
 pub use store::{ArtifactSummary, Store, StoreConfig};

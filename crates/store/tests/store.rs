@@ -415,3 +415,76 @@ fn a_piece_that_rots_is_found_by_a_recheck() {
     put(&artifact, &bytes, 1);
     assert_eq!(fs::read(artifact.finish(0o644).unwrap()).unwrap(), bytes);
 }
+
+/// A piece that comes in parts of 100 KiB, and how that ended.
+fn pour(artifact: &Artifact, piece: u32, raw: &[u8]) -> Result<bool, StoreError> {
+    let mut writer = artifact.begin(PieceIndex(piece))?.unwrap();
+    for part in raw.chunks(100 << 10) {
+        writer.write(part)?;
+    }
+    writer.end()
+}
+
+#[test]
+fn a_piece_is_written_as_it_comes_and_held_when_it_has_its_hash() {
+    let place = Place::new();
+    let bytes = content(3 * PIECE + 77, 21);
+    let index = index_of(&bytes);
+    let piece = |at: u32| raw(&index, &bytes, at);
+    {
+        let store = place.open();
+        let artifact = store.open_artifact(&index).unwrap();
+        let mut bad = piece(1).to_vec();
+        bad[200_000] ^= 1;
+        assert!(!pour(&artifact, 1, &bad).unwrap(), "a byte is wrong");
+        assert!(!pour(&artifact, 2, &piece(2)[1..]).unwrap(), "the last byte is missing");
+        let long = [piece(3), b"x"].concat();
+        let error = pour(&artifact, 3, &long).unwrap_err();
+        assert!(matches!(error, StoreError::Length { got: 78, want: 77, .. }), "{error}");
+        assert!(artifact.begin(PieceIndex(4)).is_err(), "there is no piece 4");
+        assert_eq!(held(&artifact), []);
+        assert_eq!(artifact.progress().bytes_held, 0);
+    }
+    // What lies there since is not believed.
+    let store = place.open();
+    let artifact = store.open_artifact(&index).unwrap();
+    assert_eq!(held(&artifact), []);
+    for at in 0..4 {
+        assert!(pour(&artifact, at, piece(at)).unwrap());
+        assert!(artifact.begin(PieceIndex(at)).unwrap().is_none(), "it is held");
+    }
+    assert_eq!(artifact.progress().bytes_held, bytes.len() as u64);
+    assert_eq!(fs::read(artifact.finish(0o644).unwrap()).unwrap(), bytes);
+}
+
+#[test]
+fn one_at_a_time_writes_a_piece_as_it_comes_and_a_whole_one_takes_it_over() {
+    let place = Place::new();
+    let store = place.open();
+    let bytes = content(2 * PIECE, 22);
+    let index = index_of(&bytes);
+    let artifact = store.open_artifact(&index).unwrap();
+    let good = raw(&index, &bytes, 1);
+    let bad = vec![7; PIECE];
+
+    let mut slow = artifact.begin(PieceIndex(1)).unwrap().unwrap();
+    slow.write(&bad[..1_000]).unwrap();
+    assert!(artifact.begin(PieceIndex(1)).unwrap().is_none(), "somebody is at it");
+    assert!(artifact.begin(PieceIndex(0)).unwrap().is_some(), "nobody is at that one");
+    put(&artifact, &bytes, 1);
+    assert_eq!(held(&artifact), [1]);
+    // Its bytes no longer reach the file.
+    slow.write(&bad[1_000..]).unwrap();
+    assert!(!slow.end().unwrap());
+    let mut out = Vec::new();
+    assert!(artifact.read_raw(PieceIndex(1), &mut out).unwrap());
+    assert_eq!(out, good);
+
+    // Whoever gives up makes room for another; who is taken over while all was well is told that it is held.
+    drop(artifact.begin(PieceIndex(0)).unwrap().unwrap());
+    let mut late = artifact.begin(PieceIndex(0)).unwrap().unwrap();
+    late.write(raw(&index, &bytes, 0)).unwrap();
+    put(&artifact, &bytes, 0);
+    assert!(late.end().unwrap());
+    assert_eq!(fs::read(artifact.finish(0o644).unwrap()).unwrap(), bytes);
+}

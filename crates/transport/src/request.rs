@@ -1,5 +1,7 @@
 //! Questions and answers, each on a stream of its own.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream, StoppedError, VarInt, WriteError, Written};
 use shoal_proto::{
@@ -58,7 +60,8 @@ pub(crate) async fn ask(
         return Err(failed(connection, FrameError::Malformed("a piece is too long")));
     }
     let pacer = connection.pacing().down.clone();
-    let mut body = ReplyBody { stream, left, pacer, connection: connection.clone() };
+    let came = VecDeque::new();
+    let mut body = ReplyBody { stream, left, came, pacer, connection: connection.clone() };
     if left == 0 {
         body.end().await?;
     }
@@ -91,6 +94,8 @@ fn failed(connection: &Connection, error: FrameError) -> RequestError {
 pub struct ReplyBody {
     stream: RecvStream,
     left: usize,
+    /// Came off the stream and is not read yet.
+    came: VecDeque<Bytes>,
     pacer: Pacer,
     connection: Connection,
 }
@@ -123,51 +128,42 @@ impl ReplyBody {
         }
         out.clear();
         out.reserve_exact(len);
-        if len == self.left {
-            self.read_whole(out).await?;
-            self.end().await?;
-            self.connection.touch();
-            return Ok(());
-        }
         while out.len() < len {
-            let chunk = self.stream.read_chunk(len - out.len(), true).await;
-            let chunk = chunk.map_err(FrameError::from).and_then(|c| c.ok_or(FrameError::Ended));
-            let chunk = chunk.map_err(|error| failed(&self.connection, error))?;
-            out.extend_from_slice(&chunk.bytes);
-            self.left -= chunk.bytes.len();
-            self.pass(chunk.bytes.len()).await;
+            let Some(chunk) = self.came.front_mut() else {
+                self.receive(self.left - out.len()).await?;
+                continue;
+            };
+            let part = chunk.split_to(chunk.len().min(len - out.len()));
+            out.extend_from_slice(&part);
+            if chunk.is_empty() {
+                // Gives the packet's buffer back at once.
+                self.came.pop_front();
+            }
+        }
+        self.left -= len;
+        if self.left == 0 {
+            self.end().await?;
         }
         self.connection.touch();
         Ok(())
     }
 
-    /// Reads all that is left, many packets a wake-up.
-    async fn read_whole(&mut self, out: &mut Vec<u8>) -> Result<(), RequestError> {
+    /// Takes what is there off the stream, many packets a wake-up; no more than `most` bytes may still come.
+    async fn receive(&mut self, most: usize) -> Result<(), RequestError> {
         let mut chunks = [const { Bytes::new() }; CHUNKS_AT_ONCE];
-        while self.left > 0 {
-            let count = self.stream.read_chunks(&mut chunks).await;
-            let count = count.map_err(FrameError::from).and_then(|n| n.ok_or(FrameError::Ended));
-            let count = count.map_err(|error| failed(&self.connection, error))?;
-            let before = self.left;
-            for chunk in &mut chunks[..count] {
-                if chunk.len() > self.left {
-                    let error = FrameError::Malformed("a piece goes on past its length");
-                    return Err(failed(&self.connection, error));
-                }
-                out.extend_from_slice(chunk);
-                self.left -= chunk.len();
-                // Gives the packet's buffer back at once.
-                *chunk = Bytes::new();
-            }
-            self.pass(before - self.left).await;
+        let count = self.stream.read_chunks(&mut chunks).await;
+        let count = count.map_err(FrameError::from).and_then(|n| n.ok_or(FrameError::Ended));
+        let count = count.map_err(|error| failed(&self.connection, error))?;
+        let bytes = chunks[..count].iter().map(Bytes::len).sum();
+        if bytes > most {
+            let error = FrameError::Malformed("a piece goes on past its length");
+            return Err(failed(&self.connection, error));
         }
-        Ok(())
-    }
-
-    /// Waits for what was read to pass the limit. What comes meanwhile fills the connection's window, and then its sender waits:
-    /// with messages too. So each read is a turn of its own, and no connection stands still until others' pieces are whole.
-    async fn pass(&self, bytes: usize) {
+        self.came.extend(chunks.into_iter().take(count));
+        // Waits for it to pass the limit. What comes meanwhile fills the connection's window, and then its sender waits: with
+        // messages too. So each read is a turn of its own, and no connection stands still until others' pieces are whole.
         self.pacer.turn().all(bytes).await;
+        Ok(())
     }
 
     async fn end(&mut self) -> Result<(), RequestError> {
