@@ -33,8 +33,8 @@ fn hang_up(agent: &Process) {
     kill_process(Pid::from_raw(agent.pid() as i32).unwrap(), Signal::HUP).unwrap();
 }
 
-/// `shoal agent limits` with these flags.
-fn limits(agent: &Process, flags: &[&str]) -> Value {
+/// `shoal agent limits` with these flags, and what it prints.
+pub fn limits(agent: &Process, flags: &[&str]) -> Value {
     let output = Command::new(SHOAL)
         .args(["agent", "limits", "--json", "--config", config(agent).to_str().unwrap()])
         .args(flags)

@@ -3,13 +3,14 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use shoal_client::types::App;
-use shoal_proto::{goal::Activation, state::MachineState};
+use shoal_proto::state::MachineState;
 use shoal_test_peers::Manner;
 use shoal_transport::Endpoint;
 
 use crate::{
     faults::{TWO_PARTS, hide_second_part, stuck_in_the_middle, whole_on_disk},
     harness::{Cluster, Process, Shape, ip, own_network, plain_app, wait_for},
+    limits::limits,
     peers,
 };
 
@@ -17,23 +18,61 @@ const METRICS: &str = "metrics_listen = \"127.0.0.1:0\"\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_urgent_artifact_overtakes_a_large_one() {
-    let cluster = Cluster::start(Shape::default()).await;
-    let web =
-        App { activation: Activation::Run { args: vec![] }, priority: 200, ..plain_app("web") };
-    cluster.set_app(&web).await;
-    let program = cluster.root().join("program");
-    fs::write(&program, "#!/bin/sh\nexec sleep 100000\n").unwrap();
-    let small = cluster.publish("web", &program).await;
-    // The large one is under way, and cannot end before its second part is there.
-    let (_, part, hidden, bytes) = stuck_in_the_middle(&cluster).await;
+    const LARGE: usize = 112 << 20;
+    const SMALL: usize = 32 << 20;
+    // In turns the large one gains as much as the small one meanwhile, and more. So it gains what is under way when the small
+    // one begins, and one piece at a time beside it.
+    const GAINS_MOST: u64 = SMALL as u64 / 4 * 3;
+    let agent_extra = format!("down_limit = \"2MB/s\"\n{METRICS}");
+    let mut cluster = Cluster::start(Shape { agent_extra, ..Shape::default() }).await;
+    cluster.set_app(&App { priority: 200, ..plain_app("web") }).await;
+    cluster.set_app(&plain_app("data")).await;
+    let small = cluster.random_file("small", SMALL, 11);
+    let small = cluster.publish("web", &small).await;
+    let large = cluster.random_file("large", LARGE, 12);
+    let bytes = fs::read(&large).unwrap();
+    let large = cluster.publish("data", &large).await;
+    cluster.deploy("data", &large.name).await;
+    for agent in &cluster.agents {
+        cluster
+            .machine_reports(&agent.name, "data", "under way", |seen| {
+                seen.report.progress.pieces > 0
+            })
+            .await;
+    }
+    let mut before = Vec::new();
+    for agent in &mut cluster.agents {
+        before.push(received(agent).await);
+    }
     let rollout = cluster.deploy("web", &small.name).await;
+    let mut left: Vec<usize> = (0..cluster.agents.len()).collect();
+    wait_for("all to have the small one", async || {
+        for at in std::mem::take(&mut left) {
+            let agent = &mut cluster.agents[at];
+            if !agent.log().contains("app=web revision=1.1 state=VERIFIED") {
+                left.push(at);
+                continue;
+            }
+            let gained = (received(agent).await - before[at]).saturating_sub(SMALL as u64);
+            println!("the large one gained {gained} bytes on {}", agent.name);
+            assert!(gained <= GAINS_MOST, "the large one gained {gained} bytes on {}", agent.name);
+        }
+        if left.is_empty() { Ok(()) } else { Err(left.clone()) }
+    })
+    .await;
     cluster.rollout_succeeds(rollout.id).await;
     for agent in &cluster.agents {
-        cluster.machine_is(&agent.name, "web", MachineState::Active).await;
         cluster.machine_is(&agent.name, "data", MachineState::Fetching).await;
+        limits(agent, &["--down-limit", "none"]);
     }
-    fs::rename(&hidden, &part).unwrap();
     whole_on_disk(&cluster, &bytes).await;
+}
+
+/// What an agent received, of all artifacts.
+async fn received(agent: &mut Process) -> u64 {
+    let mut fetched = Fetched::default();
+    fetched.add(agent).await;
+    fetched.bytes
 }
 
 /// What an agent's lives fetched, by its metrics when nothing was under way.

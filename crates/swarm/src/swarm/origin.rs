@@ -256,6 +256,10 @@ impl Swarm {
         report(&mut self.actions, key, here.into_iter().map(|piece| (piece, true)));
         while let Some((_, fetch)) = self.may_read(now, key) {
             let Some(first) = fetch.leases.pieces().next() else { break };
+            // What it waits too long with is leased anew, to anybody.
+            if self.yields(now, key) {
+                break;
+            }
             let most = self.read_pieces();
             let run = (first..first.saturating_add(most))
                 .take_while(|piece| fetch.leases.contains(*piece));
@@ -311,7 +315,7 @@ impl Swarm {
             let Some(state) = self.states.get(key) else { return };
             let Some(fetch) = state.fetch.as_deref() else { return };
             let rests = fetch.origin_rests_until.max(fetch.lease_rests_until);
-            if !fetch.may_lease() || rests > now {
+            if !fetch.may_lease() || rests > now || self.yields(now, key) {
                 return;
             }
             let (held, wanted, open) = self.leases();

@@ -137,6 +137,20 @@ impl Swarm {
         }
     }
 
+    /// Whether a fetch waits for a more urgent one that gains: it has something on its way, and no more comes beside that. Else
+    /// its requests would fill the line whenever the urgent one's neighbours have nothing new for a moment, which is most of
+    /// the time where its pieces only come into being.
+    pub(super) fn yields(&self, now: Time, key: SwarmKey) -> bool {
+        let Some(fetch) = self.states.fetch(key) else { return false };
+        // They are in the order of their priorities.
+        let others = self.fetching.iter().filter_map(|other| self.states.fetch(*other));
+        let mut urgent = others.take_while(|other| other.priority > fetch.priority).peekable();
+        urgent.peek().is_some()
+            && urgent.any(|other| !stalls(other, now))
+            && (fetch.requests > 0
+                || self.reads.iter().any(|read| read.swarm == key && read.open_count() > 0))
+    }
+
     /// The swarm whose turn it is: the highest priority, among equal ones the one that got the fewest bytes, what is
     /// on its way counted, among those any.
     fn next_swarm(&mut self, stuck: &[SwarmKey]) -> Option<SwarmKey> {
@@ -153,6 +167,7 @@ impl Swarm {
             .iter()
             .chain(later)
             .filter(|key| !stuck.contains(key))
+            .filter(|key| !self.yields(self.now, **key))
             .filter_map(wanting)
             .min_by_key(|(_, fetch)| (u8::MAX - fetch.priority, fetch.turn()))
             .map(|(key, _)| key)
@@ -232,7 +247,7 @@ impl Swarm {
         let peer = self.peers.get(neighbours.place(slot));
         let offers = neighbours.beginners() >> slot & 1 == 1 && !stalls(fetch, now);
         let is_free = |peer: &Peer| peer.is_free(now, self.config.requests_per_peer_max);
-        if offers || !peer.is_some_and(is_free) {
+        if offers || !peer.is_some_and(is_free) || self.yields(now, swarm) {
             return;
         }
         let wanted = news.iter().map(|piece| piece.0).filter(|piece| fetch.is_missing(*piece));
@@ -433,14 +448,38 @@ mod tests {
         }
 
         fn start(&mut self, key: u64, piece_bytes: u64, priority: u8) {
+            self.start_where(key, piece_bytes, priority, PIECES);
+        }
+
+        /// Its neighbours hold so many pieces of it.
+        fn start_where(&mut self, key: u64, piece_bytes: u64, priority: u8, held: u32) {
             let (swarm, have) = (SwarmKey(key), Bitmap::empty(PIECES));
             self.piece_bytes.insert(swarm, piece_bytes);
             let purpose = Purpose::Fetch { priority, piece_bytes, may_lease: false, fleet: 1_000 };
             self.swarm.handle(Time(2), Event::Start { swarm, pieces: PIECES, have, purpose });
             for peer in (0..40).map(PeerKey) {
-                let have = Arc::new(Bitmap::full(PIECES));
+                let mut have = Bitmap::empty(PIECES);
+                (0..held).for_each(|piece| _ = have.insert(piece));
+                let have = Arc::new(have);
                 self.swarm.handle(Time(3), Event::PeerJoined { peer, swarm, have });
             }
+        }
+
+        /// How many pieces of a swarm are asked for and on their way.
+        fn under_way(&mut self, key: u64) -> usize {
+            while let Some(action) = self.swarm.poll_action() {
+                if let Action::Fetch { request, swarm, .. } = action {
+                    self.asked.push_back((request, swarm));
+                }
+            }
+            self.asked.iter().filter(|(_, swarm)| *swarm == SwarmKey(key)).count()
+        }
+
+        /// The oldest request of a swarm ends well.
+        fn comes(&mut self, now: Time, key: u64) {
+            let at = self.asked.iter().position(|(_, swarm)| *swarm == SwarmKey(key));
+            let (request, _) = at.and_then(|at| self.asked.remove(at)).expect("it was asked for");
+            self.swarm.handle(now, Event::FetchEnded { request, outcome: Outcome::Verified });
         }
 
         /// What each swarm gained of the next so many bytes.
@@ -484,5 +523,30 @@ mod tests {
         fetches.start(4, 4 << 20, 1);
         fetches.gain(40 * MIB);
         assert_eq!(fetches.gain(200 * MIB)[3], 200 * MIB);
+    }
+    #[test]
+    fn a_fetch_has_one_piece_on_its_way_while_a_more_urgent_one_gains() {
+        let mut fetches = Fetches::new();
+        fetches.start_where(1, 1 << 20, 1, 20);
+        fetches.start(2, 1 << 20, 0);
+        let urgent = fetches.under_way(1);
+        assert!(urgent > 4, "{urgent} of the urgent one");
+        // What its neighbours have of it comes, piece after piece; then it waits for more.
+        let mut now = Time(10);
+        for _ in 0..20 {
+            now = now + Duration::from_millis(10);
+            fetches.comes(now, 1);
+            assert!(fetches.under_way(2) <= 1, "at {now}");
+        }
+        assert_eq!((fetches.under_way(1), fetches.under_way(2)), (0, 1));
+        for _ in 0..5 {
+            now = now + Duration::from_millis(10);
+            fetches.comes(now, 2);
+            assert_eq!(fetches.under_way(2), 1, "at {now}");
+        }
+        // It gains nothing for long: the line is the other's.
+        now = now + Duration::from_secs(10);
+        fetches.comes(now, 2);
+        assert!(fetches.under_way(2) > 4);
     }
 }
