@@ -515,13 +515,16 @@ pub struct FinishRequest {
 }
 
 /// A region process asks for goals that changed after a cursor.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GoalsQuery {
     /// The cursor of the last answer; 0 for all goals.
     pub after: u64,
     /// How long to wait for a change, 5 s at most.
     pub wait_s: u32,
+    /// The highest epoch of the goals that the region process knows: what a recovery must go above.
+    #[serde(default)]
+    pub highest_epoch: u32,
 }
 
 /// Goals that changed.

@@ -39,6 +39,15 @@ pub struct Args {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub goal_key: Option<PathBuf>,
+    /// Goal store beside the database, etcd://HOST:PORT,HOST:PORT/PREFIX or etcds://...?ca=FILE.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goals: Option<String>,
+    /// After a restore of the database from a backup, once: raise the epoch above all that regions and goal store
+    /// know, so that machines follow the next goals. No goal is set until that is done.
+    #[arg(long)]
+    #[serde(skip)]
+    pub recover: bool,
     /// The main bucket: a path, file://, s3:// or gs:// URL.
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,6 +95,13 @@ pub struct Config {
     pub database: Option<String>,
     /// PEM file with the key that signs goals.
     pub goal_key: PathBuf,
+    /// Goal store beside the database, `etcd://USER:PASSWORD@HOST:PORT,HOST:PORT/PREFIX`, or `etcds://...?ca=FILE` with
+    /// TLS: what is set is written there, too, and regions may follow it. None: they follow the coordinators alone.
+    #[serde(default)]
+    pub goals: Option<String>,
+    /// Whether the epoch is raised first: said by the flag alone, for one start.
+    #[serde(skip)]
+    pub recover: bool,
     /// The main bucket: a path, file://, s3:// or gs:// URL.
     pub bucket: String,
     /// The regions and their buckets.
@@ -146,6 +162,9 @@ pub struct Config {
     /// How long a rollout whose selector matches no machine waits for one before it ends.
     #[serde(default = "no_machine_grace_default")]
     pub no_machine_grace_s: f64,
+    /// How long a recovery hears the region processes at least: two of their long polls.
+    #[serde(default = "recover_settle_default")]
+    pub recover_settle_s: f64,
 }
 
 fn listen_default() -> SocketAddr {
@@ -216,6 +235,10 @@ fn no_machine_grace_default() -> f64 {
     60.0
 }
 
+fn recover_settle_default() -> f64 {
+    10.0
+}
+
 /// How many heartbeats a worker misses before its job is lost.
 const MISSED_HEARTBEATS: f64 = 3.0;
 
@@ -248,6 +271,7 @@ impl Config {
             ("rollout_interval_s", self.rollout_interval_s),
             ("forget_machine_s", self.forget_machine_s),
             ("no_machine_grace_s", self.no_machine_grace_s),
+            ("recover_settle_s", self.recover_settle_s),
         ];
         for (key, value) in times {
             ensure!(

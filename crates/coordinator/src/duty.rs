@@ -1,4 +1,5 @@
-//! What only one coordinator at a time does: the reaper, the copies, the ends of rollouts, forgetting machines.
+//! What only one coordinator at a time does: the reaper, the copies, the ends of rollouts, telling the goal store,
+//! forgetting machines.
 //!
 //! Each coordinator asks for the duty every [`Duty::PERIOD`]; the one that has it runs these tasks, and ends them when
 //! it loses it. All that they know is in the database, so a successor goes on where the one before stopped.
@@ -8,7 +9,7 @@ use std::{panic, sync::Arc};
 use shoal_queue::Duty;
 use tokio::task::{JoinError, JoinSet};
 
-use crate::{forget, reaper, replicate, rollout, state::Shared};
+use crate::{forget, outbox, reaper, replicate, rollout, state::Shared};
 
 /// Asks for the duty and does it, until the process stops. `owner` is this process, in the rows of copies.
 pub(crate) async fn run(shared: Arc<Shared>, owner: String) {
@@ -34,6 +35,9 @@ async fn on_duty(shared: &Arc<Shared>, duty: &mut Duty, owner: &str) {
     tasks.spawn(replicate::run(shared.clone(), owner.into(), stop.clone()));
     tasks.spawn(rollout::run(shared.clone(), stop.clone()));
     tasks.spawn(forget::run(shared.clone(), stop.clone()));
+    if let Some(store) = shared.goal_store.clone() {
+        tasks.spawn(outbox::run(shared.clone(), store, stop.clone()));
+    }
     let mut failed = None;
     loop {
         tokio::select! {

@@ -89,6 +89,9 @@ pub(crate) async fn set(
     rollback: bool,
     actor: &Actor,
 ) -> Result<Rollout> {
+    if let Some(why) = shared.recovering() {
+        return Err(QueueError::Conflict(why));
+    }
     shared.registry.refresh(&shared.queue).await?;
     let (_, selector) = read_app(&shared.queue.app(app).await?.spec)?;
     let targets = shared.registry.targets(&selector).await;

@@ -12,11 +12,14 @@
 //! - `replicate` copies artifacts from the main bucket into the regions' buckets;
 //! - `rollout` counts machines and ends rollouts by the rules of `shoal-rollout`;
 //! - `reaper` gives on the jobs of workers that are gone, and lets jobs be taken that waited for their next attempt;
+//! - `outbox` tells the goal store (etcd), where there is one, which goals were set;
 //! - `forget` drops machines and workers that are gone.
 //!
 //! Who waits is woken: a queued job, a cancelled one, a finished upload, a new goal and a batch of reports each ring a bell
 //! ([`shoal_queue::Bell`]), here and, by way of the database, at the other coordinators. A bell may get lost; so
 //! everybody who waits looks again after some seconds.
+//!
+//! After a restore of the database `recover` raises the epoch, before any goal is set.
 //!
 //! Goals are made and signed in `goals`, inside the transaction that numbers them. Uploads stream through
 //! into the main bucket, and an index is stored only when every part is proved (`uploads`). The jobs' logs are plain
@@ -30,7 +33,9 @@ mod forget;
 mod goals;
 mod logs;
 mod metrics;
+mod outbox;
 mod reaper;
+mod recover;
 mod registry;
 mod replicate;
 mod rollout;
@@ -48,6 +53,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
+use shoal_goals::EtcdStore;
 use shoal_origin::Bucket;
 use shoal_pki::{ClientAuth, GoalSigner, Role, Trust};
 use shoal_queue::{Queue, sqlite_url};
@@ -69,7 +75,8 @@ const GAUGES_INTERVAL: Duration = Duration::from_secs(5);
 /// # Errors
 /// One line that says what is wrong with the configuration, the identity, the database or a bucket.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let config: Config = shoal_process::load_config(args.config.as_deref(), &args)?;
+    let mut config: Config = shoal_process::load_config(args.config.as_deref(), &args)?;
+    config.recover = args.recover;
     let token = shoal_process::shutdown()?;
     start(config, token).await?.ended().await
 }
@@ -151,6 +158,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
             .with_context(|| format!("the bucket of region {}", region.name))?;
         buckets.insert(region.name.clone(), bucket);
     }
+    let open_store = |url: &String| EtcdStore::open(url, trust.cluster());
+    let goal_store = config.goals.as_ref().map(open_store).transpose().context("the goal store")?;
     let data_dir = std::path::absolute(&config.data_dir)?;
     let logs = logs::Logs::open(data_dir.join("logs")).context("cannot make the jobs' logs")?;
     let url = config.database.clone();
@@ -164,6 +173,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
         queue,
         main,
         buckets,
+        goal_store,
+        recovery: Mutex::new(config.recover.then(recover::Recovery::default)),
         trust,
         signer,
         logs,
@@ -184,6 +195,9 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     tasks.spawn(duty::run(shared.clone(), random_token()?));
     tasks.spawn(carry_bells(shared.clone()));
     tasks.spawn(keep_gauges(shared.clone()));
+    if shared.config.recover {
+        tasks.spawn(recover::run(shared.clone()));
+    }
 
     let metrics = match shared.config.metrics_listen {
         Some(addr) => {

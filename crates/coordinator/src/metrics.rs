@@ -4,8 +4,12 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 use shoal_proto::state::{Priority, ReplicationStatus, RolloutStatus, WorkerState};
+use shoal_queue::OutboxDepth;
 
-use crate::{state::Shared, view};
+use crate::{
+    state::{Shared, now_ms},
+    view,
+};
 
 /// The coordinator's metrics; all names begin with `shoal_coordinator_`.
 pub(crate) struct Metrics {
@@ -24,6 +28,12 @@ pub(crate) struct Metrics {
     pub(crate) copies_ended: IntCounterVec,
     /// Goals set.
     pub(crate) goals: IntCounterVec,
+    /// Goals that the goal store was told, by result.
+    pub(crate) goal_store_writes: IntCounterVec,
+    /// Goals of the goal store that are newer than the database's.
+    pub(crate) goals_ahead: IntGauge,
+    goal_outbox: IntGauge,
+    goal_outbox_oldest_seconds: IntGauge,
     /// Rollouts ended by the driver or by an operator.
     pub(crate) rollouts_ended: IntCounterVec,
     /// Machine reports that arrived, by region and whether they were new.
@@ -100,6 +110,20 @@ impl Metrics {
                 &["region", "result"],
             )?,
             goals: counters("goals_set_total", "Goals set", &["kind"])?,
+            goal_store_writes: counters(
+                "goal_store_writes_total",
+                "Goals that the goal store was told, where that runs, by what became of them",
+                &["result"],
+            )?,
+            goals_ahead: gauge(
+                "goal_store_ahead",
+                "Goals of the goal store that are newer than the database's: restored from a backup, and not recovered",
+            )?,
+            goal_outbox: gauge("goal_outbox", "Goals that the goal store has not been told yet")?,
+            goal_outbox_oldest_seconds: gauge(
+                "goal_outbox_oldest_seconds",
+                "How long one of them has waited",
+            )?,
             rollouts_ended: counters("rollouts_ended_total", "Rollouts ended", &["status"])?,
             reports: counters(
                 "reports_total",
@@ -150,9 +174,14 @@ pub(crate) async fn refresh(shared: &Shared) {
         let copies = shared.queue.copies_by_status().await?;
         let rollouts = shared.queue.rollouts_by_status().await?;
         let machines = shared.registry.refresh(&shared.queue).await?;
-        Ok::<_, shoal_queue::QueueError>((queue, copies, rollouts, machines))
+        // Without a goal store nobody empties it.
+        let outbox = match &shared.goal_store {
+            Some(_) => shared.queue.outbox_depth().await?,
+            None => OutboxDepth::default(),
+        };
+        Ok::<_, shoal_queue::QueueError>((queue, copies, rollouts, machines, outbox))
     };
-    let Ok((queue, copies, rollouts, machines)) = all.await else {
+    let Ok((queue, copies, rollouts, machines, outbox)) = all.await else {
         metrics.gauge_failures.inc();
         return;
     };
@@ -177,6 +206,9 @@ pub(crate) async fn refresh(shared: &Shared) {
         let oldest_s = waiting.map_or(0.0, |waiting| waiting.oldest_wait_s);
         metrics.oldest_wait_seconds.with_label_values(&labels).set(oldest_s as i64);
     }
+    metrics.goal_outbox.set(gauge(outbox.goals));
+    let waits_ms = outbox.oldest_since_ms.map_or(0, |since_ms| (now_ms() - since_ms).max(0));
+    metrics.goal_outbox_oldest_seconds.set(waits_ms / 1_000);
     metrics.jobs_deferred.set(gauge(queue.deferred));
     metrics.jobs_running.set(gauge(queue.running));
     metrics.queue_paused.set(i64::from(queue.paused.is_some()));

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use shoal_goals::EtcdStore;
 use shoal_origin::Bucket;
 use shoal_pki::{GoalSigner, Trust};
 use shoal_proto::{MachineName, RegionName};
@@ -15,7 +16,8 @@ use tokio::sync::{Notify, futures::Notified};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config, logs::Logs, metrics::Metrics, registry::Registry, uploads::PartHashes,
+    config::Config, logs::Logs, metrics::Metrics, recover::Recovery, registry::Registry,
+    uploads::PartHashes,
 };
 
 /// How often a region process's being alive is written down.
@@ -33,6 +35,10 @@ pub(crate) struct Shared {
     pub(crate) queue: Queue,
     pub(crate) main: Bucket,
     pub(crate) buckets: BTreeMap<RegionName, Bucket>,
+    /// Where goals are told beside the database.
+    pub(crate) goal_store: Option<EtcdStore>,
+    /// The recovery that is under way, if any.
+    pub(crate) recovery: Mutex<Option<Recovery>>,
     pub(crate) trust: Trust,
     pub(crate) signer: GoalSigner,
     pub(crate) logs: Logs,
@@ -78,6 +84,16 @@ pub(crate) fn myself() -> Actor {
     Actor { name: "coordinator".into(), origin: String::new() }
 }
 
+/// A number from 0 to 1 by chance.
+pub(crate) fn chance() -> f64 {
+    let mut bytes = [0; 4];
+    // Without chance waits are as long as they may be.
+    match aws_lc_rs::rand::fill(&mut bytes) {
+        Ok(()) => f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX),
+        Err(_) => 0.0,
+    }
+}
+
 /// Locks a mutex; what a panicking holder left is still consistent in all of them.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -118,14 +134,8 @@ impl Shared {
     /// How long jobs wait before their next attempt, by chance anew for each call.
     pub(crate) fn backoff(&self) -> Backoff {
         let in_ms = |seconds: f64| (seconds * 1_000.0) as u64;
-        let mut bytes = [0; 4];
-        // Without chance they wait for as long as they may.
-        let random = match aws_lc_rs::rand::fill(&mut bytes) {
-            Ok(()) => f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX),
-            Err(_) => 0.0,
-        };
         let (first_ms, max_ms) = (in_ms(self.config.backoff_s), in_ms(self.config.backoff_max_s));
-        Backoff { first_ms, max_ms, random }
+        Backoff { first_ms, max_ms, random: chance() }
     }
 
     /// Whether it is to be written down now that a worker is alive, or that this process of its is new.

@@ -33,6 +33,18 @@ impl Entry {
         Ok(Self { app: goal.app, revision: goal.revision, signed })
     }
 
+    /// Reads a goal from the hexadecimal of its encoding, as the coordinators' API and database have it.
+    ///
+    /// # Errors
+    /// A line that says what is wrong with it.
+    pub fn from_hex(text: &str) -> std::result::Result<Self, String> {
+        if text.len() > 2 * GOAL_MAX_BYTES {
+            return Err(format!("{} digits are no goal", text.len()));
+        }
+        let bytes = from_hex(text).ok_or("it is not in hexadecimal")?;
+        Self::of(codec::decode(&bytes, GOAL_MAX_BYTES).map_err(|error| error.to_string())?)
+    }
+
     /// What every value of a lower revision is less than, byte by byte, and no other.
     pub(crate) fn rank(&self) -> String {
         let Revision { epoch, number } = self.revision;
@@ -60,9 +72,7 @@ impl Entry {
         }
         let text = std::str::from_utf8(value).map_err(|_| "it is no text")?;
         let (rank, hex) = text.split_once(' ').ok_or("it has no revision before it")?;
-        let bytes = from_hex(hex).ok_or("it is not in hexadecimal")?;
-        let signed = codec::decode(&bytes, GOAL_MAX_BYTES).map_err(|error| error.to_string())?;
-        let entry = Self::of(signed)?;
+        let entry = Self::from_hex(hex)?;
         if entry.app.as_str() != app {
             return Err(format!("it is a goal of {}", entry.app));
         }

@@ -8,6 +8,7 @@ use crate::{
     audit::{self, Actor},
     db::{self, Queue, Write, count, get, number, parsed, to_json},
     error::{QueueError, Result},
+    outbox,
     rollouts::{self, Ending, Rollout, Targets},
 };
 
@@ -89,8 +90,8 @@ async fn previous(tx: &mut Write, app: &AppName) -> Result<String> {
 }
 
 impl Queue {
-    /// Gives an app its next goal: revision, signed goal, rollout, audit row and the end of the rollout
-    /// before, in one transaction. `seal` signs; it is called with the final number.
+    /// Gives an app its next goal: revision, signed goal, rollout, its place in the outbox, audit row and the end of
+    /// the rollout before, in one transaction. `seal` signs; it is called with the final number.
     ///
     /// # Errors
     /// [`QueueError::NotFound`] for an unknown app or artifact, [`QueueError::Conflict`] for another app's
@@ -177,6 +178,7 @@ impl Queue {
             .bind(app.as_str())
             .execute(&mut *tx)
             .await?;
+        outbox::add(&mut tx, app, seq, now_ms).await?;
         let what = if rollback { "app.rollback" } else { "app.deploy" };
         let detail = format!("revision {revision}: {name}");
         audit::record(&mut tx, now_ms, actor, what, app.as_str(), &detail).await?;

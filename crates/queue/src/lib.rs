@@ -14,7 +14,8 @@
 //! - **artifacts** and their **replication**: copies to be made are taken by one coordinator at a time
 //!   ([`Queue::take_copy`]);
 //! - **goals** and **rollouts**: [`Queue::set_goal`] gives the next revision, has it signed, starts its rollout,
-//!   ends the one before and writes the audit row in one transaction, or does none of it;
+//!   ends the one before and writes the audit row in one transaction, or does none of it; a goal store outside of the
+//!   database is told from an **outbox** that is part of it ([`Queue::outbox`]);
 //! - **regions** and **machines**: [`Queue::keep_reports`] takes a region's batch whole, and an older
 //!   report never replaces a newer one;
 //! - the **audit** log: a row for each change, in the change's transaction.
@@ -46,6 +47,7 @@ mod goals;
 mod hand;
 mod jobs;
 mod machines;
+mod outbox;
 mod reaper;
 mod regions;
 mod replication;
@@ -67,6 +69,7 @@ pub use finish::End;
 pub use goals::{Choice, GOALS_MAX, GoalDraft, GoalsAfter, SealedGoal};
 pub use jobs::{Attempt, Claimant, Job, Lease, REASON_MAX_BYTES};
 pub use machines::{Machine, MachineCursor, MachineLabels, MachineSeen, StateSeen};
+pub use outbox::{OutboxDepth, OutboxGoal, StoreDifference};
 pub use reaper::{Lost, ReapLimit, Watch};
 pub use regions::Region;
 pub use replication::CopyJob;

@@ -40,6 +40,7 @@ macro_rules! on_each_database {
             let here = [$(stringify!($name)),+];
             let all: Vec<_> = [
                 include_str!("suite/jobs.rs"),
+                include_str!("suite/outbox.rs"),
                 include_str!("suite/queue.rs"),
                 include_str!("suite/records.rs"),
                 include_str!("suite/together.rs"),
@@ -74,6 +75,9 @@ on_each_database!(
     publishing_is_idempotent,
     an_artifact_is_found_by_name_and_id,
     revisions_rise_and_goals_are_told_by_cursor,
+    goals_wait_in_the_outbox_until_they_are_told,
+    what_a_store_lacks_goes_into_the_outbox,
+    the_highest_epoch_is_the_databases_or_a_machines,
     only_whole_artifacts_of_the_app_are_deployed,
     a_refused_goal_leaves_nothing_behind,
     concurrent_goals_get_different_revisions,

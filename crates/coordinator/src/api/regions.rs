@@ -40,7 +40,8 @@ pub(super) async fn goals(
     Who(member, _): Who,
     Args(query): Args<types::GoalsQuery>,
 ) -> Reply<types::GoalsReply> {
-    region_of(&shared, &member).await?;
+    let region = region_of(&shared, &member).await?;
+    shared.epoch_told(&region, query.highest_epoch);
     let after = i64::try_from(query.after).unwrap_or(i64::MAX);
     let poll = shared.long_poll(query.wait_s);
     loop {

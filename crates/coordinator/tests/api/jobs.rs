@@ -65,7 +65,10 @@ async fn a_job_lives_from_its_commit_to_active_machines() {
         .await;
     let rollout = deploy(&operator, "web", &job.name).await.unwrap();
     assert_eq!(rollout.regions[&"eu".parse().unwrap()].machines, 2);
-    let goals = eu.goals(&shoal_client::types::GoalsQuery { after: 0, wait_s: 5 }).await.unwrap();
+    let goals = eu
+        .goals(&shoal_client::types::GoalsQuery { after: 0, wait_s: 5, highest_epoch: 0 })
+        .await
+        .unwrap();
     let bytes: Vec<u8> = (0..goals.goals[0].len())
         .step_by(2)
         .map(|at| u8::from_str_radix(&goals.goals[0][at..at + 2], 16).unwrap())

@@ -86,7 +86,7 @@ async fn strangers_get_no_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn regions_are_those_of_the_configuration() {
     let cluster = Cluster::start().await;
-    let query = GoalsQuery { after: 0, wait_s: 0 };
+    let query = GoalsQuery { after: 0, wait_s: 0, highest_epoch: 0 };
     let mars = cluster.region("mars");
     let refused = refusal(mars.goals(&query).await);
     assert!(refused.0 == 403 && refused.2.contains("[[regions]]"), "{refused:?}");

@@ -44,7 +44,7 @@ async fn ended(operator: &Client, id: i64) -> Rollout {
 }
 
 async fn goals(region: &Client, after: u64) -> GoalsReply {
-    region.goals(&GoalsQuery { after, wait_s: POLL_S }).await.unwrap()
+    region.goals(&GoalsQuery { after, wait_s: POLL_S, highest_epoch: 0 }).await.unwrap()
 }
 
 fn eu() -> RegionName {
@@ -234,7 +234,8 @@ async fn a_goal_wakes_the_regions_that_wait() {
         assert_eq!(told.goals.len(), 1, "the goal {}", rollout.revision);
         cursor = told.cursor;
     }
-    let nothing = region.goals(&GoalsQuery { after: cursor, wait_s: 0 }).await.unwrap();
+    let nothing =
+        region.goals(&GoalsQuery { after: cursor, wait_s: 0, highest_epoch: 0 }).await.unwrap();
     assert_eq!((nothing.goals.len(), nothing.cursor), (0, cursor));
 }
 

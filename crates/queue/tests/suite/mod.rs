@@ -1,6 +1,7 @@
 //! What every database must do: functions over its URL, each of which wants an empty database.
 
 mod jobs;
+mod outbox;
 mod queue;
 mod records;
 mod together;
@@ -8,6 +9,7 @@ mod together;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) use jobs::*;
+pub(crate) use outbox::*;
 pub(crate) use queue::*;
 pub(crate) use records::*;
 use shoal_proto::{AppName, ArtifactId, CommitSha, EncodingId, RegionName, state::Priority};

@@ -174,6 +174,8 @@ pub(crate) async fn revisions_rise_and_goals_are_told_by_cursor(url: &str) {
     let third = deploy(&queue, "web", &named("web/a")).await.unwrap();
     assert_eq!(third.revision, Revision { epoch: 7, number: 3 });
     assert!(third.revision > second.revision);
+    // Nor does one that stood further on before the restore miss the first goal after it.
+    assert_eq!(queue.goals_after(1_000).await.unwrap().signed, ["7.3 web/a"]);
 }
 
 pub(crate) async fn only_whole_artifacts_of_the_app_are_deployed(url: &str) {
@@ -327,7 +329,7 @@ pub(super) fn seen(machine: &str, role: &str, last_seen_ms: i64) -> MachineSeen 
     }
 }
 
-async fn report(queue: &Queue, region: &str, states: &[StateSeen]) -> u64 {
+pub(super) async fn report(queue: &Queue, region: &str, states: &[StateSeen]) -> u64 {
     let machines: Vec<_> =
         states.iter().map(|state| seen(state.machine.as_str(), "web", 1)).collect();
     queue.keep_reports(&region.parse().unwrap(), &machines, states).await.unwrap()
