@@ -4,6 +4,7 @@
 mod by_hand;
 mod deploys;
 mod faults;
+mod goals;
 mod harness;
 mod limits;
 mod membership;

@@ -95,7 +95,11 @@ async fn step(
     if let Some(open) = store {
         match open.list().await {
             Ok(listed) => {
-                let epochs = listed.entries.iter().map(|entry| entry.revision.epoch);
+                let signed = listed
+                    .entries
+                    .iter()
+                    .filter(|entry| shared.trust.open_goal(&entry.signed).is_ok());
+                let epochs = signed.map(|entry| entry.revision.epoch);
                 *highest = epochs.max().unwrap_or_default().max(*highest);
                 *store = None;
             }

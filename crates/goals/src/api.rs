@@ -86,6 +86,15 @@ pub(crate) struct RangeResponse {
     pub(crate) more: bool,
 }
 
+#[derive(Debug, Serialize)]
+pub(crate) struct DeleteRequest {
+    pub(crate) key: Blob,
+    pub(crate) range_end: Blob,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct DeleteResponse {}
+
 /// One comparison of a transaction.
 #[derive(Debug, Serialize)]
 pub(crate) struct Compare {

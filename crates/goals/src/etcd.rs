@@ -2,11 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use shoal_proto::AppName;
+
 use crate::{
     Changes, Cursor, Entry, EtcdWatch, GoalStore, GoalsError, Put, Result, WatchTimes,
     api::{
-        Blob, Compare, Header, KeyValue, Long, Op, PutRequest, RangeRequest, RangeResponse,
-        TxnRequest, TxnResponse,
+        Blob, Compare, DeleteRequest, DeleteResponse, Header, KeyValue, Long, Op, PutRequest,
+        RangeRequest, RangeResponse, TxnRequest, TxnResponse,
     },
     client::Client,
     url::Address,
@@ -119,6 +121,40 @@ impl EtcdStore {
         }
     }
 
+    /// Writes over this goal, if it is still there, whatever its revision: its reader does not believe its signature. False:
+    /// another one is there.
+    ///
+    /// # Errors
+    /// As for [`GoalStore::put`].
+    pub async fn put_over(&self, entry: &Entry, stored: &Entry) -> Result<bool> {
+        let refused = |message| GoalsError::Refused { message };
+        let key = self.key(&entry.app);
+        let value = Blob::from(entry.value().map_err(refused)?.as_str());
+        let stored = Blob::from(stored.value().map_err(refused)?.as_str());
+        let request = TxnRequest {
+            compare: vec![Compare { value: Some(stored), ..compare(&key, "VALUE", "EQUAL") }],
+            success: vec![put(&key, &value)],
+            failure: vec![],
+        };
+        let answer: TxnResponse = self.inner.client.call("kv/txn", &request).await?;
+        Ok(answer.succeeded)
+    }
+
+    /// Takes all goals of the cluster away: it is gone.
+    ///
+    /// # Errors
+    /// [`GoalsError`] when etcd does not answer.
+    pub async fn clear(&self) -> Result<()> {
+        let key = Blob::from(self.inner.prefix.as_str());
+        let request = DeleteRequest { key, range_end: self.end() };
+        let _: DeleteResponse = self.inner.client.call("kv/deleterange", &request).await?;
+        Ok(())
+    }
+
+    fn key(&self, app: &AppName) -> Blob {
+        Blob::from(format!("{}{app}", self.inner.prefix).as_str())
+    }
+
     /// Writes over what is no goal, if it is still that.
     async fn replace(&self, entry: &Entry, key: &Blob, value: &Blob, seen: Long) -> Result<bool> {
         tracing::warn!(app = %entry.app, prefix = self.inner.prefix, "replacing a value in etcd that is no goal");
@@ -167,7 +203,7 @@ impl GoalStore for EtcdStore {
 
     async fn put(&self, entry: &Entry) -> Result<Put> {
         let refused = |message| GoalsError::Refused { message };
-        let key = Blob::from(format!("{}{}", self.inner.prefix, entry.app).as_str());
+        let key = self.key(&entry.app);
         let value = Blob::from(entry.value().map_err(refused)?.as_str());
         let request = put_if_newer(&key, &value, &entry.rank());
         for _ in 0..REPLACE_TRIES {

@@ -117,6 +117,12 @@ impl FileStore {
         Ok(Put::Written)
     }
 
+    /// Whether it has this goal, or a newer one.
+    #[must_use]
+    pub fn has(&self, entry: &Entry) -> bool {
+        self.known().get(&entry.app).is_some_and(|(_, known)| known.revision >= entry.revision)
+    }
+
     /// [`GoalStore::list`], at once.
     #[must_use]
     pub fn list_now(&self) -> Changes {

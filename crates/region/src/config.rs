@@ -26,6 +26,14 @@ pub struct Args {
     #[arg(long = "coordinator")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub coordinators: Vec<String>,
+    /// Goal store of the world, that the coordinators write: etcd://HOST:PORT,... or etcds://...?ca=FILE.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goals: Option<String>,
+    /// Goal store of this region, that its processes write and follow.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region_goals: Option<String>,
     /// Address of the data plane, UDP [default: 0.0.0.0:7420].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,6 +74,13 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The coordinators, `https://HOST:PORT`.
     pub coordinators: Vec<String>,
+    /// Goal store of the world, that the coordinators write, `etcd://USER:PASSWORD@HOST:PORT,HOST:PORT/PREFIX`, or
+    /// `etcds://...?ca=FILE` with TLS: followed beside the coordinators. Reading is all that it needs.
+    #[serde(default)]
+    pub goals: Option<String>,
+    /// Goal store of this region, that its processes write and follow.
+    #[serde(default)]
+    pub region_goals: Option<String>,
     /// Address of the data plane, UDP.
     #[serde(default = "default_listen")]
     pub listen: SocketAddr,
@@ -117,6 +132,10 @@ impl Config {
     /// # Errors
     /// A line that names the key.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.goals.is_none() || self.goals != self.region_goals,
+            "goals and region_goals are the same: leave region_goals out, or name the region's own etcd or prefix"
+        );
         anyhow::ensure!((0.05..=3_600.0).contains(&self.poll_s), "poll_s is 0.05 to 3600 seconds");
         anyhow::ensure!(
             (0.0..=3_600.0).contains(&self.wave_settle_s),

@@ -3,14 +3,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::{Arc, Mutex, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 use anyhow::Context as _;
+use shoal_goals::{Entry, FileStore, Put};
 use shoal_pki::Trust;
 use shoal_proto::{
-    AppName, Revision, codec,
-    goal::{GOAL_MAX_BYTES, Goal, SignedGoal},
+    AppName, Revision,
+    goal::{Goal, SignedGoal},
 };
 
 /// A goal and the signed bytes that prove it.
@@ -35,7 +36,7 @@ pub(crate) enum Accepted {
 
 /// The newest goal of each app.
 pub(crate) struct Goals {
-    dir: PathBuf,
+    files: FileStore,
     trust: Trust,
     known: RwLock<BTreeMap<AppName, KnownGoal>>,
     /// Revisions whose rollouts are paused or ended badly; none until a coordinator has said so.
@@ -45,28 +46,23 @@ pub(crate) struct Goals {
 impl Goals {
     /// Reads the goals in `dir`; a file that is not a valid goal is set aside and said in the log.
     pub(crate) fn open(dir: PathBuf, trust: Trust) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let mut known = BTreeMap::new();
-        for entry in std::fs::read_dir(&dir)? {
-            let path = entry?.path();
-            if path.extension().is_none_or(|extension| extension != "goal") {
-                continue;
-            }
-            let read = || -> anyhow::Result<KnownGoal> {
-                let signed: SignedGoal = codec::decode(&std::fs::read(&path)?, GOAL_MAX_BYTES)?;
-                Ok(KnownGoal { goal: Arc::new(trust.open_goal(&signed)?), signed })
-            };
-            match read() {
-                Ok(goal) => {
-                    known.insert(goal.goal.app.clone(), goal);
-                }
-                Err(error) => {
-                    tracing::warn!(path = %path.display(), error = format!("{error:#}"), "goal file is not valid: set aside");
-                    let _ = std::fs::rename(&path, path.with_extension("goal.invalid"));
-                }
-            }
+        let text = dir.display().to_string();
+        let check = |entry: &Entry| {
+            trust.open_goal(&entry.signed).map(drop).map_err(|error| error.to_string())
+        };
+        let files = FileStore::open(dir, shoal_process::write_atomic, check)
+            .with_context(|| format!("cannot read the goals in {text}"))?;
+        for Entry { app, signed, .. } in files.list_now().entries {
+            let goal = Arc::new(trust.open_goal(&signed)?);
+            known.insert(app, KnownGoal { goal, signed });
         }
-        Ok(Self { dir, trust, known: RwLock::new(known), halted: Mutex::default() })
+        Ok(Self { files, trust, known: RwLock::new(known), halted: Mutex::default() })
+    }
+
+    /// The embedded store that they are in: what is not valid never gets there.
+    pub(crate) fn files(&self) -> &FileStore {
+        &self.files
     }
 
     /// Takes a goal from anywhere, if it is valid and newer; it is on disk before it is served.
@@ -75,37 +71,42 @@ impl Goals {
             Ok(goal) => Arc::new(goal),
             Err(error) => return Accepted::Refused(error.to_string()),
         };
-        let mut known = self.known.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if known.get(&goal.app).is_some_and(|known| known.goal.revision >= goal.revision) {
-            return Accepted::Old;
+        let (app, revision) = (goal.app.clone(), goal.revision);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let entry = Entry { app: app.clone(), revision, signed: signed.clone() };
+        match self.files.put_now(&entry) {
+            Ok(Put::Written) => {}
+            Ok(Put::Known | Put::Stale(_)) => return Accepted::Old,
+            Err(error) => return Accepted::NotKept(error.to_string()),
         }
-        let path = self.dir.join(format!("{}.goal", goal.app));
-        let kept = codec::encode(signed, GOAL_MAX_BYTES)
-            .map_err(std::io::Error::other)
-            .and_then(|bytes| shoal_process::write_atomic(&path, &bytes));
-        if let Err(error) = kept {
-            return Accepted::NotKept(format!("cannot keep it in {}: {error}", path.display()));
-        }
-        tracing::info!(app = %goal.app, revision = %goal.revision, artifact = %goal.artifact, "goal");
-        known.insert(goal.app.clone(), KnownGoal { goal, signed: signed.clone() });
+        tracing::info!(%app, %revision, artifact = %goal.artifact, "goal");
+        known.insert(app, KnownGoal { goal, signed: signed.clone() });
         Accepted::Taken
     }
 
     /// Every goal, by app.
     pub(crate) fn all(&self) -> Vec<KnownGoal> {
-        let known = self.known.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known.values().cloned().collect()
+    }
+
+    /// The highest epoch of all goals; 0 without any.
+    pub(crate) fn highest_epoch(&self) -> u32 {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.values().map(|known| known.goal.revision.epoch).max().unwrap_or_default()
+    }
+
+    fn halted(&self) -> MutexGuard<'_, Option<BTreeSet<(AppName, Revision)>>> {
+        self.halted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Replaces the set of halted revisions.
     pub(crate) fn set_halted(&self, halted: impl IntoIterator<Item = (AppName, Revision)>) {
-        *self.halted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            Some(halted.into_iter().collect());
+        *self.halted() = Some(halted.into_iter().collect());
     }
 
     /// Whether a rollout must open no further wave: so must all before the first answer of a coordinator.
     pub(crate) fn is_halted(&self, app: &AppName, revision: Revision) -> bool {
-        let halted = self.halted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        halted.as_ref().is_none_or(|halted| halted.contains(&(app.clone(), revision)))
+        self.halted().as_ref().is_none_or(|halted| halted.contains(&(app.clone(), revision)))
     }
 }

@@ -1,6 +1,6 @@
 //! A region process: what stands between the coordinator and a region's machines. Two or more run in each region.
 //!
-//! It long-polls the coordinator for goals, keeps them as signed files (`goals`), publishes them on the region's
+//! It long-polls the coordinator for goals, follows goal stores in etcd where there are any (`stores`), keeps them as signed files (`goals`), publishes them on the region's
 //! gossip topic, and answers its machines over the data plane (`serve`): their goals and open waves, other machines
 //! of a swarm (`introductions`), leases to read the bucket, an artifact's index (`indexes`). What machines
 //! report is kept (`machines`) until the coordinator has it.
@@ -16,6 +16,7 @@ mod introductions;
 mod machines;
 mod metrics;
 mod serve;
+mod stores;
 mod waves;
 
 use std::{
@@ -28,15 +29,11 @@ use std::{
 use anyhow::Context as _;
 use serde::Serialize;
 use shoal_client::{Client, ClientError, types::GoalsQuery};
+use shoal_goals::{Entry, EtcdStore};
 use shoal_gossip::{Gossip, GossipConfig, GossipEvent};
 use shoal_origin::Bucket;
 use shoal_pki::Role;
-use shoal_proto::{
-    codec,
-    goal::{GOAL_MAX_BYTES, SignedGoal},
-    gossip::GossipMessage,
-    peer::PeerAddr,
-};
+use shoal_proto::{goal::SignedGoal, gossip::GossipMessage, peer::PeerAddr};
 use shoal_transport::{Endpoint, EndpointConfig};
 use tokio::sync::mpsc;
 
@@ -104,6 +101,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let region = member.region.clone().context("the certificate names no region")?;
     let goals = Arc::new(Goals::open(config.data_dir.join("goals"), trust.clone())?);
     let client = Client::new(&config.coordinators, &identity, &trust)?;
+    let open = |key: &str, url: &Option<String>| {
+        let open = |url| EtcdStore::open(url, trust.cluster());
+        url.as_deref().map(open).transpose().with_context(|| format!("the goal store `{key}`"))
+    };
+    let world = open("goals", &config.goals)?;
+    let own = open("region_goals", &config.region_goals)?;
     let metrics = Arc::new(Metrics::new()?);
     let bucket = Bucket::open(&config.bucket)?;
 
@@ -156,6 +159,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(server.run(incoming));
     tasks.spawn(follow_goals(shared.clone()));
+    if let Some(store) = world {
+        tasks.spawn(stores::follow(shared.clone(), "goals", store));
+    }
+    if let Some(store) = own {
+        tasks.spawn(stores::follow(shared.clone(), "region_goals", store.clone()));
+        tasks.spawn(stores::keep(shared.clone(), "region_goals", store));
+    }
     tasks.spawn(hear_goals(shared.clone(), heard));
     tasks.spawn(republish(shared.clone()));
     tasks.spawn(forward(shared.clone()));
@@ -214,14 +224,19 @@ async fn follow_goals(shared: Arc<Shared>) {
     let mut after = 0;
     let mut pause = RETRY_MIN;
     loop {
-        match shared.client.goals(&GoalsQuery { after, wait_s: LONG_POLL_S }).await {
+        let highest_epoch = shared.goals.highest_epoch();
+        let query = GoalsQuery { after, wait_s: LONG_POLL_S, highest_epoch };
+        match shared.client.goals(&query).await {
             Ok(reply) => {
                 shared.goals.set_halted(reply.halted);
                 let mut all_kept = true;
                 for text in &reply.goals {
-                    let Some(signed) = signed_goal(text) else {
-                        tracing::warn!("the coordinator sent something that is no goal");
-                        continue;
+                    let signed = match Entry::from_hex(text) {
+                        Ok(entry) => entry.signed,
+                        Err(error) => {
+                            tracing::warn!(error, "the coordinator sent something that is no goal");
+                            continue;
+                        }
                     };
                     match take(&shared, &signed, "the coordinator") {
                         Accepted::Taken => publish(&shared, &signed).await,
@@ -244,23 +259,6 @@ async fn follow_goals(shared: Arc<Shared>) {
             }
         }
     }
-}
-
-/// Reads the hex of an encoded goal.
-fn signed_goal(text: &str) -> Option<SignedGoal> {
-    let digits = text.as_bytes();
-    if !digits.len().is_multiple_of(2) || digits.len() > 2 * GOAL_MAX_BYTES {
-        return None;
-    }
-    let bytes: Option<Vec<u8>> = digits
-        .chunks_exact(2)
-        .map(|pair| {
-            let high = char::from(pair[0]).to_digit(16)?;
-            let low = char::from(pair[1]).to_digit(16)?;
-            u8::try_from(high << 4 | low).ok()
-        })
-        .collect();
-    codec::decode(&bytes?, GOAL_MAX_BYTES).ok()
 }
 
 /// Takes goals that another region process published first.

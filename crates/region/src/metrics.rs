@@ -14,6 +14,8 @@ pub(crate) struct Metrics {
     pub(crate) leased: IntCounter,
     /// Goals that arrived, by `result` (`taken`, `old`, `refused`, `not_kept`).
     pub(crate) goals: IntCounterVec,
+    /// Times that a goal store failed, by `store` (`goals`, `region_goals`).
+    pub(crate) store_failures: IntCounterVec,
     /// Machines known.
     pub(crate) machines: IntGauge,
     /// Machines with news that the coordinator has not been told.
@@ -39,6 +41,11 @@ impl Metrics {
                 "shoal_region_goals_total",
                 "Goals that arrived, by what became of them.",
                 "result",
+            )?,
+            store_failures: meters.counters(
+                "shoal_region_goal_store_failures_total",
+                "Times that a goal store failed; it is tried again.",
+                "store",
             )?,
             machines: meters.gauge("shoal_region_machines", "Machines known.")?,
             backlog: meters.gauge(

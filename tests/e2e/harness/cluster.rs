@@ -24,6 +24,12 @@ pub struct Shape {
     pub coordinator_extra: String,
     /// More lines for each worker's configuration.
     pub worker_extra: String,
+    /// The coordinator's port; 0: any.
+    pub coordinator_port: u16,
+    /// More lines for each region process's configuration.
+    pub region_extra: String,
+    /// Where the region processes find coordinators, if not where they are.
+    pub region_coordinators: Option<Vec<String>>,
     /// More lines for each agent's configuration, above its tables.
     pub agent_extra: String,
 }
@@ -38,6 +44,9 @@ impl Default for Shape {
             coordinators: 1,
             coordinator_extra: String::new(),
             worker_extra: String::new(),
+            coordinator_port: 0,
+            region_extra: String::new(),
+            region_coordinators: None,
             agent_extra: String::new(),
         }
     }
@@ -74,7 +83,8 @@ impl Cluster {
         fs::set_permissions(dir.path(), readable).unwrap();
         let keys = Keys::new("test");
         let root = dir.path().to_path_buf();
-        let mut coordinator = start_coordinator(&keys, &root, &shape, 0, 0);
+        let port = shape.coordinator_port;
+        let mut coordinator = start_coordinator(&keys, &root, &shape, 0, port);
         let api = coordinator.address("api").await;
         let (mut others, mut other_apis) = (vec![], vec![]);
         for at in 1..shape.coordinators {
@@ -134,9 +144,17 @@ impl Cluster {
 
     /// Starts the coordinator again on the port that it had.
     pub async fn restart_coordinator(&mut self) {
+        self.restart_coordinator_with("").await;
+    }
+
+    /// [`Cluster::restart_coordinator`] with a flag.
+    pub async fn restart_coordinator_with(&mut self, flag: &str) {
         self.coordinator.kill();
+        configure_coordinator(&self.keys, self.dir.path(), &self.shape, 0, self.api.port());
+        let (name, dir) = (self.coordinator.name.clone(), self.coordinator.dir.clone());
+        let run = format!("exec \"$@\" {flag}");
         self.coordinator =
-            start_coordinator(&self.keys, self.dir.path(), &self.shape, 0, self.api.port());
+            Process::start_behind(&["sh", "-c", &run, "sh"], "coordinator", &name, &dir);
         self.coordinator.address("api").await;
     }
 
@@ -169,15 +187,17 @@ impl Cluster {
         self.keys.issue(&dir.join("identity"), Role::Region, &name, Some(&region_id));
         fs::create_dir_all(dir.join("data")).unwrap();
         let peers: Vec<String> = gossip.iter().map(ToString::to_string).collect();
+        let coordinators = self.shape.region_coordinators.clone();
         let config = format!(
             "identity = \"{0}/identity\"\ndata_dir = \"{0}/data\"\ncoordinators = {1:?}\n\
              listen = \"{2}\"\ngossip_listen = \"127.0.0.1:0\"\nbucket = \"{3}\"\npeers = {4:?}\n\
-             wave_settle_s = 1.0\n",
+             wave_settle_s = 1.0\n{5}",
             dir.display(),
-            self.urls(),
+            coordinators.unwrap_or_else(|| self.urls()),
             listen.map_or("127.0.0.1:0".into(), |listen| listen.to_string()),
             self.bucket(region).display(),
             peers,
+            self.shape.region_extra,
         );
         fs::write(dir.join("config.toml"), config).unwrap();
         Process::start("region", &name, &dir)
@@ -253,6 +273,17 @@ impl Drop for Cluster {
 }
 
 fn start_coordinator(keys: &Keys, root: &Path, shape: &Shape, at: usize, port: u16) -> Process {
+    let (name, dir) = configure_coordinator(keys, root, shape, at, port);
+    Process::start("coordinator", &name, &dir)
+}
+
+fn configure_coordinator(
+    keys: &Keys,
+    root: &Path,
+    shape: &Shape,
+    at: usize,
+    port: u16,
+) -> (String, PathBuf) {
     let name = if at == 0 { "coordinator".into() } else { format!("coordinator-{}", at + 1) };
     let dir = root.join(&name);
     if !dir.exists() {
@@ -275,5 +306,5 @@ fn start_coordinator(keys: &Keys, root: &Path, shape: &Shape, at: usize, port: u
         );
     }
     fs::write(dir.join("config.toml"), config).unwrap();
-    Process::start("coordinator", &name, &dir)
+    (name, dir)
 }

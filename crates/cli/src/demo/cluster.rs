@@ -3,11 +3,13 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use shoal_client::Client;
+use shoal_goals::{EtcdStore, GoalStore as _};
 use shoal_pki::{IssueRequest, Role};
 use shoal_proto::{MachineName, RegionName};
 
@@ -41,9 +43,37 @@ pub(super) struct Agent {
     pub(super) zone: &'static str,
 }
 
+/// Where the goals are beside the coordinator's database.
+#[derive(Clone, Serialize, Deserialize)]
+struct GoalsIn {
+    url: String,
+    /// The cluster's name: demos that share an etcd have one each.
+    cluster: String,
+}
+
+impl GoalsIn {
+    fn store(&self) -> anyhow::Result<EtcdStore> {
+        Ok(EtcdStore::open(&self.url, &self.cluster)?)
+    }
+
+    /// Takes the demo's goals away.
+    async fn clear(&self) -> anyhow::Result<()> {
+        self.store()?.clear().await.context("the demo's goals stay in etcd")
+    }
+}
+
+/// A name that no other demo has.
+fn own_name(root: &Path) -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let text = format!("{} {} {since:?}", root.display(), std::process::id());
+    format!("demo-{}", &blake3::hash(text.as_bytes()).to_hex()[..12])
+}
+
 /// What is written into [`STATE_FILE`].
 #[derive(Serialize, Deserialize)]
 struct State {
+    #[serde(default)]
+    goals: Option<GoalsIn>,
     temporary: bool,
     processes: Vec<Alive>,
     agent_data_dirs: Vec<PathBuf>,
@@ -59,6 +89,7 @@ pub(super) struct Cluster {
     control: Vec<Process>,
     pub(super) agents: Vec<Agent>,
     api: Option<String>,
+    goals: Option<GoalsIn>,
 }
 
 /// The region with number `at`, from 0.
@@ -67,10 +98,16 @@ pub(super) fn region_name(at: usize) -> anyhow::Result<RegionName> {
 }
 
 impl Cluster {
-    /// Makes the keys. Nothing runs yet.
-    pub(super) fn create(root: &Path, keep: bool, temporary: bool) -> anyhow::Result<Self> {
+    /// Makes the keys. Nothing runs yet. With the URL of an etcd, goals are kept there, too.
+    pub(super) fn create(
+        root: &Path,
+        keep: bool,
+        temporary: bool,
+        goals: Option<&str>,
+    ) -> anyhow::Result<Self> {
         let dir = root.join("pki");
-        pki::init(&dir, "demo")?;
+        let goals = goals.map(|url| GoalsIn { url: url.into(), cluster: own_name(root) });
+        pki::init(&dir, goals.as_ref().map_or("demo", |goals| &goals.cluster))?;
         Ok(Self {
             root: root.into(),
             keep,
@@ -79,11 +116,16 @@ impl Cluster {
             control: Vec::new(),
             agents: Vec::new(),
             api: None,
+            goals,
         })
     }
 
     /// Starts all processes; returns when each is ready, with a client of the coordinator.
     pub(super) async fn start(&mut self, shape: Shape) -> anyhow::Result<Client> {
+        if let Some(goals) = &self.goals {
+            // An etcd that does not answer is said before anything runs.
+            goals.store()?.list().await?;
+        }
         let api = self.start_coordinator(shape).await?;
         self.api = Some(api.clone());
         self.issue(&self.operator_dir(), "operator", Role::Operator, None)?;
@@ -112,6 +154,9 @@ impl Cluster {
         config.insert("listen".into(), "127.0.0.1:0".into());
         config.insert("goal_key".into(), text(&self.root.join("pki/goal.key")));
         config.insert("bucket".into(), text(&self.root.join("buckets/main")));
+        if let Some(goals) = &self.goals {
+            config.insert("goals".into(), goals.url.clone().into());
+        }
         let regions = (0..shape.regions).map(|at| {
             let name = region_name(at)?;
             let mut region = toml::Table::new();
@@ -143,6 +188,9 @@ impl Cluster {
             let mut config = listeners(POLL_S);
             config.insert("bucket".into(), text(&self.bucket(region)));
             config.insert("peers".into(), gossip.clone().into());
+            if let Some(goals) = &self.goals {
+                config.insert("goals".into(), goals.url.clone().into());
+            }
             self.start_process("region", &name, Role::Region, Some(region), api, config)?;
             if let Some(process) = self.control.last_mut() {
                 let addresses = process.addresses().await?;
@@ -246,6 +294,7 @@ impl Cluster {
     fn state(&self) -> State {
         let agents = self.agents.iter().map(|agent| &agent.process);
         State {
+            goals: self.goals.clone(),
             temporary: self.temporary,
             processes: self.control.iter().chain(agents.clone()).map(|p| p.alive).collect(),
             agent_data_dirs: agents.map(Process::data_dir).collect(),
@@ -266,9 +315,13 @@ impl Cluster {
     }
 
     /// Ends everything that runs.
-    pub(super) async fn stop(&self) {
+    pub(super) async fn stop(&self) -> anyhow::Result<()> {
         let state = self.state();
         stop_all(&state.processes, &state.agent_data_dirs).await;
+        match &self.goals {
+            Some(goals) => goals.clear().await,
+            None => Ok(()),
+        }
     }
 }
 
@@ -281,6 +334,9 @@ pub(super) async fn stop_kept(dir: &Path) -> anyhow::Result<()> {
     let state: State = serde_json::from_slice(&bytes)
         .with_context(|| format!("{} is not a demo's", path.display()))?;
     stop_all(&state.processes, &state.agent_data_dirs).await;
+    if let Some(goals) = &state.goals {
+        goals.clear().await?;
+    }
     if state.temporary {
         fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }

@@ -96,6 +96,9 @@ pub(crate) struct DemoArgs {
     /// How many region processes in each region.
     #[arg(long, default_value_t = 2)]
     region_processes: usize,
+    /// Keep goals in this etcd, too, etcd://HOST:PORT or etcds://...?ca=FILE: the regions follow it beside the coordinator.
+    #[arg(long, value_name = "URL")]
+    goals: Option<String>,
     /// Leave everything running, and say how to talk to it.
     #[arg(long)]
     keep: bool,
@@ -119,7 +122,8 @@ impl DemoArgs {
         // Both before the first process, so that nothing is left behind whenever the signal comes.
         let interrupted = shoal_process::shutdown()?;
         let place = Place::make(&self)?;
-        let mut cluster = Cluster::create(&place.root, self.keep, place.temporary.is_some())?;
+        let (temporary, goals) = (place.temporary.is_some(), self.goals.as_deref());
+        let mut cluster = Cluster::create(&place.root, self.keep, temporary, goals)?;
         let progress = Progress::new();
         let outcome = tokio::select! {
             outcome = follow(&self, &mut cluster, &progress) => outcome,
@@ -131,7 +135,9 @@ impl DemoArgs {
         } else {
             if cluster.has_started() {
                 progress.say("stopping the processes");
-                cluster.stop().await;
+                if let Err(error) = cluster.stop().await {
+                    progress.say(&format!("{error:#}"));
+                }
             }
             place.remove()?;
         }

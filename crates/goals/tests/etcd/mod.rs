@@ -229,6 +229,25 @@ async fn values_that_are_no_goals_are_ignored_and_replaced() {
     server.kill().unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_goal_that_nobody_believes_is_written_over_and_no_other() {
+    let place = Place::create().await.unwrap();
+    let store = EtcdStore::open(place.url(), "test").unwrap();
+    let (forged, real) = (entry("a", 9, 9), entry("a", 1, 1));
+    put(&store, "a", 9, 9).await;
+    assert!(!store.put_over(&real, &entry("a", 9, 8)).await.unwrap(), "another one is there");
+    assert!(matches!(store.put(&real).await.unwrap(), Put::Stale(_)));
+    assert!(store.put_over(&real, &forged).await.unwrap());
+    assert_eq!(store.list().await.unwrap().entries, [real]);
+    // Only this cluster's are cleared.
+    let other = EtcdStore::open(place.url(), "test-2").unwrap();
+    put(&other, "a", 1, 1).await;
+    store.clear().await.unwrap();
+    assert_eq!(store.list().await.unwrap().entries, []);
+    assert_eq!(other.list().await.unwrap().entries.len(), 1);
+    place.remove().await.unwrap();
+}
+
 /// An address where nobody listens.
 fn nobody() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
