@@ -116,11 +116,13 @@ pub(crate) struct PutRequest {
 }
 
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
 pub(crate) enum Op {
-    RequestPut(PutRequest),
-    RequestRange(RangeRequest),
-    RequestTxn(TxnRequest),
+    #[serde(rename = "request_put")]
+    Put(PutRequest),
+    #[serde(rename = "request_range")]
+    Range(RangeRequest),
+    #[serde(rename = "request_txn")]
+    Txn(TxnRequest),
 }
 
 #[derive(Debug, Serialize)]
@@ -216,7 +218,7 @@ mod tests {
         assert_eq!((answer.header.cluster_id, answer.header.revision), (Long(9), Long(3)));
         assert_eq!(answer.kvs[0].key, Blob::from("k"));
         assert!(!answer.more);
-        let put = Op::RequestPut(PutRequest { key: "k".into(), value: "v".into() });
+        let put = Op::Put(PutRequest { key: "k".into(), value: "v".into() });
         let put = serde_json::to_string(&put).unwrap();
         assert_eq!(put, r#"{"request_put":{"key":"aw==","value":"dg=="}}"#);
     }

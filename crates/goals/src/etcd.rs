@@ -173,7 +173,7 @@ fn compare(key: &Blob, target: &'static str, result: &'static str) -> Compare {
 }
 
 fn put(key: &Blob, value: &Blob) -> Op {
-    Op::RequestPut(PutRequest { key: key.clone(), value: value.clone() })
+    Op::Put(PutRequest { key: key.clone(), value: value.clone() })
 }
 
 /// Writes the value if there is none, or a lesser one than `rank`; else reads what is there.
@@ -189,12 +189,12 @@ fn put_if_newer(key: &Blob, value: &Blob, rank: &str) -> TxnRequest {
     let or_newer = TxnRequest {
         compare: vec![is_less],
         success: vec![put(key, value)],
-        failure: vec![Op::RequestRange(read)],
+        failure: vec![Op::Range(read)],
     };
     TxnRequest {
         compare: vec![Compare { version: Some(Long(0)), ..compare(key, "VERSION", "EQUAL") }],
         success: vec![put(key, value)],
-        failure: vec![Op::RequestTxn(or_newer)],
+        failure: vec![Op::Txn(or_newer)],
     }
 }
 

@@ -100,7 +100,7 @@ impl Server {
     }
 
     /// Starts one that speaks HTTPS with these flags; what they name is put into its directory by `prepare`, and `DIR` in
-    /// them is that directory.
+    /// them is that directory. A `client.pem` with its `client.key` there is shown to it by [`Server::call`].
     ///
     /// # Errors
     /// As [`Server::start`].
@@ -161,7 +161,9 @@ impl Server {
             .context("cannot run sh")?;
         let input = shell.stdin.take();
         let output = BufReader::new(shell.stdout.take().context("no output")?);
-        let http = plain_client(scheme == "https")?;
+        let identity = fs::read(dir.path().join("client.pem"))
+            .and_then(|cert| Ok([cert, fs::read(dir.path().join("client.key"))?].concat()));
+        let http = plain_client(scheme == "https", identity.ok())?;
         let mut server = Self { shell, input, output, port, scheme, dir, http };
         server.ready().await?;
         Ok(server)
@@ -348,17 +350,21 @@ impl Place {
         let (first, end) = (format!("{prefix}/"), format!("{prefix}0"));
         let body = json!({ "key": BASE64.encode(first), "range_end": BASE64.encode(end) });
         let host = self.server_url.strip_prefix("etcd://").context("it is etcd://HOST:PORT")?;
-        call(&plain_client(false)?, &format!("http://{host}"), "kv/deleterange", &body).await?;
+        call(&plain_client(false, None)?, &format!("http://{host}"), "kv/deleterange", &body)
+            .await?;
         Ok(())
     }
 }
 
 /// A client that believes any certificate: whoever uses the server checks it in earnest.
-fn plain_client(tls: bool) -> anyhow::Result<reqwest::Client> {
+fn plain_client(tls: bool, identity: Option<Vec<u8>>) -> anyhow::Result<reqwest::Client> {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     // One is enough for the process; who was first does not matter.
     let _ = provider.install_default();
-    let builder = reqwest::Client::builder().no_proxy().tls_danger_accept_invalid_certs(tls);
+    let mut builder = reqwest::Client::builder().no_proxy().tls_danger_accept_invalid_certs(tls);
+    if let Some(pem) = identity {
+        builder = builder.identity(reqwest::Identity::from_pem(&pem)?);
+    }
     Ok(builder.build()?)
 }
 

@@ -375,10 +375,19 @@ async fn tls_is_checked_both_ways() {
         let error = EtcdStore::open(&format!("{url}?{query}"), "test").err().unwrap().to_string();
         assert!(error.contains(word) && error.lines().count() == 1, "{error}");
     }
-    // With a certificate for the client. (etcd's gateway wants one that names no user: it has no common name.)
-    let query =
-        format!("ca={}&cert={}&key={}", file("ca.pem"), file("client.pem"), file("client.key"));
-    let store = EtcdStore::open(&format!("{url}/x?{query}"), "test").unwrap();
-    assert_eq!(store.list().await.unwrap().entries.len(), 1);
     drop(watch);
+
+    // A server that wants to see the client's certificate, too.
+    let client_auth =
+        [&flags[..], &["--client-cert-auth", "--trusted-ca-file", "DIR/ca.pem"]].concat();
+    let server = Server::start_tls(&client_auth, certificates).await.unwrap();
+    let (dir, url) = (server.dir(), server.url());
+    let file = |name: &str| dir.join(name).display().to_string();
+    let query = format!("{url}/x?ca={}", file("ca.pem"));
+    let nobody = EtcdStore::open(&query, "test").unwrap();
+    assert!(matches!(nobody.list().await, Err(GoalsError::Unreachable { .. })));
+    let query = format!("{query}&cert={}&key={}", file("client.pem"), file("client.key"));
+    let store = EtcdStore::open(&query, "test").unwrap();
+    put(&store, "a", 1, 1).await;
+    assert_eq!(told(&mut store.watch(None)).await.entries, [entry("a", 1, 1)]);
 }
