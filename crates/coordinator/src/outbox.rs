@@ -76,6 +76,10 @@ async fn look(
     store: &EtcdStore,
     compare_at: &mut Instant,
 ) -> Result<(), OutboxError> {
+    if shared.recovering().is_some() {
+        // What it would say is being mended.
+        return Ok(());
+    }
     if Instant::now() >= *compare_at {
         compare(shared, store).await?;
         *compare_at = Instant::now() + COMPARE_INTERVAL;
@@ -85,7 +89,12 @@ async fn look(
         let mut refused = 0;
         for goal in &goals {
             match tell(shared, store, goal).await {
-                Ok(()) => shared.queue.outbox_told(goal).await?,
+                Ok(is_newest) => {
+                    shared.queue.outbox_told(goal).await?;
+                    if !is_newest {
+                        *compare_at = Instant::now();
+                    }
+                }
                 // The others are not held up by what is wrong with this one.
                 Err(error) if error.is_about_content() => {
                     tracing::error!(app = %goal.app, %error, "the goal store refuses a goal");
@@ -107,7 +116,8 @@ async fn look(
     }
 }
 
-async fn tell(shared: &Shared, store: &EtcdStore, goal: &OutboxGoal) -> Result<(), GoalsError> {
+/// Tells one goal; whether the store has it now, and not a newer one.
+async fn tell(shared: &Shared, store: &EtcdStore, goal: &OutboxGoal) -> Result<bool, GoalsError> {
     let entry = Entry::from_hex(&goal.signed)
         .map_err(|message| GoalsError::Refused { message: format!("it is no goal: {message}") })?;
     let result = match store.put(&entry).await? {
@@ -122,16 +132,17 @@ async fn tell(shared: &Shared, store: &EtcdStore, goal: &OutboxGoal) -> Result<(
             "written"
         }
         Put::Stale(stored) => {
-            tracing::error!(
+            // The comparison that follows says what it means.
+            tracing::warn!(
                 app = %goal.app, ours = %entry.revision, stored = %stored.revision,
-                "the goal store knows a newer goal: {RESTORED}"
+                "the goal store knows a newer goal: this one is not written"
             );
             "stale"
         }
     };
     shared.metrics.goal_store_writes.with_label_values(&[result]).inc();
     tracing::debug!(app = %goal.app, revision = %entry.revision, result, "told the goal store");
-    Ok(())
+    Ok(result != "stale")
 }
 
 /// What it means when others know more than the database.

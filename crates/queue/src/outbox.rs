@@ -35,7 +35,8 @@ pub struct OutboxDepth {
 pub struct StoreDifference {
     /// How many goals the store lacks. They are in the outbox now.
     pub behind: usize,
-    /// Goals of the store that are newer than the database's: it was restored from a backup that lacks them.
+    /// Goals of the store that are newer than what the database gives their apps next: it was restored from a backup
+    /// that lacks them, and not recovered.
     pub ahead: Vec<(AppName, Revision)>,
 }
 
@@ -129,6 +130,10 @@ impl Queue {
         .await?;
         let mut found = StoreDifference::default();
         let mut ours = BTreeMap::new();
+        let row = sqlx::query("SELECT value AS epoch FROM counters WHERE name = 'epoch'")
+            .fetch_one(&mut *self.read().await?)
+            .await?;
+        let epoch = number(&row, "epoch")?;
         let mut tx = self.write().await?;
         for row in &rows {
             let app: AppName = parsed(row, "name")?;
@@ -151,8 +156,10 @@ impl Queue {
             ours.insert(app, revision);
         }
         tx.commit().await?;
+        // What the next goal is surely above.
+        let least = Revision { epoch, number: 0 };
         let is_ahead = |(app, revision): &(&AppName, &Revision)| {
-            ours.get(*app).is_none_or(|ours| ours < *revision)
+            ours.get(*app).copied().unwrap_or_default().max(least) < **revision
         };
         let ahead = stored.iter().filter(is_ahead);
         found.ahead = ahead.map(|(app, revision)| (app.clone(), *revision)).collect();

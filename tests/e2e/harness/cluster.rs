@@ -26,6 +26,8 @@ pub struct Shape {
     pub worker_extra: String,
     /// The coordinator's port; 0: any.
     pub coordinator_port: u16,
+    /// A flag of the coordinator.
+    pub coordinator_flag: String,
     /// More lines for each region process's configuration.
     pub region_extra: String,
     /// Where the region processes find coordinators, if not where they are.
@@ -45,6 +47,7 @@ impl Default for Shape {
             coordinator_extra: String::new(),
             worker_extra: String::new(),
             coordinator_port: 0,
+            coordinator_flag: String::new(),
             region_extra: String::new(),
             region_coordinators: None,
             agent_extra: String::new(),
@@ -150,11 +153,9 @@ impl Cluster {
     /// [`Cluster::restart_coordinator`] with a flag.
     pub async fn restart_coordinator_with(&mut self, flag: &str) {
         self.coordinator.kill();
-        configure_coordinator(&self.keys, self.dir.path(), &self.shape, 0, self.api.port());
-        let (name, dir) = (self.coordinator.name.clone(), self.coordinator.dir.clone());
-        let run = format!("exec \"$@\" {flag}");
+        self.shape.coordinator_flag = flag.into();
         self.coordinator =
-            Process::start_behind(&["sh", "-c", &run, "sh"], "coordinator", &name, &dir);
+            start_coordinator(&self.keys, self.dir.path(), &self.shape, 0, self.api.port());
         self.coordinator.address("api").await;
     }
 
@@ -273,17 +274,6 @@ impl Drop for Cluster {
 }
 
 fn start_coordinator(keys: &Keys, root: &Path, shape: &Shape, at: usize, port: u16) -> Process {
-    let (name, dir) = configure_coordinator(keys, root, shape, at, port);
-    Process::start("coordinator", &name, &dir)
-}
-
-fn configure_coordinator(
-    keys: &Keys,
-    root: &Path,
-    shape: &Shape,
-    at: usize,
-    port: u16,
-) -> (String, PathBuf) {
     let name = if at == 0 { "coordinator".into() } else { format!("coordinator-{}", at + 1) };
     let dir = root.join(&name);
     if !dir.exists() {
@@ -306,5 +296,8 @@ fn configure_coordinator(
         );
     }
     fs::write(dir.join("config.toml"), config).unwrap();
-    (name, dir)
+    let with_flag = format!("exec \"$@\" {}", shape.coordinator_flag);
+    let before: &[&str] =
+        if shape.coordinator_flag.is_empty() { &[] } else { &["sh", "-c", &with_flag, "sh"] };
+    Process::start_behind(before, "coordinator", &name, &dir)
 }

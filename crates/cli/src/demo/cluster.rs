@@ -90,6 +90,8 @@ pub(super) struct Cluster {
     pub(super) agents: Vec<Agent>,
     api: Option<String>,
     goals: Option<GoalsIn>,
+    /// The coordinator's database; none: a file of its own.
+    pub(super) database: Option<String>,
 }
 
 /// The region with number `at`, from 0.
@@ -117,6 +119,7 @@ impl Cluster {
             agents: Vec::new(),
             api: None,
             goals,
+            database: None,
         })
     }
 
@@ -156,6 +159,9 @@ impl Cluster {
         config.insert("bucket".into(), text(&self.root.join("buckets/main")));
         if let Some(goals) = &self.goals {
             config.insert("goals".into(), goals.url.clone().into());
+        }
+        if let Some(database) = &self.database {
+            config.insert("database".into(), database.clone().into());
         }
         let regions = (0..shape.regions).map(|at| {
             let name = region_name(at)?;

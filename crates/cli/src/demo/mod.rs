@@ -96,6 +96,10 @@ pub(crate) struct DemoArgs {
     /// How many region processes in each region.
     #[arg(long, default_value_t = 2)]
     region_processes: usize,
+    /// Use this empty PostgreSQL database, postgres://USER@HOST/DATABASE, instead of a SQLite file. What is written stays
+    /// there.
+    #[arg(long, value_name = "URL")]
+    database: Option<String>,
     /// Keep goals in this etcd, too, etcd://HOST:PORT or etcds://...?ca=FILE: the regions follow it beside the coordinator.
     #[arg(long, value_name = "URL")]
     goals: Option<String>,
@@ -124,6 +128,7 @@ impl DemoArgs {
         let place = Place::make(&self)?;
         let (temporary, goals) = (place.temporary.is_some(), self.goals.as_deref());
         let mut cluster = Cluster::create(&place.root, self.keep, temporary, goals)?;
+        cluster.database.clone_from(&self.database);
         let progress = Progress::new();
         let outcome = tokio::select! {
             outcome = follow(&self, &mut cluster, &progress) => outcome,
@@ -322,6 +327,8 @@ async fn follow(
     ));
     let client = cluster.start(shape).await?;
     progress.say(&format!("all processes are ready, the coordinator at {}", cluster.api()));
+    let is_new = args.database.is_none() || client.apps().await?.is_empty();
+    ensure!(is_new, "--database is in use: give an empty one, the demo's buckets are empty, too");
     know_machines(cluster, &client, &peak, args.agents).await?;
     let app = client.set_app(source.app()).await?.name;
 

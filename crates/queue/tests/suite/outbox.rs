@@ -65,6 +65,12 @@ pub(crate) async fn what_a_store_lacks_goes_into_the_outbox(url: &str) {
     assert_eq!(found.ahead, [(name("api"), revision(2, 1)), (name("gone"), revision(1, 1))]);
     let waits = queue.outbox(10).await.unwrap();
     assert_eq!(waits.iter().map(|goal| goal.signed.as_str()).collect::<Vec<_>>(), ["1.2 web/b"]);
+    // After a recovery the next goals are above all that.
+    queue.raise_epoch(2, &actor(), 65).await.unwrap();
+    let still = queue.outbox_compare(&other, 66).await.unwrap().ahead;
+    assert_eq!(still, [(name("api"), revision(2, 1))]);
+    queue.raise_epoch(3, &actor(), 67).await.unwrap();
+    assert_eq!(queue.outbox_compare(&other, 68).await.unwrap().ahead, []);
     // An empty one lacks all of them.
     assert_eq!(queue.outbox_compare(&BTreeMap::new(), 70).await.unwrap().behind, 2);
     assert_eq!(queue.outbox_depth().await.unwrap().goals, 2);
