@@ -33,6 +33,14 @@ pub enum GoalsError {
         /// What came instead.
         text: String,
     },
+    /// More keys than a cluster has apps.
+    #[error("more than {most} keys lie under {prefix} in etcd: does something else write there?")]
+    TooMany {
+        /// How many are read.
+        most: usize,
+        /// What they begin with.
+        prefix: String,
+    },
     /// An embedded store's file could not be written.
     #[error("cannot keep a goal in {path}: {source}")]
     File {

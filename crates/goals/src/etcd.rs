@@ -91,7 +91,7 @@ impl EtcdStore {
 
     /// All goals that were written after a revision of etcd; 0: all.
     async fn written_after(&self, revision: u64) -> Result<(Header, Vec<Entry>)> {
-        let (mut first, mut entries) = (None, Vec::new());
+        let (mut first, mut entries, mut keys) = (None, Vec::new(), 0);
         let mut key = Blob::from(self.inner.prefix.as_str());
         loop {
             let min_mod_revision = if revision == 0 { 0 } else { revision + 1 };
@@ -104,17 +104,17 @@ impl EtcdStore {
             let page: RangeResponse = self.inner.client.call("kv/range", &request).await?;
             // The first page's revision: what is written while the others are read is told again.
             let first = first.get_or_insert(page.header);
+            keys += page.kvs.len();
             entries.extend(page.kvs.iter().filter_map(|found| self.entry(found)));
             match page.kvs.last() {
-                Some(last) if page.more && entries.len() < GOALS_MAX => {
+                Some(last) if page.more && keys < GOALS_MAX => {
                     let mut next = last.key.0.clone();
                     next.push(0);
                     key = Blob(next);
                 }
                 _ if page.more => {
-                    let text = format!("over {GOALS_MAX} keys under {}", self.inner.prefix);
-                    let endpoint = self.inner.client.endpoint().into();
-                    return Err(GoalsError::Unexpected { endpoint, text });
+                    let prefix = self.inner.prefix.clone();
+                    return Err(GoalsError::TooMany { most: GOALS_MAX, prefix });
                 }
                 _ => return Ok((first.clone(), entries)),
             }
