@@ -2,31 +2,22 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fmt,
     path::{Path as FsPath, PathBuf},
-    sync::Arc,
-    time::Duration,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::{
-    BackoffConfig, ObjectStore, RetryConfig, aws::AmazonS3Builder, gcp::GoogleCloudStorageBuilder,
-    local::LocalFileSystem, path::Path,
-};
+use object_store::{ObjectStore, local::LocalFileSystem, path::Path, signer::Signer};
 use shoal_proto::{
     ArtifactId, EncodingId,
     manifest::{EncodingIndex, INDEX_MAX_BYTES},
 };
 use url::Url;
 
-use crate::{error::OriginError, retry::retried};
-
-/// How often a single S3 or GCS request is tried again by its client.
-const REQUEST_RETRIES_MAX: usize = 4;
-
-/// For how long it may be tried again.
-const REQUEST_RETRY_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::{cloud, error::OriginError, retry::retried};
 
 /// A bucket. Clones share one client.
 #[derive(Clone)]
@@ -42,6 +33,10 @@ struct Inner {
     url: String,
     /// The directory, when the bucket is one.
     root: Option<PathBuf>,
+    /// Makes URLs that need no credentials; a directory has none.
+    signer: Option<Arc<dyn Signer>>,
+    /// The store has refused a write on a condition, and would do so again.
+    unconditional: AtomicBool,
 }
 
 /// What a bucket holds of an encoding.
@@ -75,13 +70,27 @@ impl fmt::Display for Bucket {
 
 impl Bucket {
     /// Opens a bucket: a directory (created if it is not there), `file:///dir`, `s3://bucket/prefix`
-    /// or `gs://bucket/prefix`. S3 and GCS take their credentials and settings from the usual
-    /// environment variables (`AWS_*`, `GOOGLE_*`). Sends nothing yet.
+    /// or `gs://bucket/prefix`. S3 and GCS take their credentials and settings from the environment
+    /// variables and files of their SDKs (`AWS_*`, `GOOGLE_*`). Sends nothing yet.
     ///
     /// # Errors
     /// [`OriginError::Address`] when it is none of these, [`OriginError::File`] when the directory
-    /// cannot be made, [`OriginError::Store`] when the settings do not do.
+    /// cannot be made, [`OriginError::Settings`] and [`OriginError::Store`] when the settings do not do.
     pub fn open(url: &str) -> Result<Self, OriginError> {
+        let text = |(name, value): (OsString, OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        Self::open_in(url, std::env::vars_os().filter_map(text))
+    }
+
+    /// The same with these variables in place of the process's own.
+    ///
+    /// # Errors
+    /// As [`Bucket::open`].
+    pub fn open_in(
+        url: &str,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, OriginError> {
         let wrong = |reason: &str| OriginError::Address { url: url.into(), reason: reason.into() };
         if url.is_empty() {
             return Err(wrong("it is empty"));
@@ -94,28 +103,41 @@ impl Bucket {
             Some(host) if !host.is_empty() => Ok(host.to_string()),
             _ => Err(wrong("it names no bucket")),
         };
-        let store: Arc<dyn ObjectStore> = match parsed.scheme() {
+        if !parsed.username().is_empty() || parsed.password().is_some() {
+            // Not repeated: what stands there is a secret, and would go on into logs and the database.
+            let (url, reason) = ("(with credentials)", "credentials come from the environment");
+            return Err(OriginError::Address { url: url.into(), reason: reason.into() });
+        }
+        let environment = environment.into_iter().collect();
+        let (store, signer): (Arc<dyn ObjectStore>, Arc<dyn Signer>) = match parsed.scheme() {
             "file" => {
                 let path = parsed.to_file_path().map_err(|()| wrong("not a local path"))?;
                 return Self::open_directory(&path);
             }
-            "s3" => Arc::new(
-                AmazonS3Builder::from_env()
-                    .with_bucket_name(host()?)
-                    .with_retry(request_retries())
-                    .build()?,
-            ),
-            "gs" => Arc::new(
-                GoogleCloudStorageBuilder::from_env()
-                    .with_bucket_name(host()?)
-                    .with_retry(request_retries())
-                    .build()?,
-            ),
+            "s3" => {
+                let store = Arc::new(cloud::s3(&host()?, &environment)?);
+                (store.clone(), store)
+            }
+            "gs" => {
+                let store = Arc::new(cloud::gcs(&host()?, &environment)?);
+                (store.clone(), store)
+            }
             scheme => return Err(wrong(&format!("unknown scheme '{scheme}'"))),
         };
         let prefix = Path::from_url_path(parsed.path()).map_err(|e| wrong(&e.to_string()))?;
         let url = format!("{}://{}/{prefix}", parsed.scheme(), host()?);
-        Ok(Self { inner: Arc::new(Inner { store, prefix, url, root: None }) })
+        Ok(Self::with(store, prefix, url, None, Some(signer)))
+    }
+
+    fn with(
+        store: Arc<dyn ObjectStore>,
+        prefix: Path,
+        url: String,
+        root: Option<PathBuf>,
+        signer: Option<Arc<dyn Signer>>,
+    ) -> Self {
+        let unconditional = AtomicBool::new(false);
+        Self { inner: Arc::new(Inner { store, prefix, url, root, signer, unconditional }) }
     }
 
     fn open_directory(path: &FsPath) -> Result<Self, OriginError> {
@@ -124,16 +146,13 @@ impl Bucket {
         let root = path.canonicalize().map_err(failed)?;
         let store = LocalFileSystem::new_with_prefix(&root)?.with_fsync(true);
         let url = root.display().to_string();
-        let inner =
-            Inner { store: Arc::new(store), prefix: Path::default(), url, root: Some(root) };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self::with(Arc::new(store), Path::default(), url, Some(root), None))
     }
 
     /// A bucket over any store, for tests that make one fail.
     #[cfg(test)]
     pub(crate) fn over(store: Arc<dyn ObjectStore>) -> Self {
-        let inner = Inner { store, prefix: Path::default(), url: "test".into(), root: None };
-        Self { inner: Arc::new(inner) }
+        Self::with(store, Path::default(), "test".into(), None, None)
     }
 
     /// Its address, without credentials.
@@ -169,14 +188,29 @@ impl Bucket {
         self.encoding_key(artifact, encoding).join("index")
     }
 
+    pub(crate) fn signer(&self) -> Option<&dyn Signer> {
+        self.inner.signer.as_deref()
+    }
+
+    /// Whether the store has refused a write on a condition.
+    pub(crate) fn unconditional(&self) -> &AtomicBool {
+        &self.inner.unconditional
+    }
+
     /// The store's error in the words of this crate.
     pub(crate) fn error(&self, key: &Path, error: object_store::Error) -> OriginError {
-        match error {
-            object_store::Error::NotFound { .. } => {
-                OriginError::NotFound { bucket: self.inner.url.clone(), key: key.to_string() }
-            }
-            other => OriginError::Store(other),
-        }
+        OriginError::of_store(&self.inner.url, key.as_ref(), error)
+    }
+
+    /// Asks for a listing, of which the answer does not matter: whether the bucket is there and may be read.
+    ///
+    /// # Errors
+    /// [`OriginError::NoBucket`], [`OriginError::NoCredentials`], [`OriginError::Denied`],
+    /// [`OriginError::Store`]; a directory is always there.
+    pub async fn probe(&self) -> Result<(), OriginError> {
+        let nothing = self.inner.prefix.clone().join("artifacts").join("none");
+        let listed = self.store().list_with_delimiter(Some(&nothing)).await;
+        listed.map(drop).map_err(|error| self.error(&nothing, error))
     }
 
     /// An encoding's index as stored; none when it is not there, that is when the encoding is not
@@ -241,14 +275,6 @@ impl Bucket {
     }
 }
 
-fn request_retries() -> RetryConfig {
-    RetryConfig {
-        backoff: BackoffConfig::default(),
-        max_retries: REQUEST_RETRIES_MAX,
-        retry_timeout: REQUEST_RETRY_TIMEOUT,
-    }
-}
-
 /// The name of part `number`, in a bucket and in the directory that `shoal_store::cut` writes.
 pub(crate) fn part_name(number: u32) -> String {
     format!("part-{number:05}")
@@ -291,9 +317,10 @@ mod tests {
         assert_eq!(bucket.url(), path.canonicalize().unwrap().to_str().unwrap());
         let url = Url::from_file_path(&path).unwrap();
         assert_eq!(Bucket::open(url.as_str()).unwrap().url(), bucket.url());
-        for wrong in ["", "ftp://x/y", "s3://", "file://host/x", "gs:///x"] {
+        for wrong in ["", "ftp://x/y", "s3://", "file://host/x", "gs:///x", "s3://key:secret@b/p"] {
             let error = Bucket::open(wrong).unwrap_err();
             assert!(matches!(error, OriginError::Address { .. }), "{wrong}: {error}");
+            assert!(!error.to_string().contains("secret"), "{error}");
         }
     }
 

@@ -19,9 +19,11 @@
 //!   length is skipped without being read again. What has rotted since is found by
 //!   [`Bucket::verify`], and by every reader, who checks each piece.
 //! - [`Bucket::put_index`] refuses while a part is missing. It is the last write of either path.
-//! - Small objects are created only if absent. Multipart uploads have no such condition in
-//!   `object_store`; they can only replace a part by the same bytes, because both were checked
-//!   against the same hash (see [`Bucket::put_part`] for the one exception).
+//! - Objects are created only if absent: small ones by the store's own condition (`If-None-Match: *`), and where a
+//!   store does not know it, by looking first. Multipart uploads have no such condition in `object_store`: they look
+//!   before they begin and once more before they complete. Two writers that still meet replace a part by the same
+//!   bytes, because both were checked against the same hash (see [`Bucket::put_part`] for the one exception).
+//! - S3 gets a SHA-256 with each object and each piece of a multipart upload; it refuses what differs, and keeps it.
 //! - Directories are synced: file contents and every directory entry, before a write returns.
 //! - On S3 and GCS an upload that was cut off leaves an unfinished multipart upload behind; a
 //!   lifecycle rule of the bucket should end those after a day. A directory is swept of unfinished
@@ -36,23 +38,31 @@
 //!
 //! # Reading
 //!
+//! Credentials come from where the SDKs of S3 and GCS look for them, and never into an address, an error or a log.
+//! Who holds them can sign URLs for single pieces ([`Bucket::sign_pieces`]), and who holds none reads by those
+//! ([`UrlReader`]).
+//!
 //! [`Bucket::read_pieces`] reads a run of pieces with one ranged GET for each run of neighbours in a
 //! part, and gives nothing unless the answer is exactly the range that was asked for. Transient errors
 //! are retried with backoff and jitter; what cannot get better (no such object, no permission, a full
 //! disk, a wrong hash) is given back at once.
 
 mod bucket;
+mod cloud;
 mod error;
 mod pool;
+mod profile;
 mod read;
 mod retry;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod urls;
 mod write;
 
 pub use bucket::{Bucket, Check};
 pub use error::OriginError;
 pub use read::GET_MAX_BYTES;
 pub use transfer::{CopyStats, PARTS_IN_PARALLEL};
+pub use urls::UrlReader;
 pub use write::{CHUNK_BYTES, CHUNKS_READ_MAX, CHUNKS_SENT_MAX, PutPart, STREAM_IDLE_MAX};

@@ -1,13 +1,15 @@
 //! Writing parts and the index: verified on the way, visible only when whole.
 
-use std::{pin::Pin, sync::LazyLock, time::Duration};
+use std::{
+    pin::Pin,
+    sync::{LazyLock, atomic::Ordering},
+    time::Duration,
+};
 
 use blake3::Hasher;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use object_store::{
-    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, path::Path,
-};
+use object_store::{PutMode, PutMultipartOptions, PutOptions, PutPayload, path::Path};
 use shoal_proto::{
     ArtifactId, EncodingId,
     manifest::{PART_MAX_BYTES, Part},
@@ -167,22 +169,30 @@ impl Bucket {
         payload: PutPayload,
         mode: PutMode,
     ) -> Result<(), OriginError> {
-        let put = |mode| self.store().put_opts(key, payload.clone(), PutOptions::from(mode));
-        let answer = match put(mode.clone()).await {
-            // A store without conditional puts.
-            Err(object_store::Error::NotImplemented { .. }) if mode == PutMode::Create => {
-                match self.store().head(key).await {
-                    Err(object_store::Error::NotFound { .. }) => put(PutMode::Overwrite).await,
-                    Ok(_) => Err(object_store::Error::AlreadyExists {
-                        path: key.to_string(),
-                        source: "it is there".into(),
-                    }),
-                    Err(error) => Err(error),
-                }
-            }
-            other => other,
+        let put = |mode| async {
+            let put = self.store().put_opts(key, payload.clone(), PutOptions::from(mode)).await;
+            put.map(drop).map_err(|error| self.error(key, error))
         };
-        answer.map(drop).map_err(|e| self.error(key, e))
+        let create = mode == PutMode::Create;
+        if !create || !self.unconditional().load(Ordering::Relaxed) {
+            match put(mode).await {
+                Err(error) if create && knows_no_condition(&error) => {
+                    tracing::warn!(
+                        bucket = self.url(),
+                        "the store knows no If-None-Match: objects are looked for before they are written"
+                    );
+                    self.unconditional().store(true, Ordering::Relaxed);
+                }
+                other => return other,
+            }
+        }
+        match self.len(key).await? {
+            None => put(PutMode::Overwrite).await,
+            Some(_) => Err(OriginError::Store(object_store::Error::AlreadyExists {
+                path: key.to_string(),
+                source: "it is there".into(),
+            })),
+        }
     }
 
     /// Writes one part, chunk by chunk; completes it only if it is what is expected. `there` says
@@ -265,17 +275,21 @@ impl Bucket {
                 self.sent(key, sent)?;
             }
             let part = finished(len, &hasher)?;
+            if expect.is_some() && !there && self.len(key).await? == Some(part.len) {
+                // Another writer was first: what it wrote was checked against the same hash.
+                return Ok((part, false));
+            }
             upload.complete().await.map_err(|e| self.error(key, e))?;
-            Ok(part)
+            Ok((part, true))
         }
         .await;
-        if result.is_err() {
+        if !matches!(result, Ok((_, true))) {
             sending.shutdown().await;
             if let Err(error) = upload.abort().await {
                 tracing::debug!(%error, %key, "an unfinished upload could not be ended");
             }
         }
-        result
+        result.map(|(part, _)| part)
     }
 
     fn sent(
@@ -286,6 +300,12 @@ impl Bucket {
         let sent = sent.map_err(|source| object_store::Error::JoinError { source });
         sent.and_then(|sent| sent).map_err(|e| self.error(key, e))
     }
+}
+
+/// Whether a store says that it has no condition for writes.
+fn knows_no_condition(error: &OriginError) -> bool {
+    matches!(error, OriginError::Store(object_store::Error::NotImplemented { .. }))
+        || error.is_code("NotImplemented")
 }
 
 /// Compares a part with what was expected.
