@@ -15,8 +15,8 @@ use crate::{
 };
 
 /// The protocol versions that this release speaks, newest first: its own and the one before, so that machines swarm while
-/// a fleet is upgraded. There is one so far.
-pub const VERSIONS: &[u16] = &[1];
+/// a fleet is upgraded. Version 2 brought leases with URLs ([`crate::region::SIGNED_LEASES_SINCE`]).
+pub const VERSIONS: &[u16] = &[2, 1];
 
 /// A protocol version as TLS ALPN names it.
 #[must_use]

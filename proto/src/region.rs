@@ -2,6 +2,7 @@
 //! of the data plane, so the region process knows from the handshake who asks.
 
 use alloc::{string::String, vec::Vec};
+use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,23 @@ pub const LEASE_PIECES_MAX: u32 = 16;
 
 /// How many neighbouring pieces have the same lease owner.
 pub const LEASE_BLOCK_PIECES: u32 = 64;
+
+/// The protocol version that brought [`RegionRequest::SignedLease`]: who speaks an older one is not asked for it.
+pub const SIGNED_LEASES_SINCE: u16 = 2;
+
+/// The longest URL of a signed lease, in bytes: a key of 200, a signature, and a session token of up to 2 KiB.
+pub const SIGNED_URL_MAX_BYTES: usize = 4_096;
+
+/// A URL by which one piece can be read from the bucket without credentials, for a while. A secret until then, so it
+/// shows itself to nobody by accident.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedUrl(pub String);
+
+impl fmt::Debug for SignedUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SignedUrl(..)")
+    }
+}
 
 /// Who a machine is, as its region knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,6 +161,21 @@ pub enum RegionRequest {
         /// The encoding.
         encoding: EncodingId,
     },
+    /// As [`RegionRequest::Lease`], by a machine that cannot read the bucket by itself.
+    SignedLease {
+        /// The artifact.
+        artifact: ArtifactId,
+        /// The encoding.
+        encoding: EncodingId,
+        /// Its number of pieces.
+        pieces_total: u32,
+        /// The lease block that is asked about.
+        block: u32,
+        /// The pieces of the block that neither the asker nor any neighbour of it has, lowest bit first.
+        lacking: u64,
+        /// How many pieces at most.
+        want: u16,
+    },
 }
 
 /// What it answers.
@@ -194,6 +227,15 @@ pub enum RegionReply {
     Index(Vec<u8>),
     /// It cannot answer, and why.
     Error(String),
+    /// To a signed lease: read these by their URLs, report when held; lease and URLs end by themselves.
+    SignedLeased {
+        /// The first piece.
+        first: u32,
+        /// How long it holds, in milliseconds. The URLs hold longer.
+        duration_ms: u32,
+        /// One for each piece: at most [`LEASE_PIECES_MAX`], each of at most [`SIGNED_URL_MAX_BYTES`].
+        urls: Vec<SignedUrl>,
+    },
 }
 
 /// A digest of a set of goals: equal sets have equal digests. FNV-1a over the names and revisions, in

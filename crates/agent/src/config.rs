@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long = "gossip-seed")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub gossip_seeds: Vec<String>,
-    /// The region's bucket: a path, file://, s3:// or gs:// URL.
+    /// The region's bucket: a path, file://, s3:// or gs:// URL [default: none, read by the leases' URLs].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bucket: Option<String>,
@@ -142,8 +142,11 @@ pub struct Config {
     /// Gossip addresses of the region processes, `HOST:PORT`.
     #[serde(default)]
     pub gossip_seeds: Vec<String>,
-    /// The region's bucket: a path, or a `file://`, `s3://` or `gs://` URL. It is only read.
-    pub bucket: String,
+    /// The region's bucket: a path, or a `file://`, `s3://` or `gs://` URL. It is only read, with credentials of
+    /// this machine's environment. None: the machine holds no credentials, and reads by URLs that the region
+    /// processes sign with its leases (S3 and GCS); without them it gets everything from neighbours.
+    #[serde(default)]
+    pub bucket: Option<String>,
     /// The machine's zone: traffic stays within it where it can.
     #[serde(default = "default_zone")]
     pub zone: String,

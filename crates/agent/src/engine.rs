@@ -14,7 +14,6 @@ use std::{
 };
 
 use shoal_gossip::Gossip;
-use shoal_origin::Bucket;
 use shoal_proto::{
     ArtifactId, Bitmap, EncodingId, NodeId, PieceIndex,
     manifest::{Location, PieceSize},
@@ -39,6 +38,7 @@ use crate::{
     limits::Limits,
     metrics::Metrics,
     neighbours::Neighbours,
+    origin::Origin,
     regions::Regions,
 };
 
@@ -120,9 +120,9 @@ pub(crate) struct Parts {
     pub(crate) incoming: mpsc::Receiver<Incoming>,
     pub(crate) gossip: Gossip,
     pub(crate) regions: Regions,
-    pub(crate) bucket: Bucket,
+    pub(crate) origin: Origin,
     /// Limits what is read from the bucket.
-    pub(crate) origin: Pacer,
+    pub(crate) origin_pacer: Pacer,
     pub(crate) goals: Arc<Goals>,
     pub(crate) neighbours: Arc<Neighbours>,
     pub(crate) metrics: Arc<Metrics>,
@@ -133,7 +133,7 @@ impl Engine {
     pub(crate) fn start(parts: Parts, token: CancellationToken) -> Self {
         let (inputs, queue) = mpsc::channel(INPUTS_MAX);
         let seed = rand::random();
-        let kitchen = Kitchen::new(parts.origin.clone(), parts.endpoint.down().clone());
+        let kitchen = Kitchen::new(parts.origin_pacer.clone(), parts.endpoint.down().clone());
         let (limits, limited) = watch::channel(Limits::default());
         let driver = Driver {
             parts,
@@ -399,6 +399,9 @@ impl Driver {
                     }
                 }
                 _ => {}
+            }
+            if let Some(bucket) = &fetched.bucket {
+                status.trouble = Some(format!("cannot read piece {piece}: {bucket}"));
             }
             if let Some(disk) = &fetched.disk {
                 status.trouble = Some(format!("cannot write piece {piece}: {disk}"));

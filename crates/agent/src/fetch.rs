@@ -6,7 +6,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use shoal_origin::Bucket;
 use shoal_pieces::{Decoder, verify_piece};
 use shoal_proto::{
     PieceIndex,
@@ -17,6 +16,8 @@ use shoal_store::{Artifact, Buffer, Buffers, PieceWriter, StoreError};
 use shoal_swarm::Outcome;
 use shoal_transport::{Connection, Pacer, ReplyBody};
 use tokio::sync::Semaphore;
+
+use crate::origin::Origin;
 
 /// How many bytes of pieces may be on their way into memory at once. It bounds the agent's memory whatever
 /// the piece size and the number of neighbours.
@@ -52,6 +53,8 @@ pub(crate) struct Fetched {
     pub(crate) stored_bytes: u64,
     /// Why the disk refused it, when that is the reason.
     pub(crate) disk: Option<String>,
+    /// Why the bucket did not give it, when that is the reason.
+    pub(crate) bucket: Option<String>,
 }
 
 /// How far a piece is that is written as it comes.
@@ -63,7 +66,7 @@ enum Poured {
 
 impl Fetched {
     fn without(outcome: Outcome) -> Self {
-        Self { outcome, stored_bytes: 0, disk: None }
+        Self { outcome, stored_bytes: 0, disk: None, bucket: None }
     }
 }
 
@@ -121,8 +124,8 @@ impl Kitchen {
             result
         };
         match tokio::task::spawn_blocking(work).await {
-            Ok((outcome, disk)) => Fetched { outcome, stored_bytes, disk },
-            Err(_) => Fetched { outcome: Outcome::Failed, stored_bytes, disk: None },
+            Ok((outcome, disk)) => Fetched { outcome, stored_bytes, disk, bucket: None },
+            Err(_) => Fetched { stored_bytes, ..Fetched::without(Outcome::Failed) },
         }
     }
 
@@ -204,7 +207,7 @@ impl Kitchen {
     /// Reads a leased piece from the bucket and takes it in.
     pub(crate) async fn from_origin(
         self: &Arc<Self>,
-        bucket: &Bucket,
+        origin: &Origin,
         artifact: &Arc<Artifact>,
         layout: &[Location],
         piece: PieceIndex,
@@ -220,16 +223,18 @@ impl Kitchen {
             return Fetched::without(Outcome::Failed);
         };
         let codec = stored.map(|stored| stored.codec);
-        let read = bucket.read_pieces(&id, &encoding, layout, piece.0, 1);
+        let read = origin.read((id, encoding), layout, piece.0);
         let Ok(read) = tokio::time::timeout(ORIGIN_READ_TIMEOUT, read).await else {
             tracing::warn!(artifact = %id, %piece, "the bucket does not answer");
-            return Fetched::without(Outcome::Failed);
+            let bucket = Some("the bucket does not answer".into());
+            return Fetched { bucket, ..Fetched::without(Outcome::Failed) };
         };
-        match (read.map(|mut pieces| pieces.pop()), codec) {
-            (Ok(Some(stored)), Some(codec)) => self.take_in(artifact, piece, codec, stored).await,
+        match (read, codec) {
+            (Ok(stored), Some(codec)) => self.take_in(artifact, piece, codec, stored).await,
             (Err(error), _) => {
-                tracing::warn!(artifact = %id, %piece, error = format!("{error:#}"), "cannot read from the bucket");
-                Fetched::without(Outcome::Failed)
+                tracing::warn!(artifact = %id, %piece, %error, "cannot read from the bucket");
+                let bucket = Some(error.to_string());
+                Fetched { bucket, ..Fetched::without(Outcome::Failed) }
             }
             (Ok(_), _) => Fetched::without(Outcome::Failed),
         }

@@ -8,7 +8,7 @@
 //!
 //! Fetching is the `engine`'s: one task owns the swarm policy (`shoal-swarm`), turns what comes from the sockets into its
 //! events and its actions into requests. It asks the region processes (`regions`) for neighbours and leases, and a
-//! piece goes from the wire to the disk through `fetch`. Pieces of all artifacts share one endpoint, one
+//! piece goes from the wire or the bucket (`origin`) to the disk through `fetch`. Pieces of all artifacts share one endpoint, one
 //! policy and one memory budget.
 //!
 //! Only the certificate, the goal files and the store make up the agent's state: killed at any moment, it goes
@@ -27,6 +27,7 @@ mod link;
 mod machine;
 mod metrics;
 mod neighbours;
+mod origin;
 mod program;
 mod regions;
 mod reports;
@@ -64,6 +65,7 @@ use app::{AppTask, Waves};
 use engine::{Engine, Parts};
 use machine::{Machine, Retention};
 use neighbours::Neighbours;
+use origin::Origin;
 use regions::{REGION_PROCESSES_MAX, Regions};
 use throttle::Throttle;
 
@@ -167,7 +169,8 @@ async fn start(
     let store = open_store(&config).await?;
     let retention = Retention::open(config.data_dir.join("imported"))?;
     keep_what_ran(&config, &retention)?;
-    let bucket = Bucket::open(&config.bucket)?;
+    let bucket = config.bucket.as_deref().map(Bucket::open).transpose()?;
+    let origin = Origin::new(bucket)?;
     let neighbours = Arc::new(Neighbours::open(config.data_dir.join("neighbours.bin")));
 
     let mut endpoint = EndpointConfig::new(config.listen, identity.clone(), trust.clone());
@@ -191,7 +194,7 @@ async fn start(
         gossip: config.advertised(gossip.local_addr())?,
     };
     let regions = Regions::start(endpoint.clone(), member.machine.clone(), &config.regions, token);
-    let origin = Pacer::default();
+    let origin_pacer = Pacer::default();
     let parts = Parts {
         me: addr.clone(),
         max_connections: config.max_connections,
@@ -199,15 +202,20 @@ async fn start(
         incoming,
         gossip: gossip.clone(),
         regions: regions.clone(),
-        bucket: bucket.clone(),
         origin: origin.clone(),
+        origin_pacer: origin_pacer.clone(),
         goals: goals.clone(),
         neighbours: neighbours.clone(),
         metrics: metrics.clone(),
     };
     let engine = Engine::start(parts, token.clone());
-    let throttle =
-        Throttle::new(endpoint.clone(), engine.clone(), origin, metrics.clone(), config.limits());
+    let throttle = Throttle::new(
+        endpoint.clone(),
+        engine.clone(),
+        origin_pacer,
+        metrics.clone(),
+        config.limits(),
+    );
     let metrics_addr = match config.metrics_listen {
         Some(listen) => {
             let registry = metrics.registry.clone();
@@ -231,7 +239,7 @@ async fn start(
         engine,
         endpoint,
         regions,
-        bucket,
+        origin,
         goals,
         neighbours,
         reports: reports::Reports::default(),

@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use shoal_origin::Bucket;
 use shoal_pki::Role;
 use shoal_proto::{
     AppName, ArtifactId, MachineName,
@@ -25,7 +24,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use crate::{
     app::Waves, config::Config, engine::Engine, goals::Goals, metrics::Metrics,
-    neighbours::Neighbours, regions::Regions, reports::Reports, throttle::Throttle,
+    neighbours::Neighbours, origin::Origin, regions::Regions, reports::Reports, throttle::Throttle,
 };
 
 /// How many neighbours are asked for an index before the region is.
@@ -43,7 +42,7 @@ pub(crate) struct Machine {
     pub(crate) engine: Engine,
     pub(crate) endpoint: Endpoint,
     pub(crate) regions: Regions,
-    pub(crate) bucket: Bucket,
+    pub(crate) origin: Origin,
     pub(crate) goals: Arc<Goals>,
     pub(crate) neighbours: Arc<Neighbours>,
     pub(crate) reports: Reports,
@@ -160,7 +159,13 @@ impl Machine {
         {
             return Ok(bytes);
         }
-        match self.bucket.index(&goal.artifact, &goal.encoding).await {
+        let Some(bucket) = self.origin.bucket() else {
+            let why = "this machine reads no bucket by itself";
+            return Err(format!(
+                "no neighbour and no region process has the artifact's index; {why}"
+            ));
+        };
+        match bucket.index(&goal.artifact, &goal.encoding).await {
             Ok(Some(bytes)) if right(&bytes) => Ok(bytes.to_vec()),
             Ok(Some(_)) => Err("the index in the region's bucket is corrupt".into()),
             Ok(None) => Err("no neighbour and no bucket has the artifact's index yet".into()),

@@ -10,7 +10,7 @@ use shoal_pki::Role;
 use shoal_proto::{
     ArtifactId, EncodingId, MachineName, NodeId,
     peer::{PeerAddr, StreamReply, StreamRequest},
-    region::{LEASE_BLOCK_PIECES, RegionReply, RegionRequest},
+    region::{LEASE_BLOCK_PIECES, RegionReply, RegionRequest, SIGNED_LEASES_SINCE},
 };
 use shoal_swarm::lease_owners;
 use shoal_transport::{Connection, Endpoint};
@@ -241,18 +241,32 @@ impl Regions {
         owners.into_iter().map(|(_, at, connection)| (at, connection)).collect()
     }
 
-    /// Asks the owner of a block for a lease, and the next in order when it is silent.
+    /// Asks the owner of a block for a lease, and the next in order when it is silent; for a `signed` one those that
+    /// know it.
     pub(crate) async fn lease(
         &self,
-        artifact: ArtifactId,
-        encoding: EncodingId,
-        pieces_total: u32,
+        (artifact, encoding, pieces_total): (ArtifactId, EncodingId, u32),
         (block, lacking): (u32, u64),
         want: u16,
+        signed: bool,
     ) -> Result<RegionReply, NoAnswer> {
         for (at, connection) in self.owners(&artifact, block) {
-            let request =
-                RegionRequest::Lease { artifact, encoding, pieces_total, block, lacking, want };
+            let known = connection.version().is_some_and(|version| version >= SIGNED_LEASES_SINCE);
+            let request = if !signed {
+                RegionRequest::Lease { artifact, encoding, pieces_total, block, lacking, want }
+            } else if known {
+                RegionRequest::SignedLease {
+                    artifact,
+                    encoding,
+                    pieces_total,
+                    block,
+                    lacking,
+                    want,
+                }
+            } else {
+                tracing::debug!(machine = %connection.member().machine, "a region process of an older release signs no URLs");
+                continue;
+            };
             if let Ok(reply) = self.ask_one(at, &connection, request).await {
                 return Ok(reply);
             }

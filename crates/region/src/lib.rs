@@ -2,7 +2,8 @@
 //!
 //! It long-polls the coordinator for goals, follows goal stores in etcd where there are any (`stores`), keeps them as signed files (`goals`), publishes them on the region's
 //! gossip topic, and answers its machines over the data plane (`serve`): their goals and open waves, other machines
-//! of a swarm (`introductions`), leases to read the bucket, an artifact's index (`indexes`). What machines
+//! of a swarm (`introductions`), leases to read the bucket, with URLs for who has no credentials (`signing`), an
+//! artifact's index (`indexes`). What machines
 //! report is kept (`machines`) until the coordinator has it.
 //!
 //! Nothing here decides what is true: goals carry the coordinator's signature, and a fetch under way needs no
@@ -16,6 +17,7 @@ mod introductions;
 mod machines;
 mod metrics;
 mod serve;
+mod signing;
 mod stores;
 mod waves;
 
@@ -45,6 +47,7 @@ use introductions::Introductions;
 use machines::Machines;
 use metrics::Metrics;
 use serve::{INDEX_ANSWERS_MAX, Server};
+use signing::Signing;
 
 /// How long the coordinator holds a question for goals: DESIGN's 5 s.
 const LONG_POLL_S: u32 = 5;
@@ -144,6 +147,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         books: Mutex::new(HashMap::new()),
         indexes: Indexes::default(),
+        signing: Signing::default(),
         index_places: tokio::sync::Semaphore::new(INDEX_ANSWERS_MAX),
         endpoint: endpoint.clone(),
         began: Instant::now(),
@@ -157,6 +161,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     let shared = Arc::new(Shared { client, goals, machines, gossip: gossip.clone(), metrics });
     let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(look_at(server.bucket.clone()));
     tasks.spawn(server.run(incoming));
     tasks.spawn(follow_goals(shared.clone()));
     if let Some(store) = world {
@@ -186,6 +191,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     gossip.shutdown().await;
     endpoint.shutdown().await;
     Ok(())
+}
+
+/// Says at the start what would otherwise be found out in the middle of a deployment.
+async fn look_at(bucket: Bucket) {
+    if let Err(error) = bucket.probe().await {
+        tracing::warn!(%error, "the region's bucket cannot be read");
+    }
 }
 
 fn take(shared: &Shared, signed: &SignedGoal, from: &str) -> Accepted {

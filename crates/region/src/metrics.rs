@@ -12,6 +12,8 @@ pub(crate) struct Metrics {
     pub(crate) unchanged: IntCounter,
     /// Pieces leased, repeats counted.
     pub(crate) leased: IntCounter,
+    /// URLs signed for leases.
+    pub(crate) signed: IntCounter,
     /// Goals that arrived, by `result` (`taken`, `old`, `refused`, `not_kept`).
     pub(crate) goals: IntCounterVec,
     /// Times that a goal store failed, by `store` (`goals`, `region_goals`).
@@ -37,6 +39,8 @@ impl Metrics {
                 .counter("shoal_region_polls_unchanged_total", "Polls without news.")?,
             leased: meters
                 .counter("shoal_region_leased_pieces_total", "Pieces leased, repeats counted.")?,
+            signed: meters
+                .counter("shoal_region_signed_urls_total", "URLs signed for leased pieces.")?,
             goals: meters.counters(
                 "shoal_region_goals_total",
                 "Goals that arrived, by what became of them.",

@@ -26,6 +26,7 @@ use crate::{
     introductions::Introductions,
     machines::Machines,
     metrics::Metrics,
+    signing::{Signing, sign},
 };
 
 /// How many requests may be answered at once; more wait in their connections.
@@ -60,6 +61,7 @@ pub(crate) struct Server {
     /// By artifact and number of pieces: encodings with pieces of another size are leased apart.
     pub(crate) books: Mutex<HashMap<BookKey, Book>>,
     pub(crate) indexes: Indexes,
+    pub(crate) signing: Signing,
     pub(crate) index_places: Semaphore,
     pub(crate) endpoint: Endpoint,
     pub(crate) began: Instant,
@@ -180,6 +182,18 @@ impl Server {
                 count("lease");
                 self.lease(member, artifact, pieces_total, (block, lacking), want)
             }
+            RegionRequest::SignedLease {
+                artifact,
+                encoding,
+                pieces_total,
+                block,
+                lacking,
+                want,
+            } => {
+                count("signed_lease");
+                let asked = (artifact, encoding, pieces_total);
+                self.signed_lease(member, asked, (block, lacking), want).await
+            }
             RegionRequest::LeaseDone { artifact, first, count: pieces, held } => {
                 count("lease_done");
                 let (now, holder) = (self.now(), holder(member));
@@ -287,8 +301,47 @@ impl Server {
         }
     }
 
+    /// A lease whose pieces can be read by URLs; given back at once when none can be signed.
+    async fn signed_lease(
+        &self,
+        member: &Member,
+        (artifact, encoding, pieces_total): (ArtifactId, EncodingId, u32),
+        block: (u32, u64),
+        want: u16,
+    ) -> RegionReply {
+        // Before anything is leased: what cannot be signed is nobody's turn.
+        let layout = match self.signing.layout(&artifact, &encoding, self).await {
+            Ok(layout) => layout,
+            Err(reason) => return RegionReply::Error(reason),
+        };
+        if layout.len() != pieces_total as usize {
+            return RegionReply::Error(format!("the artifact has {} pieces", layout.len()));
+        }
+        let leased = self.lease(member, artifact, pieces_total, block, want);
+        let RegionReply::Leased { first, count, duration_ms } = leased else { return leased };
+        let pieces = (first, count);
+        match sign(&self.bucket, &artifact, &encoding, &layout, pieces, duration_ms).await {
+            Ok(urls) => {
+                self.metrics.signed.inc_by(urls.len() as u64);
+                RegionReply::SignedLeased { first, duration_ms, urls }
+            }
+            Err(reason) => {
+                tracing::warn!(%artifact, %reason, "cannot sign URLs for a lease");
+                let (now, holder) = (self.now(), holder(member));
+                if let Some(book) = self.books().get_mut(&(artifact, pieces_total)) {
+                    book.leases.done(now, holder, first, count, false);
+                }
+                RegionReply::Error(reason)
+            }
+        }
+    }
+
     /// An encoding's index: read once from the bucket, however many ask.
-    async fn index(&self, artifact: &ArtifactId, encoding: &EncodingId) -> Option<Bytes> {
+    pub(crate) async fn index(
+        &self,
+        artifact: &ArtifactId,
+        encoding: &EncodingId,
+    ) -> Option<Bytes> {
         let read = || async {
             self.bucket.index(artifact, encoding).await.unwrap_or_else(|error| {
                 tracing::warn!(%artifact, error = format!("{error:#}"), "cannot read an index");

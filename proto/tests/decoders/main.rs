@@ -14,7 +14,7 @@ use shoal_proto::{
     gossip::GossipMessage,
     manifest::{Codec, EncodingIndex, Manifest, Part, PieceSize, StoredPiece},
     peer::{PeerAddr, PeerMessage, StreamReply, StreamRequest},
-    region::{RegionReply, RegionRequest},
+    region::{RegionReply, RegionRequest, SignedUrl},
 };
 
 const LIMIT: usize = 64 << 10;
@@ -67,6 +67,11 @@ fn good() -> Vec<Vec<u8>> {
         encoded(&StreamRequest::Piece { artifact, piece }),
         encoded(&StreamRequest::Region(lease)),
         encoded(&StreamReply::Region(RegionReply::Peers(vec![addr()]))),
+        encoded(&StreamReply::Region(RegionReply::SignedLeased {
+            first: 3,
+            duration_ms: 30_000,
+            urls: vec![SignedUrl("https://bucket.example.org/part-00000?X-Amz-Signature=0".into())],
+        })),
         encoded(&GossipMessage::Goal(signed)),
         encoded(&index),
     ]

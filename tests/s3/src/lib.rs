@@ -5,6 +5,7 @@
 //! ([`Fault`]). Both have threads of their own, and end when they are dropped. The program of this crate
 //! runs a command with such a server beside it.
 
+mod files;
 mod proxy;
 
 use std::{
@@ -27,6 +28,8 @@ use s3s::{
 use s3s_fs::FileSystem;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
+
+use files::Files;
 
 pub use proxy::{Fault, Proxy};
 
@@ -113,6 +116,15 @@ fn runtime(name: &str) -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(builder.worker_threads(2).thread_name(name).enable_all().build()?)
 }
 
+/// Listens on a free port, for a runtime.
+fn listen(runtime: &tokio::runtime::Runtime) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+    listener.set_nonblocking(true)?;
+    let addr = listener.local_addr()?;
+    let _inside = runtime.enter();
+    Ok((TcpListener::from_std(listener)?, addr))
+}
+
 impl Server {
     /// Starts one with an empty bucket [`BUCKET`].
     ///
@@ -123,7 +135,7 @@ impl Server {
         fs::create_dir(dir.path().join(BUCKET))?;
         let runtime = runtime("s3")?;
         let files = FileSystem::new(dir.path()).map_err(|error| anyhow::anyhow!("{error:?}"))?;
-        let mut builder = S3ServiceBuilder::new(files);
+        let mut builder = S3ServiceBuilder::new(Files(files));
         let mut auth = SimpleAuth::new();
         for (key, secret) in [WRITER, READER] {
             auth.register(key.into(), secret.into());
@@ -131,8 +143,7 @@ impl Server {
         builder.set_auth(auth);
         builder.set_access(Access);
         let service = builder.build();
-        let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0)))?;
-        let addr = listener.local_addr()?;
+        let (listener, addr) = listen(&runtime)?;
         let seen = Arc::<Mutex<Vec<Seen>>>::default();
         runtime.spawn(accept(listener, service, seen.clone()));
         Ok(Self { addr, dir, seen, runtime: Some(runtime) })
@@ -156,10 +167,10 @@ impl Server {
         environment(&self.endpoint(), key)
     }
 
-    /// The directory in which the objects of [`BUCKET`] lie as files.
+    /// The file in which an object of [`BUCKET`] lies.
     #[must_use]
-    pub fn files(&self) -> PathBuf {
-        self.dir.path().join(BUCKET)
+    pub fn file(&self, key: &str) -> PathBuf {
+        self.dir.path().join(BUCKET).join(files::on_disk(key))
     }
 
     /// The directory in which it keeps them, and what it knows about them.

@@ -123,26 +123,36 @@ impl Driver {
         let (regions, inputs) = (self.parts.regions.clone(), self.inputs.clone());
         let artifact = part.artifact.manifest().artifact;
         let pieces = part.artifact.manifest().piece_count();
-        let encoding = part.encoding;
+        let (encoding, origin) = (part.encoding, self.parts.origin.clone());
+        let signed = origin.bucket().is_none();
         tokio::spawn(async move {
-            let event =
-                match regions.lease(artifact, encoding, pieces, (block, lacking), want).await {
-                    Ok(RegionReply::Leased { first, count, duration_ms }) => Event::LeaseGranted {
-                        swarm,
-                        block,
-                        first,
-                        count,
-                        duration: std::time::Duration::from_millis(u64::from(duration_ms)),
-                    },
-                    Ok(RegionReply::NoLease { retry_ms, all_blocks }) => Event::LeaseDenied {
-                        swarm,
-                        block,
-                        retry: retry_ms
-                            .map(|retry_ms| std::time::Duration::from_millis(u64::from(retry_ms))),
-                        all_blocks,
-                    },
-                    Ok(_) | Err(_) => Event::LeaseFailed { swarm, block },
-                };
+            let asked = regions.lease((artifact, encoding, pieces), (block, lacking), want, signed);
+            let event = match asked.await {
+                Ok(RegionReply::SignedLeased { first, duration_ms, urls }) => {
+                    let count = urls.len() as u32;
+                    let duration = std::time::Duration::from_millis(u64::from(duration_ms));
+                    if origin.keep((artifact, encoding), first, urls, duration) {
+                        Event::LeaseGranted { swarm, block, first, count, duration }
+                    } else {
+                        Event::LeaseFailed { swarm, block }
+                    }
+                }
+                Ok(RegionReply::Leased { first, count, duration_ms }) => Event::LeaseGranted {
+                    swarm,
+                    block,
+                    first,
+                    count,
+                    duration: std::time::Duration::from_millis(u64::from(duration_ms)),
+                },
+                Ok(RegionReply::NoLease { retry_ms, all_blocks }) => Event::LeaseDenied {
+                    swarm,
+                    block,
+                    retry: retry_ms
+                        .map(|retry_ms| std::time::Duration::from_millis(u64::from(retry_ms))),
+                    all_blocks,
+                },
+                Ok(_) | Err(_) => Event::LeaseFailed { swarm, block },
+            };
             let _ = inputs.send(Input::Policy(event)).await;
         });
     }
@@ -150,11 +160,11 @@ impl Driver {
     fn fetch_origin(&mut self, swarm: SwarmKey, first: u32, count: u32) {
         let Some(part) = self.swarms.get(&swarm) else { return };
         let (kitchen, inputs) = (self.kitchen.clone(), self.inputs.clone());
-        let (bucket, artifact) = (self.parts.bucket.clone(), part.artifact.clone());
+        let (origin, artifact) = (self.parts.origin.clone(), part.artifact.clone());
         let layout = part.layout.clone();
         tokio::spawn(async move {
             for piece in (first..first + count).map(PieceIndex) {
-                let fetched = kitchen.from_origin(&bucket, &artifact, &layout, piece).await;
+                let fetched = kitchen.from_origin(&origin, &artifact, &layout, piece).await;
                 let _ = inputs.send(Input::OriginPiece(swarm, piece, fetched)).await;
             }
         });
