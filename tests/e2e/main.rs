@@ -13,3 +13,4 @@ mod pipeline;
 mod postgres;
 mod pressure;
 mod queue;
+mod s3;

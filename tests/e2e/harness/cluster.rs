@@ -34,6 +34,22 @@ pub struct Shape {
     pub region_coordinators: Option<Vec<String>>,
     /// More lines for each agent's configuration, above its tables.
     pub agent_extra: String,
+    /// Buckets on S3 instead of directories.
+    pub remote: Option<Remote>,
+}
+
+impl Shape {
+    /// The address of a bucket, by its name.
+    fn bucket(&self, root: &Path, name: &str) -> String {
+        match &self.remote {
+            Some(remote) => format!("{}/{name}", remote.base),
+            None => root.join(format!("bucket-{name}")).display().to_string(),
+        }
+    }
+
+    fn environment(&self, of: fn(&Remote) -> &Vec<(String, String)>) -> &[(String, String)] {
+        self.remote.as_ref().map_or(&[], of)
+    }
 }
 
 impl Default for Shape {
@@ -51,8 +67,20 @@ impl Default for Shape {
             region_extra: String::new(),
             region_coordinators: None,
             agent_extra: String::new(),
+            remote: None,
         }
     }
+}
+
+/// Buckets on S3 under prefixes of one, and who holds which credentials: the agents none.
+#[derive(Clone)]
+pub struct Remote {
+    /// `s3://bucket/prefix`.
+    pub base: String,
+    /// The environment of the coordinator and the workers.
+    pub writer: Vec<(String, String)>,
+    /// The environment of the region processes.
+    pub reader: Vec<(String, String)>,
 }
 
 /// A running cluster. Programs that agents started are stopped when it is dropped.
@@ -171,7 +199,8 @@ impl Cluster {
             self.shape.worker_extra,
         );
         fs::write(dir.join("config.toml"), config).unwrap();
-        Process::start("worker", &name, &dir)
+        let environment = self.shape.environment(|remote| &remote.writer);
+        Process::start_in(environment, &[], "worker", &name, &dir)
     }
 
     /// Starts process `at` of a region; `listen` keeps an earlier data address.
@@ -196,12 +225,13 @@ impl Cluster {
             dir.display(),
             coordinators.unwrap_or_else(|| self.urls()),
             listen.map_or("127.0.0.1:0".into(), |listen| listen.to_string()),
-            self.bucket(region).display(),
+            self.shape.bucket(self.root(), &region_id),
             peers,
             self.shape.region_extra,
         );
         fs::write(dir.join("config.toml"), config).unwrap();
-        Process::start("region", &name, &dir)
+        let environment = self.shape.environment(|remote| &remote.reader);
+        Process::start_in(environment, &[], "region", &name, &dir)
     }
 
     /// Starts an agent in the region that its number falls to; `labels` are lines of its label table.
@@ -225,14 +255,19 @@ impl Cluster {
             data.push(process.address("data").await.to_string());
             gossip.push(process.address("gossip").await.to_string());
         }
+        let bucket = match self.shape.remote {
+            // It holds no credentials: it reads by URLs.
+            Some(_) => String::new(),
+            None => format!("bucket = \"{}\"\n", self.bucket(region).display()),
+        };
         let config = format!(
             "identity = \"{0}/identity\"\ndata_dir = \"{0}/data\"\nlisten = \"127.0.0.1:0\"\n\
-             gossip_listen = \"127.0.0.1:0\"\nregions = {1:?}\ngossip_seeds = {2:?}\nbucket = \"{3}\"\n\
+             gossip_listen = \"127.0.0.1:0\"\nregions = {1:?}\ngossip_seeds = {2:?}\n{3}\
              zone = \"a\"\npoll_s = 0.5\nreserve_free_mib = 64\nstop_timeout_s = 2\n{4}\n[labels]\n{5}",
             dir.display(),
             data,
             gossip,
-            self.root().join(format!("bucket-{}", region_name(region))).display(),
+            bucket,
             self.shape.agent_extra,
             labels,
         );
@@ -283,21 +318,22 @@ fn start_coordinator(keys: &Keys, root: &Path, shape: &Shape, at: usize, port: u
     }
     let mut config = format!(
         "identity = \"{0}/identity\"\ndata_dir = \"{0}/data\"\nlisten = \"127.0.0.1:{port}\"\n\
-         goal_key = \"{0}/goal.key\"\nbucket = \"{1}/bucket-main\"\n{2}\n",
+         goal_key = \"{0}/goal.key\"\nbucket = \"{1}\"\n{2}\n",
         dir.display(),
-        root.display(),
+        shape.bucket(root, "main"),
         shape.coordinator_extra,
     );
     for region in 0..shape.regions {
         let name = region_name(region);
         config += &format!(
-            "[[regions]]\nname = \"{name}\"\nbucket = \"{}/bucket-{name}\"\n",
-            root.display()
+            "[[regions]]\nname = \"{name}\"\nbucket = \"{}\"\n",
+            shape.bucket(root, &name)
         );
     }
     fs::write(dir.join("config.toml"), config).unwrap();
     let with_flag = format!("exec \"$@\" {}", shape.coordinator_flag);
     let before: &[&str] =
         if shape.coordinator_flag.is_empty() { &[] } else { &["sh", "-c", &with_flag, "sh"] };
-    Process::start_behind(before, "coordinator", &name, &dir)
+    let environment = shape.environment(|remote| &remote.writer);
+    Process::start_in(environment, before, "coordinator", &name, &dir)
 }

@@ -34,6 +34,8 @@ pub enum Fault {
     NotImplemented,
     /// Hangs up without an answer; the server hears nothing of it.
     HangUp,
+    /// Answers nothing, for as long as the asker waits; the server hears nothing of it.
+    Hang,
     /// Hangs up without an answer, after the server has done it.
     HangUpAfter,
     /// Gives the whole object, and says 200.
@@ -178,6 +180,7 @@ async fn pass(
             let message = "A header you provided implies functionality that is not implemented.";
             return Ok(refusal(StatusCode::NOT_IMPLEMENTED, "NotImplemented", message));
         }
+        Some(Fault::Hang) => return std::future::pending().await,
         Some(Fault::HangUp) => return Err(anyhow!("hung up")),
         _ => {}
     }

@@ -84,6 +84,8 @@ pub(super) struct Cluster {
     root: PathBuf,
     keep: bool,
     temporary: bool,
+    /// The address under which the buckets are; none: they are directories.
+    pub(super) buckets: Option<String>,
     pki: Pki,
     /// Coordinator, worker and region processes.
     control: Vec<Process>,
@@ -114,6 +116,7 @@ impl Cluster {
             root: root.into(),
             keep,
             temporary,
+            buckets: None,
             pki: Pki::open(&dir)?,
             control: Vec::new(),
             agents: Vec::new(),
@@ -156,7 +159,7 @@ impl Cluster {
         let mut config = toml::Table::new();
         config.insert("listen".into(), "127.0.0.1:0".into());
         config.insert("goal_key".into(), text(&self.root.join("pki/goal.key")));
-        config.insert("bucket".into(), text(&self.root.join("buckets/main")));
+        config.insert("bucket".into(), self.bucket("main").into());
         if let Some(goals) = &self.goals {
             config.insert("goals".into(), goals.url.clone().into());
         }
@@ -167,7 +170,7 @@ impl Cluster {
             let name = region_name(at)?;
             let mut region = toml::Table::new();
             region.insert("name".into(), name.as_str().into());
-            region.insert("bucket".into(), text(&self.bucket(&name)));
+            region.insert("bucket".into(), self.bucket(name.as_str()).into());
             Ok(toml::Value::from(region))
         });
         config.insert("regions".into(), regions.collect::<anyhow::Result<Vec<_>>>()?.into());
@@ -192,7 +195,7 @@ impl Cluster {
         for number in 1..=processes {
             let name = format!("{region}-p{number}");
             let mut config = listeners(POLL_S);
-            config.insert("bucket".into(), text(&self.bucket(region)));
+            config.insert("bucket".into(), self.bucket(region.as_str()).into());
             config.insert("peers".into(), gossip.clone().into());
             if let Some(goals) = &self.goals {
                 config.insert("goals".into(), goals.url.clone().into());
@@ -238,7 +241,9 @@ impl Cluster {
         let mut config = listeners(POLL_S);
         config.insert("regions".into(), data.to_vec().into());
         config.insert("gossip_seeds".into(), gossip.to_vec().into());
-        config.insert("bucket".into(), text(&self.bucket(region)));
+        if self.buckets.is_none() {
+            config.insert("bucket".into(), self.bucket(region.as_str()).into());
+        }
         config.insert("zone".into(), zone.into());
         config.insert("reserve_free_mib".into(), RESERVE_FREE_MIB.cast_signed().into());
         self.issue(&dir.join("identity"), &name, Role::Agent, Some(region))?;
@@ -278,8 +283,12 @@ impl Cluster {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    fn bucket(&self, region: &RegionName) -> PathBuf {
-        self.root.join("buckets").join(region.as_str())
+    /// The address of a bucket, by its name.
+    fn bucket(&self, name: &str) -> String {
+        match &self.buckets {
+            Some(url) => format!("{url}/{name}"),
+            None => self.root.join("buckets").join(name).display().to_string(),
+        }
     }
 
     pub(super) fn operator_dir(&self) -> PathBuf {

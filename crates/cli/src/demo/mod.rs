@@ -28,6 +28,7 @@ use shoal_client::{
     Client, ClientError,
     types::{Artifact, BuildRequest, Job, Rollout},
 };
+use shoal_origin::Bucket;
 use shoal_proto::state::{JobStatus, MachineState, ReplicationStatus, RolloutStatus};
 
 use self::{
@@ -87,6 +88,10 @@ pub(crate) struct DemoArgs {
     /// How long the artifact of the demo's own repository is.
     #[arg(long, default_value = "256MiB", conflicts_with_all = ["repo", "artifact"])]
     size: ByteSize,
+    /// Keep the buckets under this address, such as s3://bucket/prefix, with credentials from the environment. The
+    /// agents get none of them, and what is written stays there.
+    #[arg(long, value_name = "URL")]
+    bucket: Option<String>,
     /// How many agents, spread evenly over the regions.
     #[arg(long, default_value_t = 8)]
     agents: usize,
@@ -123,12 +128,14 @@ impl DemoArgs {
             return cluster::stop_kept(dir).await;
         }
         self.check()?;
+        let buckets = self.buckets().await?;
         // Both before the first process, so that nothing is left behind whenever the signal comes.
         let interrupted = shoal_process::shutdown()?;
         let place = Place::make(&self)?;
         let (temporary, goals) = (place.temporary.is_some(), self.goals.as_deref());
         let mut cluster = Cluster::create(&place.root, self.keep, temporary, goals)?;
         cluster.database.clone_from(&self.database);
+        cluster.buckets = buckets;
         let progress = Progress::new();
         let outcome = tokio::select! {
             outcome = follow(&self, &mut cluster, &progress) => outcome,
@@ -182,6 +189,16 @@ impl DemoArgs {
             show::size(SIZE_MIN_BYTES)
         );
         Ok(())
+    }
+
+    /// Where the buckets are, when they are not directories of the demo's own; looked at before anything is started.
+    async fn buckets(&self) -> anyhow::Result<Option<String>> {
+        let Some(url) = &self.bucket else { return Ok(None) };
+        let url = url.trim_end_matches('/').to_string();
+        let bucket = Bucket::open(&url).context("--bucket")?;
+        ensure!(bucket.signs(), "--bucket is an s3:// or gs:// address: directories need none");
+        bucket.probe().await.context("--bucket")?;
+        Ok(Some(url))
     }
 
     /// About how much disk the demo takes, in bytes: each agent keeps the artifact and its compressed pieces,

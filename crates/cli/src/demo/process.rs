@@ -132,6 +132,14 @@ impl Process {
             // Closed by the kernel whatever becomes of the demo.
             command.arg("--stop-with-stdin");
         }
+        if role == "agent" {
+            // Agents hold no credentials of a bucket: they get URLs with their leases.
+            let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+            for name in names.filter(|name| name.starts_with("AWS_") || name.starts_with("GOOGLE_"))
+            {
+                command.env_remove(name);
+            }
+        }
         let child = command
             .arg(role)
             .arg("--config")
