@@ -160,6 +160,14 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     }
     let open_store = |url: &String| EtcdStore::open(url, trust.cluster());
     let goal_store = config.goals.as_ref().map(open_store).transpose().context("the goal store")?;
+    for bucket in std::iter::once(&main).chain(buckets.values()).cloned() {
+        // Said at the start, and no reason not to start: a bucket may be away for a while.
+        tokio::spawn(async move {
+            if let Err(error) = bucket.probe().await {
+                tracing::warn!(%error, "a bucket cannot be read");
+            }
+        });
+    }
     let data_dir = std::path::absolute(&config.data_dir)?;
     let logs = logs::Logs::open(data_dir.join("logs")).context("cannot make the jobs' logs")?;
     let url = config.database.clone();

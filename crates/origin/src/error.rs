@@ -172,14 +172,19 @@ impl OriginError {
         {
             return Self::NoCredentials { bucket };
         }
+        // A HEAD's answer has no body to tell it from a missing object.
+        if code(&text) == Some("NoSuchBucket") {
+            return Self::NoBucket { bucket };
+        }
+        // A listing's errors are of no kind of their own.
+        let refused = ["status code: 403", "status code: 401"].iter().any(|s| text.contains(s));
         match error {
-            // A HEAD's answer has no body to tell the two apart.
-            object_store::Error::NotFound { .. } if code(&text) == Some("NoSuchBucket") => {
-                Self::NoBucket { bucket }
-            }
             object_store::Error::NotFound { .. } => Self::NotFound { bucket, key },
             object_store::Error::PermissionDenied { .. }
             | object_store::Error::Unauthenticated { .. } => {
+                Self::Denied { bucket, key, reason: said(&text) }
+            }
+            object_store::Error::Generic { .. } if refused => {
                 Self::Denied { bucket, key, reason: said(&text) }
             }
             other => Self::Store(other),

@@ -48,7 +48,7 @@ impl Shape {
     }
 
     fn environment(&self, of: fn(&Remote) -> &Vec<(String, String)>) -> &[(String, String)] {
-        self.remote.as_ref().map_or(&[], of)
+        self.remote.as_ref().map_or(&[], |remote| of(remote))
     }
 }
 
