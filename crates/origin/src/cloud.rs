@@ -80,6 +80,9 @@ pub(crate) fn s3(bucket: &str, environment: &Environment) -> Result<AmazonS3, Or
         // Who writes http:// means it.
         builder = builder.with_allow_http(true);
     }
+    if let Some(url) = get("AWS_EC2_METADATA_SERVICE_ENDPOINT") {
+        builder = builder.with_metadata_endpoint(url.trim_end_matches('/'));
+    }
     if !keys && !role {
         if let Some((key_id, secret_key)) = profile.key {
             let credential = AwsCredential { key_id, secret_key, token: profile.token };

@@ -12,7 +12,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream;
 use shoal_origin::{Bucket, Check, OriginError, PutPart, UrlReader};
-use shoal_test_s3::{BUCKET, Fault, Key, READER, Server, WRITER, environment};
+use shoal_test_s3::{
+    BUCKET, CONTAINER_TOKEN, Fault, Key, READER, Roles, Server, WRITER, environment,
+};
 
 use suite::{Place, TWO_PARTS_BYTES};
 
@@ -331,4 +333,42 @@ async fn credentials_come_from_the_files_of_the_sdk() {
     let environment = environment.map(|(name, value)| (name.to_string(), value.to_string()));
     let bucket = Bucket::open_in("s3://shoal/main", environment).unwrap();
     assert_eq!(bucket.check(&it.artifact, &it.encoding).await.unwrap(), Check::Whole);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_come_from_the_role_of_an_instance_or_a_container() {
+    let it = Place::s3(SMALL_BYTES);
+    it.upload().await.unwrap();
+    let roles = Roles::start(READER).unwrap();
+    let token = it.dir.path().join("token");
+    std::fs::write(&token, CONTAINER_TOKEN).unwrap();
+    let container = format!("{}/container", roles.endpoint());
+    let instance = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", roles.endpoint())];
+    let container = [
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", container),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token.display().to_string()),
+    ];
+    for role in [instance.as_slice(), container.as_slice()] {
+        let endpoint = [("AWS_ENDPOINT_URL", it.server().endpoint())];
+        let environment = endpoint.iter().chain(role);
+        let environment = environment.map(|(name, value)| (name.to_string(), value.clone()));
+        let bucket = Bucket::open_in("s3://shoal/main", environment).unwrap();
+        assert_eq!(bucket.check(&it.artifact, &it.encoding).await.unwrap(), Check::Whole);
+        let layout = it.index.layout();
+        let urls = bucket.sign_pieces(&it.artifact, &it.encoding, &layout, (0, 1), VALID).await;
+        let url = urls.unwrap().pop().unwrap();
+        assert!(url.contains("X-Amz-Security-Token=session"), "temporary keys come with a token");
+        let read = UrlReader::new().unwrap().read(&url, &layout[0]).await.unwrap();
+        assert!(*read == *it.raw);
+    }
+    // Nobody there: an instance without the service, and not for ever.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = [
+        ("AWS_ENDPOINT_URL".to_string(), it.server().endpoint()),
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_string(), format!("http://{free}")),
+    ];
+    let bucket = Bucket::open_in("s3://shoal/main", nobody).unwrap();
+    let error = bucket.index(&it.artifact, &it.encoding).await.unwrap_err();
+    assert!(matches!(error, OriginError::NoCredentials { .. }), "{error}");
+    assert_clear(&error, "no credentials for");
 }

@@ -2,11 +2,13 @@
 //!
 //! [`Server`] keeps objects in a temporary directory and knows two keys, [`WRITER`] and [`READER`], of which one may
 //! only read. It counts what it is asked for. A [`Proxy`] in front of it lies and breaks as it is told to
-//! ([`Fault`]). Both have threads of their own, and end when they are dropped. The program of this crate
+//! ([`Fault`]), and [`Roles`] hands out keys as an instance or a container gets them. All have threads of their own, and
+//! end when they are dropped. The program of this crate
 //! runs a command with such a server beside it.
 
 mod files;
 mod proxy;
+mod roles;
 
 use std::{
     convert::Infallible,
@@ -32,6 +34,7 @@ use tokio::net::{TcpListener, TcpStream};
 use files::Files;
 
 pub use proxy::{Fault, Proxy};
+pub use roles::{CONTAINER_TOKEN, Roles};
 
 /// An access key and its secret.
 pub type Key = (&'static str, &'static str);
