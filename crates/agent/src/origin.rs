@@ -129,6 +129,7 @@ mod tests {
         }
         assert!(!origin.keep(of(200), 0, urls(1, 1), LEASE));
         assert_eq!(origin.urls().len(), URLS_MAX);
+        assert!(!format!("{:?}", urls(1, 5)).contains('x'), "a URL shows itself to nobody");
         // No URL at all, and gone after the try.
         let read = origin.read(of(0), &layout, 2).await.unwrap_err();
         assert!(matches!(read, ReadError::Origin(OriginError::Url { .. })), "{read}");

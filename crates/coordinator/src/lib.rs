@@ -160,7 +160,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     }
     let open_store = |url: &String| EtcdStore::open(url, trust.cluster());
     let goal_store = config.goals.as_ref().map(open_store).transpose().context("the goal store")?;
-    for bucket in std::iter::once(&main).chain(buckets.values()).cloned() {
+    for bucket in std::iter::once(&main).chain(buckets.values()) {
+        let bucket = bucket.clone();
         // Said at the start, and no reason not to start: a bucket may be away for a while.
         tokio::spawn(async move {
             if let Err(error) = bucket.probe().await {

@@ -43,14 +43,16 @@ impl Bucket {
         let wanted = (first as usize).checked_add(count as usize);
         let wanted = wanted.and_then(|end| layout.get(first as usize..end));
         let no_such = OriginError::NoSuchPieces { first, count, pieces: layout.len() };
+        let wrong =
+            |reason: &str| OriginError::Settings { name: self.url().into(), reason: reason.into() };
         let mut urls = Vec::with_capacity(count as usize);
         for place in wanted.ok_or(no_such)? {
             let key = self.part_key(artifact, encoding, place.part);
-            let value = HeaderValue::from_str(&range_header(&range_of(place)));
-            let mut options = SignedUrlOptions::new();
-            if let Ok(value) = value {
-                options = options.with_signed_header(HeaderName::from_static("range"), value);
-            }
+            // Without it the URL would give away the whole part.
+            let range = HeaderValue::from_str(&range_header(&range_of(place)));
+            let range = range.map_err(|_| wrong("a range that is no header"))?;
+            let range_name = HeaderName::from_static("range");
+            let options = SignedUrlOptions::new().with_signed_header(range_name, range);
             let url = signer.signed_url_opts(Method::GET, &key, valid, &options).await;
             urls.push(url.map_err(|error| self.error(&key, error))?.into());
         }

@@ -10,7 +10,7 @@ mod suite {
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use shoal_origin::{Bucket, Check, OriginError, PutPart, UrlReader};
 use shoal_test_s3::{
     BUCKET, CONTAINER_TOKEN, Fault, Key, READER, Roles, Server, WRITER, environment,
@@ -140,6 +140,42 @@ async fn uploads_survive_what_the_way_does_to_them() {
     it.upload().await.unwrap();
     assert_eq!(it.proxy().left(), 0);
     it.verify(&it.main).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_slower_writer_of_a_long_part_leaves_it_as_it_is() {
+    let it = Place::s3(TWO_PARTS_BYTES);
+    let bytes =
+        |from: usize, to: usize| Ok::<_, OriginError>(Bytes::copy_from_slice(&it.raw[from..to]));
+    let put = |stream| {
+        let expect = Some(it.index.parts[0]);
+        it.main.put_part(&it.artifact, &it.encoding, 0, expect, Box::pin(stream))
+    };
+    let (begun, go_on) = (tokio::sync::Notify::new(), tokio::sync::Notify::new());
+    let (begun, go_on) = (&begun, &go_on);
+    let first = stream::once(async move { bytes(0, 20 << 20) });
+    let rest = stream::once(async move {
+        begun.notify_one();
+        go_on.notified().await;
+        bytes(20 << 20, 64 << 20)
+    });
+    let slow = put(first.chain(rest).boxed());
+    let fast = async {
+        begun.notified().await;
+        let written = put(stream::iter([bytes(0, 64 << 20)]).boxed()).await;
+        go_on.notify_one();
+        written
+    };
+    let (slow, fast) = tokio::join!(slow, fast);
+    let written = PutPart::Written(it.index.parts[0]);
+    assert_eq!((slow.unwrap(), fast.unwrap()), (written, written));
+    let seen = it.server().take_seen();
+    let ended = |method: &str| {
+        let of =
+            seen.iter().filter(|seen| seen.method == method && seen.query.contains("uploadId="));
+        of.count()
+    };
+    assert_eq!((ended("POST"), ended("DELETE")), (1, 1), "one is completed, the other given up");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
