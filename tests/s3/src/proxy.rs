@@ -46,6 +46,8 @@ pub enum Fault {
     OtherRange,
     /// Ends the body in good order after half of it.
     Short,
+    /// The same, and the head does not say how long it is.
+    ShortUntold,
     /// Hangs up in the middle of the body.
     BrokenOff,
     /// Turns a bit of the request's body.
@@ -226,9 +228,13 @@ async fn pass(
             head.headers.insert(header::CONTENT_LENGTH, (all.len() / 2).into());
             Ok(Response::from_parts(head, whole(all.slice(..all.len() / 2))))
         }
-        Some(Fault::BrokenOff) => {
+        Some(Fault::BrokenOff | Fault::ShortUntold) => {
             let all = body.collect().await?.to_bytes();
-            let half = BrokenOff { half: Some(all.slice(..all.len() / 2)), len: all.len() as u64 };
+            let promised = (fault == Some(Fault::BrokenOff)).then_some(all.len() as u64);
+            if promised.is_none() {
+                head.headers.remove(header::CONTENT_LENGTH);
+            }
+            let half = Half { half: Some(all.slice(..all.len() / 2)), promised };
             Ok(Response::from_parts(head, half.boxed()))
         }
         _ => Ok(Response::from_parts(head, body.map_err(Failed::from).boxed())),
@@ -267,13 +273,14 @@ async fn forward(
     Ok(sender.send_request(Request::from_parts(head, body)).await?)
 }
 
-/// Half of a body that promised more, and then an error, at which the connection is ended.
-struct BrokenOff {
+/// Half of a body. If more was promised, an error follows, at which the connection is ended.
+struct Half {
     half: Option<Bytes>,
-    len: u64,
+    /// In bytes.
+    promised: Option<u64>,
 }
 
-impl Body for BrokenOff {
+impl Body for Half {
     type Data = Bytes;
     type Error = Failed;
 
@@ -281,13 +288,13 @@ impl Body for BrokenOff {
         mut self: Pin<&mut Self>,
         _: &mut std::task::Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Failed>>> {
-        Poll::Ready(Some(match self.half.take() {
-            Some(half) => Ok(Frame::data(half)),
-            None => Err(anyhow!("hung up")),
-        }))
+        Poll::Ready(match self.half.take() {
+            Some(half) => Some(Ok(Frame::data(half))),
+            None => self.promised.map(|_| Err(anyhow!("hung up"))),
+        })
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.len)
+        self.promised.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
