@@ -190,7 +190,7 @@ impl Kitchen {
                 Ok(if is_last { Poured::Whole(writer.end()?) } else { Poured::Part(writer, part) })
             };
             let work = tokio::task::spawn_blocking(work).await;
-            let done = |outcome, disk| Fetched { outcome, stored_bytes, disk };
+            let done = |outcome, disk| Fetched { outcome, stored_bytes, disk, bucket: None };
             match work {
                 Ok(Ok(Poured::Part(at, buffer))) => (writer, part) = (at, buffer),
                 Ok(Ok(Poured::Whole(true))) => return done(Outcome::Verified, None),
