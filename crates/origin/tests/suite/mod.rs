@@ -92,7 +92,8 @@ pub(crate) async fn two_writers_of_a_part_are_one(it: Place) {
     let bytes = Bytes::from(it.bytes.clone());
     let index = || it.main.put_index(&it.artifact, &it.encoding, bytes.clone());
     let (one, two) = tokio::join!(index(), index());
-    (one.unwrap(), two.unwrap());
+    one.unwrap();
+    two.unwrap();
     it.verify(&it.main).await.unwrap();
 }
 
