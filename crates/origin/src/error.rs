@@ -161,6 +161,11 @@ pub enum OriginError {
 }
 
 impl OriginError {
+    /// Whether a write on the condition that nothing was there found something.
+    pub(crate) fn is_there_already(&self) -> bool {
+        matches!(self, Self::Store(object_store::Error::AlreadyExists { .. }))
+    }
+
     /// The store's error in the words of this crate.
     pub(crate) fn of_store(bucket: &str, key: &str, error: object_store::Error) -> Self {
         let (bucket, key) = (bucket.to_string(), key.to_string());

@@ -125,13 +125,15 @@ impl Bucket {
         }
         let key = self.index_key(artifact, encoding);
         retried("write index", || async {
-            match self.put_whole(&key, bytes.clone().into(), PutMode::Create).await {
-                Err(OriginError::Store(object_store::Error::AlreadyExists { .. })) => {}
-                other => return other,
-            }
-            // Its name is its hash: another content under it is damage, and is mended.
+            let Err(error) = self.put_whole(&key, bytes.clone().into(), PutMode::Create).await
+            else {
+                return Ok(());
+            };
+            // Another writer may have been first, and have swept away what we were about to rename. Its name is its hash:
+            // another content under it is damage, and is mended.
             match self.index(artifact, encoding).await {
                 Ok(Some(there)) if there == bytes => Ok(()),
+                Ok(None) if !error.is_there_already() => Err(error),
                 Ok(_) | Err(OriginError::TooLong { .. }) => {
                     self.put_whole(&key, bytes.clone().into(), PutMode::Overwrite).await
                 }
