@@ -144,9 +144,8 @@ impl Swarm {
         let Some(fetch) = self.states.fetch(key) else { return false };
         // They are in the order of their priorities.
         let others = self.fetching.iter().filter_map(|other| self.states.fetch(*other));
-        let mut urgent = others.take_while(|other| other.priority > fetch.priority).peekable();
-        urgent.peek().is_some()
-            && urgent.any(|other| !stalls(other, now))
+        let mut urgent = others.take_while(|other| other.priority > fetch.priority);
+        urgent.any(|other| !stalls(other, now))
             && (fetch.requests > 0
                 || self.reads.iter().any(|read| read.swarm == key && read.open_count() > 0))
     }
