@@ -25,6 +25,8 @@ pub struct Config {
     pub upload_start_slots: usize,
     /// With this many pieces a machine serves all its slots.
     pub upload_start_pieces: u32,
+    /// Uploads that a seed with no other around serves at once of pieces that it gave before: others can give those.
+    pub repeats_max: usize,
     /// Uploads of one peer: what our own policy asks for, and as much again for requests that crossed with
     /// their cancelling.
     pub uploads_per_peer_max: usize,
@@ -133,6 +135,7 @@ impl Default for Config {
             upload_slots: 8,
             upload_start_slots: 2,
             upload_start_pieces: 4,
+            repeats_max: 1,
             uploads_per_peer_max: 4,
             offers_max: 2,
             pick_scan: 32,

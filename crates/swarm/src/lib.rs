@@ -28,7 +28,8 @@
 //! - **Serving** (`uploads`). Eight slots (two for who begins), no queue, and BUSY at once beyond them. Who has a free slot
 //!   offers it: first to those that it turned away, then in turn to neighbours that lack something. A machine asks for as
 //!   many pieces as others serve, and takes offers for few more, so all lines carry about as many. A seed with no other around
-//!   gives a piece to nobody else until all can know who has it: they choose at random, and know nothing of each other's choice. Who holds its
+//!   gives a piece to nobody else until all can know who has it: they choose at random, and know nothing of each other's choice. What it gave
+//!   before it gives again one at a time: neighbours have it too, and where all share two cores a seed is ready sooner than they. Who holds its
 //!   first piece only is not asked but offers it: all its neighbours would ask at once.
 //! - **Telling** (`tell`). New pieces go out in batches, to neighbours that lack any of them: the first and the last ones at
 //!   once, those in between after up to four piece times; everything again now and then. A machine that is told of

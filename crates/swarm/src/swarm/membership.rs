@@ -79,6 +79,8 @@ impl Swarm {
             peer.has_no_slot(swarm);
         }
         state.neighbours.remove(slot);
+        // It may have taken with it what nobody else was given.
+        state.given = None;
         if state.neighbours.len() * 2 < self.config.neighbours_target && state.fetch.is_some() {
             // Many are gone at once: do not wait out the long pause of a swarm that had enough.
             let soon = now + peers::jitter(self.config.want_peers_min, &mut self.rng);

@@ -335,6 +335,7 @@ impl Swarm {
             want_peers_at,
             want_peers_streak: 0,
             offer_turn: 0,
+            given: None,
         };
         self.states.insert(state);
         if fetches {

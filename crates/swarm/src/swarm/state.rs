@@ -119,6 +119,8 @@ pub(super) struct State {
     pub(super) want_peers_streak: u32,
     /// The slot whose turn it is to be offered a place.
     pub(super) offer_turn: u32,
+    /// What was given to the present neighbours while none of them held everything.
+    pub(super) given: Option<Box<Bitmap>>,
 }
 
 /// What there is to know while pieces are missing.

@@ -6,10 +6,10 @@
 //! offer that nobody takes costs one small message. Who holds its first piece has few slots and is wanted by all its
 //! neighbours: it is not asked but offers, as long as that brings anything.
 
-use alloc::{collections::VecDeque, vec::Vec};
+use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
 
 use rand::RngExt;
-use shoal_proto::PieceIndex;
+use shoal_proto::{Bitmap, PieceIndex};
 use smallvec::SmallVec;
 
 use super::{
@@ -37,6 +37,8 @@ const SERVED: usize = 8;
 pub(super) struct Upload {
     id: UploadId,
     peer: PeerKey,
+    /// A piece that a lone seed gave before.
+    again: bool,
 }
 
 /// A piece that a lone seed gave.
@@ -101,7 +103,7 @@ fn slots(config: &Config, state: &State) -> usize {
 impl Swarm {
     /// A peer asks for a piece that we hold.
     pub(super) fn serve(&mut self, id: UploadId, peer: PeerKey, swarm: SwarmKey, piece: u32) {
-        let Some(state) = self.states.get(swarm) else { return };
+        let Some(state) = self.states.get_mut(swarm) else { return };
         let uploads = &mut self.uploads;
         if uploads.served.iter().any(|upload| upload.id == id) {
             return;
@@ -110,14 +112,20 @@ impl Swarm {
         let room = uploads.served.len() < slots(&self.config, state);
         // Its neighbours know nothing of each other's requests, and what it sends twice nobody else can send for it.
         let alone = state.held.is_full() && state.neighbours.complete() == 0;
-        let again = alone && uploads.gave_another(self.now, swarm, piece, peer);
-        if room && own < self.config.uploads_per_peer_max && !again {
-            if alone {
+        let unknown = alone && uploads.gave_another(self.now, swarm, piece, peer);
+        let none = || Box::new(Bitmap::empty(state.pieces));
+        let given = alone.then(|| state.given.get_or_insert_with(none));
+        let again = given.as_ref().is_some_and(|given| given.contains(piece));
+        let repeats = uploads.served.iter().filter(|upload| upload.again).count();
+        let refuse = unknown || again && repeats >= self.config.repeats_max;
+        if room && own < self.config.uploads_per_peer_max && !refuse {
+            if let Some(given) = given {
+                given.insert(piece);
                 let known_at = self.now + self.config.have_delay_max;
                 uploads.gives(Given { swarm, piece, peer, known_at });
             }
             uploads.turned_away.retain(|other| *other != peer);
-            uploads.served.push(Upload { id, peer });
+            uploads.served.push(Upload { id, peer, again });
             self.actions.push(Action::Serve { upload: id });
         } else {
             if !uploads.turned_away.contains(&peer) && uploads.turned_away.len() < TURNED_AWAY_MAX {
@@ -202,6 +210,7 @@ impl Swarm {
 
 #[cfg(test)]
 mod tests {
+    use core::time::Duration;
     use std::{collections::BTreeSet, sync::Arc, vec::Vec};
 
     use shoal_proto::{Bitmap, PieceIndex};
@@ -216,7 +225,10 @@ mod tests {
 
     /// A seed of a hundred pieces, with neighbours that lack them all: those below 100 in its zone.
     fn seed(neighbours: &[u64]) -> Swarm {
-        let config = Config { upload_slots: 2, ..Config::default() };
+        seed_with(Config { upload_slots: 2, ..Config::default() }, neighbours)
+    }
+
+    fn seed_with(config: Config, neighbours: &[u64]) -> Swarm {
         let mut swarm = Swarm::new(config, 7);
         let have = Bitmap::full(100);
         swarm.handle(
@@ -262,6 +274,36 @@ mod tests {
         assert_eq!(offers_after(&mut swarm, 10), [4], "one slot is free, and 4 was refused first");
         assert_eq!(offers_after(&mut swarm, 11), [3, 1], "then those that lack something");
         assert_eq!(offers_after(&mut swarm, 11), [], "it ended before");
+    }
+
+    #[test]
+    fn a_lone_seed_gives_one_piece_again_at_a_time() {
+        let config = Config { upload_slots: 8, ..Config::default() };
+        let mut swarm = seed_with(config, &[1, 2, 3, 4]);
+        let mut now = Time(4);
+        let asks = |swarm: &mut Swarm, now: Time, upload: u64, peer: u64, piece: u32| {
+            let (upload, peer) = (UploadId(upload), PeerKey(peer));
+            let piece = PieceIndex(piece);
+            swarm.handle(now, Event::UploadAsked { upload, peer, swarm: SWARM, piece });
+            let first = swarm.poll_action();
+            while swarm.poll_action().is_some() {}
+            first == Some(Action::Serve { upload })
+        };
+        assert!(
+            asks(&mut swarm, now, 10, 1, 0)
+                && asks(&mut swarm, now, 11, 1, 1)
+                && asks(&mut swarm, now, 12, 2, 2)
+        );
+        now = now + Duration::from_secs(10);
+        assert!(
+            asks(&mut swarm, now, 13, 3, 0),
+            "all know who has it, and it is asked here all the same"
+        );
+        assert!(!asks(&mut swarm, now, 14, 4, 1), "another one has it too");
+        assert!(asks(&mut swarm, now, 15, 4, 3), "nobody else has it");
+        swarm.handle(now, Event::PeerDown { peer: PeerKey(1) });
+        while swarm.poll_action().is_some() {}
+        assert!(asks(&mut swarm, now, 16, 4, 1), "who had it has left");
     }
 
     #[test]
