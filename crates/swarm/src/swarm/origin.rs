@@ -318,20 +318,58 @@ impl Swarm {
             if !fetch.may_lease() || rests > now || self.yields(now, key) {
                 return;
             }
+            let priority = fetch.priority;
+            let outranked = self.is_outranked(now, priority);
+            let asks = |fetch: &Fetching| fetch.blocks.iter().any(|block| block.asking.is_some());
+            if outranked && (fetch.leases.len() > 0 || asks(fetch)) {
+                return;
+            }
             let (held, wanted, open) = self.leases();
-            let room = self.config.leased_max.saturating_sub(held + wanted);
+            let is_full = held + wanted >= self.config.leased_max;
+            let room = match is_full {
+                false => self.config.leased_max - held - wanted,
+                true => self.leases_below(priority),
+            };
             if room == 0 || open >= self.config.lease_asks_max {
                 return;
             }
-            let want = fetch.lease_want().min(room) as u16;
+            let want = if outranked { 1 } else { fetch.lease_want().min(room) as u16 };
             let turn = self.rng.random_range(0..fetch.blocks.len().max(1));
             let being_read = |piece| self.reads.iter().any(|read| read.is_open(key, piece));
             let block = fetch.next_block(&state.neighbours, now, turn, being_read);
             let Some((block, lacking)) = block else { return };
+            if is_full {
+                self.give_back(priority);
+            }
             if let Some(fetch) = self.states.fetch_mut(key) {
                 fetch.blocks[block as usize].asking = Some(want);
             }
             self.actions.push(Action::AskLease { swarm: key, block, lacking, want });
+        }
+    }
+
+    /// How many leases less urgent fetches hold.
+    fn leases_below(&self, priority: u8) -> u32 {
+        let fetches = self.states.iter().filter_map(|state| state.fetch.as_deref());
+        fetches
+            .filter(|fetch| fetch.priority < priority)
+            .map(|fetch| fetch.leases.len() as u32)
+            .sum()
+    }
+
+    /// Gives back the leases of less urgent fetches, which have all that there may be.
+    fn give_back(&mut self, priority: u8) {
+        for state in self.states.iter_mut() {
+            let Some(fetch) = state.fetch.as_deref_mut() else { continue };
+            if fetch.priority >= priority {
+                continue;
+            }
+            let pieces: Vec<u32> = fetch.leases.pieces().collect();
+            for piece in &pieces {
+                fetch.leases.remove(*piece);
+                fetch.set(*piece, PieceState::Missing);
+            }
+            report(&mut self.actions, state.key, pieces.into_iter().map(|piece| (piece, false)));
         }
     }
 

@@ -137,15 +137,19 @@ impl Swarm {
         }
     }
 
+    /// Whether a more urgent fetch than this one gains.
+    pub(super) fn is_outranked(&self, now: Time, priority: u8) -> bool {
+        // They are in the order of their priorities.
+        let others = self.fetching.iter().filter_map(|other| self.states.fetch(*other));
+        others.take_while(|other| other.priority > priority).any(|other| !stalls(other, now))
+    }
+
     /// Whether a fetch waits for a more urgent one that gains: it has something on its way, and no more comes beside that. Else
     /// its requests would fill the line whenever the urgent one's neighbours have nothing new for a moment, which is most of
     /// the time where its pieces only come into being.
     pub(super) fn yields(&self, now: Time, key: SwarmKey) -> bool {
         let Some(fetch) = self.states.fetch(key) else { return false };
-        // They are in the order of their priorities.
-        let others = self.fetching.iter().filter_map(|other| self.states.fetch(*other));
-        let mut urgent = others.take_while(|other| other.priority > fetch.priority);
-        urgent.any(|other| !stalls(other, now))
+        self.is_outranked(now, fetch.priority)
             && (fetch.requests > 0
                 || self.reads.iter().any(|read| read.swarm == key && read.open_count() > 0))
     }
