@@ -29,6 +29,12 @@ fn hex_digit(byte: u8) -> Option<u8> {
     }
 }
 
+/// The JSON schema of a text of this shape.
+#[cfg(feature = "schema")]
+fn text_schema(pattern: &'static str) -> schemars::Schema {
+    schemars::json_schema!({ "type": "string", "pattern": pattern })
+}
+
 macro_rules! bytes32 {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
@@ -63,6 +69,17 @@ macro_rules! bytes32 {
                     *byte = high << 4 | low;
                 }
                 Ok(Self(bytes))
+            }
+        }
+
+        #[cfg(feature = "schema")]
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> alloc::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                text_schema("^[0-9a-fA-F]{64}$")
             }
         }
 
@@ -136,6 +153,7 @@ impl fmt::Display for PieceIndex {
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
 )]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Revision {
     /// Raised by a recovery; compared first.
     pub epoch: u32,
@@ -214,6 +232,17 @@ macro_rules! name {
             }
         }
 
+        #[cfg(feature = "schema")]
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> alloc::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                text_schema("^[a-z0-9][a-z0-9._-]{0,62}$")
+            }
+        }
+
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 Self::new(String::deserialize(deserializer)?).map_err(de::Error::custom)
@@ -269,6 +298,17 @@ impl FromStr for CommitSha {
             "'{}' is not a full commit SHA: give its 40 hex digits (git rev-parse HEAD prints them)",
             text.chars().take(80).collect::<String>()
         )))
+    }
+}
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for CommitSha {
+    fn schema_name() -> alloc::borrow::Cow<'static, str> {
+        "CommitSha".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        text_schema("^([0-9a-fA-F]{40}|[0-9a-fA-F]{64})$")
     }
 }
 

@@ -17,7 +17,7 @@ use shoal_queue::{Actor, AppRow, Ask, Backoff, Claimant, Job, Lease, Queue, Stor
 pub(crate) use together::*;
 
 pub(crate) fn actor() -> Actor {
-    Actor { name: "alice".into(), origin: "127.0.0.1".into() }
+    Actor { name: "alice".into(), origin: "127.0.0.1".into(), request: None }
 }
 
 pub(crate) fn name(app: &str) -> AppName {
