@@ -16,10 +16,10 @@ use shoal_pki::{Identity, Trust};
 use shoal_proto::{AppName, ArtifactId, EncodingId, MachineName, RegionName};
 
 use crate::types::{
-    App, AppStatus, Artifact, BuildRequest, ClaimRequest, ClaimedJob, DeployRequest, ErrorBody,
-    Done, FinishRequest, GoalsQuery, GoalsReply, HaltRequest, HeartbeatReply, Job, LeaseRef, Machine,
-    Page, PublishRequest, QueueStatus, Region, RegionReports, RollbackRequest, Rollout, UploadState,
-    WatchRequest, Worker,
+    App, AppStatus, Artifact, BuildRequest, ClaimRequest, ClaimedJob, DeployRequest, Done,
+    ErrorBody, FinishRequest, GoalsQuery, GoalsReply, HaltRequest, HeartbeatReply, Job, LeaseRef,
+    Machine, Page, PublishRequest, QueueStatus, Region, RegionReports, RollbackRequest, Rollout,
+    UploadState, WatchRequest, Worker,
 };
 
 /// How long a connection may take to come about.
@@ -138,7 +138,8 @@ impl Client {
         }
         let authorization = token.map(|token| {
             let value = HeaderValue::from_str(&format!("Bearer {token}"));
-            let mut value = value.map_err(|_| config("the token is not one line of text".into()))?;
+            let mut value =
+                value.map_err(|_| config("the token is not one line of text".into()))?;
             value.set_sensitive(true);
             Ok::<_, ClientError>(value)
         });
@@ -216,7 +217,11 @@ impl Client {
             .with_jitter()
     }
 
-    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, String)]) -> Result<T> {
+    pub(crate) async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> Result<T> {
         let once = || async {
             let response = self.send(Method::GET, path, |request| request.query(query)).await?;
             self.read(response).await

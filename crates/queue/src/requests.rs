@@ -40,12 +40,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError`] when the database fails.
-    pub async fn begin_request(
-        &self,
-        id: &str,
-        fingerprint: &str,
-        now_ms: i64,
-    ) -> Result<Known> {
+    pub async fn begin_request(&self, id: &str, fingerprint: &str, now_ms: i64) -> Result<Known> {
         let mut tx = self.write().await?;
         let done = sqlx::query(
             "INSERT INTO requests (id, fingerprint, created_at, beat) VALUES ($1, $2, $3, 0) \
@@ -168,8 +163,7 @@ impl Queue {
 pub(crate) async fn made(tx: &mut Write, actor: &Actor) -> Result<Option<i64>> {
     let Some(id) = actor.request.as_deref() else { return Ok(None) };
     let sql = format!("SELECT made FROM requests WHERE id = $1{}", tx.dialect.for_update());
-    let row =
-        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(&mut **tx).await?;
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(&mut **tx).await?;
     // Forgotten while it was done: nobody could tell any more what it has made.
     let row = row.ok_or_else(|| QueueError::Conflict("the request was given up".into()))?;
     get(&row, "made")

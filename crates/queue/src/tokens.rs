@@ -78,12 +78,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError::Conflict`] when the name is taken, or too many are in force.
-    pub async fn create_token(
-        &self,
-        new: &NewToken,
-        actor: &Actor,
-        now_ms: i64,
-    ) -> Result<Token> {
+    pub async fn create_token(&self, new: &NewToken, actor: &Actor, now_ms: i64) -> Result<Token> {
         let mut tx = self.write().await?;
         let id = db::next(&mut tx, "token").await?;
         let count = sqlx::query(

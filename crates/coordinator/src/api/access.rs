@@ -219,7 +219,9 @@ async fn enter(shared: &Shared, access: Access, request: &mut Request) -> ApiRes
             if let Some(token) = bearer(request.headers())? {
                 // First whether it counts at all: who shows a wrong one hears that.
                 of_token(shared, token).await?;
-                return Err(forbidden(format!("only a certificate of the role {role} may do this")));
+                return Err(forbidden(format!(
+                    "only a certificate of the role {role} may do this"
+                )));
             }
             let member = member(request.extensions()).ok_or_else(|| {
                 unauthorized(format!(
@@ -284,10 +286,7 @@ pub(super) struct Who(pub(super) Principal, pub(super) Actor);
 impl FromRequestParts<std::sync::Arc<Shared>> for Who {
     type Rejection = ApiError;
 
-    async fn from_request_parts(
-        parts: &mut Parts,
-        _: &std::sync::Arc<Shared>,
-    ) -> ApiResult<Self> {
+    async fn from_request_parts(parts: &mut Parts, _: &std::sync::Arc<Shared>) -> ApiResult<Self> {
         let principal = parts.extensions.get::<Principal>().cloned();
         // A route for people has a guard that puts it there.
         let principal = principal.ok_or_else(|| ApiError::internal("nobody asked who calls"))?;
@@ -307,10 +306,7 @@ pub(super) struct Peer(pub(super) Member);
 impl FromRequestParts<std::sync::Arc<Shared>> for Peer {
     type Rejection = ApiError;
 
-    async fn from_request_parts(
-        parts: &mut Parts,
-        _: &std::sync::Arc<Shared>,
-    ) -> ApiResult<Self> {
+    async fn from_request_parts(parts: &mut Parts, _: &std::sync::Arc<Shared>) -> ApiResult<Self> {
         let member = member(&parts.extensions).cloned();
         member.map(Self).ok_or_else(|| unauthorized("no certificate was shown"))
     }
@@ -319,7 +315,8 @@ impl FromRequestParts<std::sync::Arc<Shared>> for Peer {
 /// Shuts out what no handler should see: a NUL, which PostgreSQL keeps in no text.
 pub(super) async fn no_nul(State(_): App, request: Request, next: Next) -> Response {
     if request.uri().to_string().contains("%00") {
-        return ApiError::invalid("a NUL character is in the address: leave it out").into_response();
+        return ApiError::invalid("a NUL character is in the address: leave it out")
+            .into_response();
     }
     next.run(request).await
 }

@@ -133,7 +133,9 @@ impl<T: JsonSchema> Answer for axum::Json<T> {
 impl Answer for Raw {
     fn describe(operation: &mut Operation, _: &mut SchemaGenerator) {
         let content = json!({ "application/octet-stream": {} });
-        operation.answers.insert("200".into(), json!({ "description": "The bytes.", "content": content }));
+        operation
+            .answers
+            .insert("200".into(), json!({ "description": "The bytes.", "content": content }));
     }
 }
 
@@ -147,7 +149,10 @@ impl<T: JsonSchema> Answer for Maybe<T> {
 impl<S> Answer for axum::response::Sse<S> {
     fn describe(operation: &mut Operation, _: &mut SchemaGenerator) {
         let content = json!({ "text/event-stream": {} });
-        operation.answers.insert("200".into(), json!({ "description": "A stream of events.", "content": content }));
+        operation.answers.insert(
+            "200".into(),
+            json!({ "description": "A stream of events.", "content": content }),
+        );
     }
 }
 

@@ -31,9 +31,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
 
 /// Reads a body whole, up to a limit.
 pub(super) async fn whole(body: Body, limit: usize) -> ApiResult<Bytes> {
-    let incomplete = |text: String| {
-        ApiError::new(StatusCode::REQUEST_TIMEOUT, "incomplete_body", text)
-    };
+    let incomplete =
+        |text: String| ApiError::new(StatusCode::REQUEST_TIMEOUT, "incomplete_body", text);
     let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, limit)).await;
     let read = read.map_err(|_| {
         incomplete(format!("the body was not there after {} s", BODY_TIMEOUT.as_secs()))
@@ -141,7 +140,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_nul_is_refused_wherever_it_is() {
-        let read = async |text: &'static str| json::<serde_json::Value>(Body::from(text), 100).await;
+        let read =
+            async |text: &'static str| json::<serde_json::Value>(Body::from(text), 100).await;
         for wrong in [r#"{"a": "x\u0000"}"#, r#"["\u0000"]"#, r#"{"\u0000": 1}"#] {
             assert!(read(wrong).await.is_err(), "{wrong}");
         }

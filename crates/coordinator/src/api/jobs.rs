@@ -71,11 +71,7 @@ pub(super) async fn list(
     Ok(paging.page(jobs, |job| (job.created_at_ms, job.id), |job| view::job(job, Vec::new())))
 }
 
-pub(super) async fn one(
-    shared: App,
-    Who(by, _): Who,
-    Place(job): Place<i64>,
-) -> Reply<types::Job> {
+pub(super) async fn one(shared: App, Who(by, _): Who, Place(job): Place<i64>) -> Reply<types::Job> {
     let found = shared.queue.job(job).await?;
     by.may(&found.app)?;
     let attempts = shared.queue.attempts(job).await?;
@@ -118,7 +114,5 @@ pub(super) async fn log(
     let read =
         tokio::task::spawn_blocking(move || logs.read(job.id, job.attempt, args.offset)).await;
     let content = read.map_err(|error| ApiError::internal(error.to_string()))?;
-    content
-        .map(Raw)
-        .map_err(|error| ApiError::internal(format!("the log cannot be read: {error}")))
+    content.map(Raw).map_err(|error| ApiError::internal(format!("the log cannot be read: {error}")))
 }

@@ -43,11 +43,7 @@ use self::{
     extract::{Args, JSON_MAX_BYTES, Json, Maybe, Place, Raw, Reply, done, json, whole},
     routes::{Route, Routes},
 };
-use crate::{
-    RouteInfo,
-    error::ApiError,
-    state::Shared,
-};
+use crate::{RouteInfo, error::ApiError, state::Shared};
 
 /// The longest batch of reports, in bytes: about 30,000 machines with a state each.
 const REPORTS_MAX_BYTES: usize = 16 << 20;
@@ -87,23 +83,48 @@ fn routes() -> Routes {
         .post("/v1/jobs", DEPLOYER, "Ask for a build.", jobs::submit)
         .get("/v1/jobs/{job}", VIEWER, "One job, with its attempts.", jobs::one)
         .post("/v1/jobs/{job}/cancel", DEPLOYER, "Cancel a job.", jobs::cancel)
-        .get("/v1/jobs/{job}/log", VIEWER, "A job's log from an offset on, 1 MiB at most.", jobs::log)
+        .get(
+            "/v1/jobs/{job}/log",
+            VIEWER,
+            "A job's log from an offset on, 1 MiB at most.",
+            jobs::log,
+        )
         .get("/v1/queue", FLEET_VIEWER, "What waits.", queue::status)
         .post("/v1/queue/pause", FLEET_ADMIN, "Let no worker take a job.", queue::pause)
         .post("/v1/queue/resume", FLEET_ADMIN, "Let workers take jobs again.", queue::resume)
         .get("/v1/workers", FLEET_VIEWER, "Workers, by name.", queue::workers)
-        .post("/v1/workers/{worker}/drain", FLEET_ADMIN, "Let a worker take no more jobs.", queue::drain)
-        .post("/v1/workers/{worker}/undrain", FLEET_ADMIN, "Let a worker take jobs again.", queue::undrain)
+        .post(
+            "/v1/workers/{worker}/drain",
+            FLEET_ADMIN,
+            "Let a worker take no more jobs.",
+            queue::drain,
+        )
+        .post(
+            "/v1/workers/{worker}/undrain",
+            FLEET_ADMIN,
+            "Let a worker take jobs again.",
+            queue::undrain,
+        )
         .get("/v1/artifacts", VIEWER, "Artifacts, newest first.", uploads::list)
         .get("/v1/artifact", VIEWER, "One artifact, by its name or its id.", uploads::one)
-        .get("/v1/uploads/{artifact}/{encoding}", UPLOADER, "What is stored of an encoding.", uploads::state)
+        .get(
+            "/v1/uploads/{artifact}/{encoding}",
+            UPLOADER,
+            "What is stored of an encoding.",
+            uploads::state,
+        )
         .put(
             "/v1/uploads/{artifact}/{encoding}/{object}",
             UPLOADER,
             "Store an object of an encoding: part-00000, ..., and last the index.",
             uploads::put,
         )
-        .post("/v1/publish", DEPLOYER, "Make an uploaded encoding an artifact of an app.", uploads::publish)
+        .post(
+            "/v1/publish",
+            DEPLOYER,
+            "Make an uploaded encoding an artifact of an app.",
+            uploads::publish,
+        )
         .post("/v1/deployments", DEPLOYER, "Set an app's goal.", deploy::deploy)
         .post("/v1/rollbacks", DEPLOYER, "Set an app's goal back.", deploy::rollback)
         .get("/v1/status", VIEWER, "Each app's present rollout, by app.", deploy::status)
@@ -111,14 +132,39 @@ fn routes() -> Routes {
         .post("/v1/rollouts/{rollout}/cancel", DEPLOYER, "Cancel a rollout.", deploy::cancel)
         .get("/v1/machines", VIEWER, "Machines and what they run, by name.", fleet::machines)
         .get("/v1/regions", FLEET_VIEWER, "Regions, by name.", fleet::regions)
-        .post("/v1/regions/{region}/drain", FLEET_ADMIN, "Take a region out of service.", fleet::drain)
-        .post("/v1/regions/{region}/undrain", FLEET_ADMIN, "Put a region back into service.", fleet::undrain)
+        .post(
+            "/v1/regions/{region}/drain",
+            FLEET_ADMIN,
+            "Take a region out of service.",
+            fleet::drain,
+        )
+        .post(
+            "/v1/regions/{region}/undrain",
+            FLEET_ADMIN,
+            "Put a region back into service.",
+            fleet::undrain,
+        )
         .post("/v1/worker/claim", WORKER, "Take a job, or wait for one.", workers::claim)
-        .post("/v1/worker/jobs/{job}/heartbeat", WORKER, "Say that a job goes on.", workers::heartbeat)
-        .post("/v1/worker/jobs/{job}/watch", WORKER, "Wait until a job is cancelled.", workers::watch)
+        .post(
+            "/v1/worker/jobs/{job}/heartbeat",
+            WORKER,
+            "Say that a job goes on.",
+            workers::heartbeat,
+        )
+        .post(
+            "/v1/worker/jobs/{job}/watch",
+            WORKER,
+            "Wait until a job is cancelled.",
+            workers::watch,
+        )
         .post("/v1/worker/jobs/{job}/log", WORKER, "Add to a job's log.", workers::log)
         .post("/v1/worker/jobs/{job}/finish", WORKER, "End an attempt.", workers::finish)
-        .get("/v1/region/goals", REGION, "Goals that changed after a cursor; waits for a change.", regions::goals)
+        .get(
+            "/v1/region/goals",
+            REGION,
+            "Goals that changed after a cursor; waits for a change.",
+            regions::goals,
+        )
         .post("/v1/region/reports", REGION, "Hand in what machines said.", regions::reports)
 }
 

@@ -58,7 +58,8 @@ fn key(request: &Request) -> ApiResult<Option<&str>> {
     let mut values = request.headers().get_all(KEY).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let text = value.to_str().unwrap_or_default();
-    let fits = (1..=KEY_MAX_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    let fits =
+        (1..=KEY_MAX_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
     if !fits || values.next().is_some() {
         return Err(ApiError::invalid(format!(
             "Idempotency-Key must be one text of 1 to {KEY_MAX_BYTES} visible ASCII characters"
@@ -171,8 +172,7 @@ async fn known(shared: &Shared, id: &str, fingerprint: &str) -> ApiResult<Option
 fn answered(status: u16, body: String) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let kind = HeaderValue::from_static("application/json");
-    let headers =
-        [(header::CONTENT_TYPE, kind), (REPLAYED, HeaderValue::from_static("true"))];
+    let headers = [(header::CONTENT_TYPE, kind), (REPLAYED, HeaderValue::from_static("true"))];
     (status, headers, body).into_response()
 }
 

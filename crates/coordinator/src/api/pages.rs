@@ -42,7 +42,9 @@ impl<K: Serialize + DeserializeOwned> Paging<K> {
         };
         let after = cursor.map(|text| {
             read(text).ok_or_else(|| {
-                ApiError::invalid("this cursor is none of this list: give next_cursor as it was answered")
+                ApiError::invalid(
+                    "this cursor is none of this list: give next_cursor as it was answered",
+                )
             })
         });
         Ok(Self { list, after: after.transpose()?, limit })

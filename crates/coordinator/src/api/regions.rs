@@ -6,7 +6,7 @@ use shoal_pki::Member;
 use shoal_proto::{RegionName, goal::check_label};
 use shoal_queue::{Bell, MachineSeen, StateSeen};
 
-use super::{App, Args, REPORTS_MAX_BYTES, Peer, Reply, done, json};
+use super::{App, Args, Peer, REPORTS_MAX_BYTES, Reply, done, json};
 use crate::{
     error::{ApiError, ApiResult},
     state::{Shared, bell, now_ms},

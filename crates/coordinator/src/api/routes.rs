@@ -111,7 +111,8 @@ impl Routes {
             answers: Map::new(),
         };
         H::describe(&mut operation, &mut self.schemas);
-        let errors = json!({ "application/json": { "schema": self.schemas.subschema_for::<ErrorBody>() } });
+        let errors =
+            json!({ "application/json": { "schema": self.schemas.subschema_for::<ErrorBody>() } });
         let operation = finish(operation, &method, access, what, type_name::<H>(), &errors);
         let mount = on(filter, handler);
         self.list.push(Route { method, path, access, operation, mount });
@@ -162,7 +163,8 @@ impl Routes {
                 mount = mount.route_layer(layer);
             }
             let state = (shared.clone(), route.access);
-            router.route(route.path, mount.route_layer(middleware::from_fn_with_state(state, guard)))
+            router
+                .route(route.path, mount.route_layer(middleware::from_fn_with_state(state, guard)))
         })
     }
 }
@@ -222,9 +224,10 @@ fn finish(
     for status in refusals {
         let reason = axum::http::StatusCode::from_u16(status).ok();
         let reason = reason.and_then(|status| status.canonical_reason()).unwrap_or_default();
-        operation.answers.entry(status.to_string()).or_insert_with(
-            || json!({ "description": reason, "content": errors }),
-        );
+        operation
+            .answers
+            .entry(status.to_string())
+            .or_insert_with(|| json!({ "description": reason, "content": errors }));
     }
     let mut value = json!({
         "operationId": format!("{group}.{name}"),

@@ -11,7 +11,8 @@ use shoal_proto::{
 use shoal_queue::{Artifact, Bell};
 
 use super::{
-    App, Args, Json, Place, Reply, Who, access::Principal, done, jobs::ListArgs, pages::Paging, whole,
+    App, Args, Json, Place, Reply, Who, access::Principal, done, jobs::ListArgs, pages::Paging,
+    whole,
 };
 use crate::{
     error::{ApiError, ApiResult},
