@@ -31,8 +31,11 @@ fn hex_digit(byte: u8) -> Option<u8> {
 
 /// The JSON schema of a text of this shape.
 #[cfg(feature = "schema")]
-fn text_schema(pattern: &'static str) -> schemars::Schema {
-    schemars::json_schema!({ "type": "string", "pattern": pattern })
+fn text_schema(pattern: &'static str, examples: &[&str]) -> schemars::Schema {
+    if examples.is_empty() {
+        return schemars::json_schema!({ "type": "string", "pattern": pattern });
+    }
+    schemars::json_schema!({ "type": "string", "pattern": pattern, "examples": examples })
 }
 
 macro_rules! bytes32 {
@@ -79,7 +82,7 @@ macro_rules! bytes32 {
             }
 
             fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-                text_schema("^[0-9a-fA-F]{64}$")
+                text_schema("^[0-9a-fA-F]{64}$", &[])
             }
         }
 
@@ -188,7 +191,7 @@ fn check_name(what: &str, text: &str) -> Result<(), InvalidId> {
 }
 
 macro_rules! name {
-    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $example:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
         #[serde(transparent)]
@@ -239,7 +242,7 @@ macro_rules! name {
             }
 
             fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-                text_schema("^[a-z0-9][a-z0-9._-]{0,62}$")
+                text_schema("^[a-z0-9][a-z0-9._-]{0,62}$", &[$example])
             }
         }
 
@@ -254,17 +257,20 @@ macro_rules! name {
 name!(
     /// The name of a registered app.
     AppName,
-    "an app name"
+    "an app name",
+    "web"
 );
 name!(
     /// The name of a region: one bucket, one gossip topic, two or more region processes.
     RegionName,
-    "a region name"
+    "a region name",
+    "eu"
 );
 name!(
     /// The name of a machine or process, unique in its cluster; its certificate carries it.
     MachineName,
-    "a machine name"
+    "a machine name",
+    "m1"
 );
 
 /// A full git commit id: 40 hex digits (SHA-1) or 64 (SHA-256), lower case.
@@ -308,7 +314,10 @@ impl schemars::JsonSchema for CommitSha {
     }
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        text_schema("^([0-9a-fA-F]{40}|[0-9a-fA-F]{64})$")
+        text_schema(
+            "^([0-9a-fA-F]{40}|[0-9a-fA-F]{64})$",
+            &["d0be2dc421be4fcd0172e5afceea3970e2f3d940"],
+        )
     }
 }
 

@@ -77,6 +77,7 @@ pub(super) struct StatusArgs {
     /// Only this app.
     app: Option<AppName>,
     /// How many rows at most, 1 to 1000; 100 when nothing is said.
+    #[schemars(range(min = 1, max = 1000))]
     limit: Option<u32>,
     /// The `next_cursor` of the page before.
     cursor: Option<String>,

@@ -19,6 +19,7 @@ pub(super) struct ListArgs {
     /// Only of this app.
     pub(super) app: Option<AppName>,
     /// How many rows at most, 1 to 1000; 100 when nothing is said.
+    #[schemars(range(min = 1, max = 1000))]
     pub(super) limit: Option<u32>,
     /// The `next_cursor` of the page before.
     pub(super) cursor: Option<String>,

@@ -221,6 +221,7 @@ async fn wrong_method(request: Request) -> ApiError {
 #[serde(deny_unknown_fields)]
 struct PageArgs {
     /// How many rows at most, 1 to 1000; 100 when nothing is said.
+    #[schemars(range(min = 1, max = 1000))]
     limit: Option<u32>,
     /// The `next_cursor` of the page before.
     cursor: Option<String>,

@@ -6,7 +6,7 @@ use std::{any::type_name, sync::Arc};
 use axum::{
     Router,
     handler::Handler,
-    http::Method,
+    http::{Method, StatusCode},
     middleware,
     routing::{MethodFilter, MethodRouter, on},
 };
@@ -20,6 +20,9 @@ use super::{
     once,
 };
 use crate::state::Shared;
+
+/// The statuses of refusals, all of one shape.
+const REFUSALS: [u16; 10] = [400, 401, 403, 404, 408, 409, 413, 422, 500, 503];
 
 /// One route.
 pub(super) struct Route {
@@ -111,16 +114,21 @@ impl Routes {
             answers: Map::new(),
         };
         H::describe(&mut operation, &mut self.schemas);
-        let errors =
-            json!({ "application/json": { "schema": self.schemas.subschema_for::<ErrorBody>() } });
-        let operation = finish(operation, &method, access, what, type_name::<H>(), &errors);
+        let operation = finish(operation, &method, access, what, type_name::<H>());
         let mount = on(filter, handler);
         self.list.push(Route { method, path, access, operation, mount });
         self
     }
 
     /// The OpenAPI document.
-    pub(super) fn document(&self) -> Value {
+    pub(super) fn document(mut self) -> Value {
+        let schema = self.schemas.subschema_for::<ErrorBody>();
+        let responses = REFUSALS.into_iter().map(|status| {
+            let reason = StatusCode::from_u16(status).ok().and_then(|code| code.canonical_reason());
+            let content = json!({ "application/json": { "schema": schema } });
+            (status.to_string(), json!({ "description": reason, "content": content }))
+        });
+        let responses: Map<String, Value> = responses.collect();
         let mut paths: Map<String, Value> = Map::new();
         for route in &self.list {
             let path = paths.entry(route.path).or_insert_with(|| json!({}));
@@ -139,6 +147,7 @@ impl Routes {
             "paths": paths,
             "components": {
                 "schemas": self.schemas.definitions(),
+                "responses": responses,
                 "securitySchemes": {
                     "token": {
                         "type": "http",
@@ -182,7 +191,6 @@ fn finish(
     access: Access,
     what: &str,
     handler: &str,
-    errors: &Value,
 ) -> Value {
     let mut names = handler.rsplit("::");
     let (name, group) = (names.next().unwrap_or_default(), names.next().unwrap_or_default());
@@ -222,12 +230,8 @@ fn finish(
         refusals.extend([500, 503]);
     }
     for status in refusals {
-        let reason = axum::http::StatusCode::from_u16(status).ok();
-        let reason = reason.and_then(|status| status.canonical_reason()).unwrap_or_default();
-        operation
-            .answers
-            .entry(status.to_string())
-            .or_insert_with(|| json!({ "description": reason, "content": errors }));
+        let refusal = json!({ "$ref": format!("#/components/responses/{status}") });
+        operation.answers.insert(status.to_string(), refusal);
     }
     let mut value = json!({
         "operationId": format!("{group}.{name}"),
