@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{
     App,
     access::{Peer, Who},
-    extract::{Args, Json, Maybe, Place, Raw},
+    extract::{Args, Batch, Json, Maybe, Place, Raw},
 };
 use crate::error::ApiResult;
 
@@ -44,6 +44,12 @@ impl Input for axum::extract::Request {
     fn describe(operation: &mut Operation, _: &mut SchemaGenerator) {
         let content = json!({ "application/octet-stream": {} });
         operation.body = Some(json!({ "required": true, "content": content }));
+    }
+}
+
+impl<T: JsonSchema> Input for Batch<T> {
+    fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator) {
+        <Json<T> as Input>::describe(operation, schemas);
     }
 }
 

@@ -15,6 +15,9 @@ use crate::error::{ApiError, ApiResult};
 /// The longest JSON body of a request, in bytes.
 pub(super) const JSON_MAX_BYTES: usize = 1 << 20;
 
+/// The longest batch of reports, in bytes: about 30,000 machines with a state each.
+const REPORTS_MAX_BYTES: usize = 16 << 20;
+
 /// How long a body may take to come: 16 MiB at 5 Mbit/s. Uploads have a rule of their own.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -26,6 +29,17 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
 
     async fn from_request(request: Request, _: &S) -> ApiResult<Self> {
         json(request.into_body(), JSON_MAX_BYTES).await.map(Self)
+    }
+}
+
+/// A JSON body that may be as long as a batch of reports.
+pub(super) struct Batch<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Batch<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> ApiResult<Self> {
+        json(request.into_body(), REPORTS_MAX_BYTES).await.map(Self)
     }
 }
 
@@ -60,7 +74,7 @@ fn has_nul(value: &serde_json::Value) -> bool {
 }
 
 /// Reads a body as JSON.
-pub(super) async fn json<T: DeserializeOwned>(body: Body, limit: usize) -> ApiResult<T> {
+async fn json<T: DeserializeOwned>(body: Body, limit: usize) -> ApiResult<T> {
     let bytes = whole(body, limit).await?;
     let wrong = |error: serde_json::Error| {
         let text = error.to_string();

@@ -40,13 +40,10 @@ use shoal_proto::state::TokenRole;
 
 use self::{
     access::{Access, Peer, Reach, Who},
-    extract::{Args, JSON_MAX_BYTES, Json, Maybe, Place, Raw, Reply, done, json, whole},
+    extract::{Args, Batch, JSON_MAX_BYTES, Json, Maybe, Place, Raw, Reply, done, whole},
     routes::{Route, Routes},
 };
 use crate::{RouteInfo, error::ApiError, state::Shared};
-
-/// The longest batch of reports, in bytes: about 30,000 machines with a state each.
-const REPORTS_MAX_BYTES: usize = 16 << 20;
 
 type App = State<Arc<Shared>>;
 
