@@ -188,7 +188,7 @@ fn queueing(c: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a directory");
     let url = sqlite_url(&dir.path().join("queue.sqlite"));
     let app: AppName = "web".parse().expect("a name");
-    let actor = Actor { name: "bench".into(), origin: String::new() };
+    let actor = Actor { name: "bench".into(), origin: String::new(), request: None };
     let regions = [RegionName::new("r0").expect("a name")];
     let queue = runtime.block_on(async {
         let queue = Queue::open(&url).await?;

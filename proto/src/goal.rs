@@ -104,6 +104,7 @@ impl FromStr for Selector {
 
 /// What a machine does with an artifact once it is verified and switched to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// Nothing more: the file is there.
@@ -122,6 +123,7 @@ pub enum Activation {
 
 /// How a machine finds out whether the activated build is well.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct HealthCheck {
     /// Run with `sh -c` until it exits 0.
     pub command: String,
@@ -131,6 +133,7 @@ pub struct HealthCheck {
 
 /// Who may activate, and when it stops.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RolloutPlan {
     /// For each wave, how many of a region's machines may have activated by then, in thousandths,
     /// rising. An empty list is one wave of all.

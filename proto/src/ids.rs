@@ -29,6 +29,15 @@ fn hex_digit(byte: u8) -> Option<u8> {
     }
 }
 
+/// The JSON schema of a text of this shape.
+#[cfg(feature = "schema")]
+fn text_schema(pattern: &'static str, examples: &[&str]) -> schemars::Schema {
+    if examples.is_empty() {
+        return schemars::json_schema!({ "type": "string", "pattern": pattern });
+    }
+    schemars::json_schema!({ "type": "string", "pattern": pattern, "examples": examples })
+}
+
 macro_rules! bytes32 {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
@@ -63,6 +72,17 @@ macro_rules! bytes32 {
                     *byte = high << 4 | low;
                 }
                 Ok(Self(bytes))
+            }
+        }
+
+        #[cfg(feature = "schema")]
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> alloc::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                text_schema("^[0-9a-fA-F]{64}$", &[])
             }
         }
 
@@ -136,6 +156,7 @@ impl fmt::Display for PieceIndex {
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
 )]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Revision {
     /// Raised by a recovery; compared first.
     pub epoch: u32,
@@ -170,7 +191,7 @@ fn check_name(what: &str, text: &str) -> Result<(), InvalidId> {
 }
 
 macro_rules! name {
-    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $example:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
         #[serde(transparent)]
@@ -214,6 +235,17 @@ macro_rules! name {
             }
         }
 
+        #[cfg(feature = "schema")]
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> alloc::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                text_schema("^[a-z0-9][a-z0-9._-]{0,62}$", &[$example])
+            }
+        }
+
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 Self::new(String::deserialize(deserializer)?).map_err(de::Error::custom)
@@ -225,17 +257,20 @@ macro_rules! name {
 name!(
     /// The name of a registered app.
     AppName,
-    "an app name"
+    "an app name",
+    "web"
 );
 name!(
     /// The name of a region: one bucket, one gossip topic, two or more region processes.
     RegionName,
-    "a region name"
+    "a region name",
+    "eu"
 );
 name!(
     /// The name of a machine or process, unique in its cluster; its certificate carries it.
     MachineName,
-    "a machine name"
+    "a machine name",
+    "m1"
 );
 
 /// A full git commit id: 40 hex digits (SHA-1) or 64 (SHA-256), lower case.
@@ -269,6 +304,20 @@ impl FromStr for CommitSha {
             "'{}' is not a full commit SHA: give its 40 hex digits (git rev-parse HEAD prints them)",
             text.chars().take(80).collect::<String>()
         )))
+    }
+}
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for CommitSha {
+    fn schema_name() -> alloc::borrow::Cow<'static, str> {
+        "CommitSha".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        text_schema(
+            "^([0-9a-fA-F]{40}|[0-9a-fA-F]{64})$",
+            &["d0be2dc421be4fcd0172e5afceea3970e2f3d940"],
+        )
     }
 }
 

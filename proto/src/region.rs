@@ -52,6 +52,7 @@ pub struct MachineInfo {
 
 /// How far a fetch is, in bytes and pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FetchProgress {
     /// Pieces held and verified.
     pub pieces: u32,
@@ -67,6 +68,7 @@ pub struct FetchProgress {
 
 /// A machine's state about one app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MachineReport {
     /// The app.
     pub app: AppName,

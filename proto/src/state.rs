@@ -9,6 +9,7 @@ macro_rules! states {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         pub enum $name {
             $($(#[$vdoc])* #[serde(rename = $text)] $variant),+
         }
@@ -96,6 +97,18 @@ impl Priority {
         Self::ALL.get(usize::from(rank)).copied()
     }
 }
+
+states!(
+    /// What a token's holder may do, from the least to the most; each may do what those before it may.
+    TokenRole {
+        /// Looks.
+        Viewer = "viewer",
+        /// Builds, publishes, deploys and goes back.
+        Deployer = "deployer",
+        /// Sets apps, takes workers and regions out of service, makes tokens, reads the audit log.
+        Admin = "admin",
+    }
+);
 
 states!(
     /// What a worker does.

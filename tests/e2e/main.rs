@@ -1,6 +1,7 @@
 //! The whole of Shoal with real processes on loopback, each test a cluster of its own.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+mod access;
 mod by_hand;
 mod deploys;
 mod faults;

@@ -29,7 +29,7 @@ async fn metric(process: &mut Process, name: &str) -> i64 {
 }
 
 /// The metrics page, which is plain HTTP.
-async fn plain_get(addr: std::net::SocketAddr) -> String {
+pub async fn plain_get(addr: std::net::SocketAddr) -> String {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
     let request = format!("GET /metrics HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");

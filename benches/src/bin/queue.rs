@@ -171,7 +171,7 @@ async fn round(args: &Args, url: &str) -> anyhow::Result<Round> {
 /// Fills the queue, one job after the other: their numbers are their order.
 async fn submit(queue: &Queue, args: &Args, url: &str) -> anyhow::Result<f64> {
     let app: AppName = "web".parse()?;
-    let actor = Actor { name: "bench".into(), origin: String::new() };
+    let actor = Actor { name: "bench".into(), origin: String::new(), request: None };
     queue.set_app(&AppRow { name: app.clone(), spec: "{}".into() }, &actor, 0).await?;
     if args.history > 0 {
         add_history(url, args.history).await?;

@@ -1,13 +1,16 @@
-//! How an operator's command reaches the coordinator.
+//! How an operator's command reaches the coordinator: with a certificate, or with what `shoal login` stored.
 
 use std::path::PathBuf;
 
 use shoal_client::Client;
 
+use crate::login::{self, Login};
+
 /// The flags that every command against the API has.
 #[derive(clap::Args)]
 pub(crate) struct Connection {
-    /// A coordinator's address, https://HOST:PORT; repeat for each, the next is asked when one is silent.
+    /// A coordinator's address, https://HOST:PORT; repeat for each, the next is asked when one is silent. By default
+    /// those of the login.
     #[arg(
         long = "coordinator",
         env = "SHOAL_COORDINATOR",
@@ -16,9 +19,12 @@ pub(crate) struct Connection {
         help_heading = "Connection"
     )]
     coordinators: Vec<String>,
-    /// Directory with the operator's identity.pem, identity.key and trust.bin.
+    /// Directory with the operator's identity.pem, identity.key and trust.bin, instead of a login.
     #[arg(long, env = "SHOAL_IDENTITY", value_name = "DIR", help_heading = "Connection")]
     identity: Option<PathBuf>,
+    /// The file that shoal login stored [default: $XDG_CONFIG_HOME/shoal/login.json].
+    #[arg(long, env = "SHOAL_CONFIG", value_name = "FILE", help_heading = "Connection")]
+    config: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -27,16 +33,19 @@ pub(crate) struct Connection {
 impl Connection {
     /// A client of the coordinators.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
+        let Some(identity) = &self.identity else {
+            let Some(login) = Login::read(&login::file(self.config.as_deref())?)? else {
+                anyhow::bail!(
+                    "who are you? log in with shoal login --coordinator https://HOST:PORT --ca FILE, or give \
+                     --identity DIR (make one with: shoal pki issue --role operator)"
+                );
+            };
+            return login.client(&self.coordinators);
+        };
         anyhow::ensure!(
             !self.coordinators.is_empty(),
             "which coordinator? give --coordinator https://HOST:PORT or set SHOAL_COORDINATOR"
         );
-        let Some(identity) = &self.identity else {
-            anyhow::bail!(
-                "who are you? give --identity DIR or set SHOAL_IDENTITY \
-                 (make one with: shoal pki issue --role operator)"
-            );
-        };
         let (identity, trust) = shoal_process::load_identity(identity)?;
         Ok(Client::new(&self.coordinators, &identity, &trust)?)
     }

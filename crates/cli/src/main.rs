@@ -9,14 +9,17 @@
 
 mod apps;
 mod artifacts;
+mod audit;
 mod connect;
 mod demo;
 mod deploy;
 mod fleet;
 mod jobs;
+mod login;
 mod pki;
 mod queue;
 mod show;
+mod token;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -51,6 +54,17 @@ enum Command {
     Region(shoal_region::Args),
     /// Run an agent: on each target machine.
     Agent(AgentArgs),
+    /// Store a token, so that the other commands need no certificate.
+    Login(login::LoginArgs),
+    /// Remove the token that was stored.
+    Logout(login::LogoutArgs),
+    /// Show who you are to the coordinator.
+    Whoami(login::WhoamiArgs),
+    /// Make tokens, list and revoke them.
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Show who changed what, newest first.
+    Audit(audit::AuditArgs),
     /// Register apps and show them.
     #[command(subcommand)]
     App(apps::AppCommand),
@@ -189,6 +203,11 @@ impl Command {
             Self::Agent(AgentArgs { command: Some(AgentCommand::Limits(args)), .. }) => {
                 args.run().await
             }
+            Self::Login(args) => args.run().await,
+            Self::Logout(args) => args.run(),
+            Self::Whoami(args) => args.run().await,
+            Self::Token(command) => command.run().await,
+            Self::Audit(args) => args.run().await,
             Self::App(command) => command.run().await,
             Self::Build(args) => args.run().await,
             Self::Jobs(args) => args.run().await,

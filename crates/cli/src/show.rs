@@ -58,6 +58,12 @@ pub(crate) fn size(bytes: u64) -> String {
     bytesize::ByteSize::b(bytes).to_string()
 }
 
+/// Milliseconds since the Unix epoch.
+pub(crate) fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
+
 /// A moment as time gone by: `3m 5s ago`.
 pub(crate) fn ago(at_ms: i64) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

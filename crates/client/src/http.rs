@@ -7,16 +7,19 @@ use std::{
 
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
-use reqwest::{Body, Method, StatusCode, Url};
+use reqwest::{
+    Body, Method, StatusCode, Url,
+    header::{self, HeaderValue},
+};
 use serde::{Serialize, de::DeserializeOwned};
 use shoal_pki::{Identity, Trust};
 use shoal_proto::{AppName, ArtifactId, EncodingId, MachineName, RegionName};
 
 use crate::types::{
-    App, AppStatus, Artifact, BuildRequest, ClaimRequest, ClaimedJob, DeployRequest, ErrorBody,
-    FinishRequest, GoalsQuery, GoalsReply, HaltRequest, HeartbeatReply, Job, LeaseRef, Machine,
-    PublishRequest, QueueStatus, Region, RegionReports, RollbackRequest, Rollout, UploadState,
-    WatchRequest, Worker,
+    App, AppStatus, Artifact, BuildRequest, ClaimRequest, ClaimedJob, DeployRequest, Done,
+    ErrorBody, FinishRequest, GoalsQuery, GoalsReply, HaltRequest, HeartbeatReply, Job, LeaseRef,
+    Machine, Page, PublishRequest, QueueStatus, Region, RegionReports, RollbackRequest, Rollout,
+    UploadState, WatchRequest, Worker,
 };
 
 /// How long a connection may take to come about.
@@ -30,6 +33,9 @@ const UPLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How often a call that is safe to repeat is repeated before its error is passed on.
 const RETRIES_MAX: usize = 4;
+
+/// How many rows of a list are asked for at once: the most that are given.
+const PAGE_ROWS: usize = 1_000;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +79,9 @@ impl ClientError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
-            Self::Refused { status, .. } => *status >= 500 || *status == 429,
+            Self::Refused { status, code, .. } => {
+                *status >= 500 || *status == 429 || code == "under_way"
+            }
             Self::Unexpected { .. } | Self::Config(_) => false,
         }
     }
@@ -88,11 +96,13 @@ impl ClientError {
     }
 }
 
-type Result<T> = std::result::Result<T, ClientError>;
+pub(crate) type Result<T> = std::result::Result<T, ClientError>;
 
 /// A client of one or several coordinators.
 pub struct Client {
     http: reqwest::Client,
+    /// What is shown with every call.
+    authorization: Option<HeaderValue>,
     coordinators: Vec<Url>,
     current: AtomicUsize,
 }
@@ -103,6 +113,16 @@ impl Client {
     /// # Errors
     /// [`ClientError::Config`] when there is no address, or one is not an `https://` URL.
     pub fn new(coordinators: &[String], identity: &Identity, trust: &Trust) -> Result<Self> {
+        let tls = shoal_pki::client_config(identity, trust, &[b"http/1.1"])
+            .map_err(|error| ClientError::Config(error.to_string()))?;
+        Self::over(coordinators, tls, None)
+    }
+
+    pub(crate) fn over(
+        coordinators: &[String],
+        tls: rustls::ClientConfig,
+        token: Option<&str>,
+    ) -> Result<Self> {
         let config = |text: String| ClientError::Config(text);
         let coordinators = coordinators
             .iter()
@@ -116,8 +136,14 @@ impl Client {
         if coordinators.is_empty() {
             return Err(config("no coordinator: give --coordinator https://HOST:PORT".into()));
         }
-        let tls = shoal_pki::client_config(identity, trust, &[b"http/1.1"])
-            .map_err(|error| config(error.to_string()))?;
+        let authorization = token.map(|token| {
+            let value = HeaderValue::from_str(&format!("Bearer {token}"));
+            let mut value =
+                value.map_err(|_| config("the token is not one line of text".into()))?;
+            value.set_sensitive(true);
+            Ok::<_, ClientError>(value)
+        });
+        let authorization = authorization.transpose()?;
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .connect_timeout(CONNECT_TIMEOUT)
@@ -125,7 +151,7 @@ impl Client {
             .no_proxy()
             .build()
             .map_err(|error| config(error.to_string()))?;
-        Ok(Self { http, coordinators, current: AtomicUsize::new(0) })
+        Ok(Self { http, authorization, coordinators, current: AtomicUsize::new(0) })
     }
 
     /// The address of the coordinator that calls go to at present.
@@ -147,7 +173,11 @@ impl Client {
         let base = self.base();
         let wrong = |text: String| ClientError::Unexpected { url: base.to_string(), text };
         let url = base.join(path).map_err(|error| wrong(error.to_string()))?;
-        let response = build(self.http.request(method, url)).send().await.map_err(|source| {
+        let mut request = self.http.request(method, url);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        let response = build(request).send().await.map_err(|source| {
             self.current.fetch_add(1, Ordering::Relaxed);
             ClientError::Unreachable { url: base.to_string(), source: source.without_url() }
         })?;
@@ -187,7 +217,11 @@ impl Client {
             .with_jitter()
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, String)]) -> Result<T> {
+    pub(crate) async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> Result<T> {
         let once = || async {
             let response = self.send(Method::GET, path, |request| request.query(query)).await?;
             self.read(response).await
@@ -195,19 +229,66 @@ impl Client {
         once.retry(Self::backoff()).when(ClientError::is_transient).await
     }
 
-    async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T> {
-        let response = self.send(Method::POST, path, |request| request.json(body)).await?;
-        self.read(response).await
+    /// The first `most` rows of a list, or all of them.
+    pub(crate) async fn list<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: Vec<(&'static str, String)>,
+        most: Option<u32>,
+    ) -> Result<Vec<T>> {
+        let mut items = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let left = most.map_or(usize::MAX, |most| most as usize - items.len());
+            if left == 0 {
+                return Ok(items);
+            }
+            let mut query = query.clone();
+            query.push(("limit", left.min(PAGE_ROWS).to_string()));
+            query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
+            let page: Page<T> = self.get(path, &query).await?;
+            items.extend(page.items.into_iter().take(left));
+            match page.next_cursor {
+                Some(next) => cursor = Some(next),
+                None => return Ok(items),
+            }
+        }
     }
 
-    /// [`Self::post`] for a call that the server recognises when it comes twice.
+    /// A call of a person or a script: repeated with the key that it has, it is done once.
+    pub(crate) async fn post<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T> {
+        let key = format!("{:032x}", rand::random::<u128>());
+        let once = || async {
+            let build = |request: reqwest::RequestBuilder| {
+                request.header("Idempotency-Key", key.as_str()).json(body)
+            };
+            let response = self.send(Method::POST, path, build).await?;
+            self.read(response).await
+        };
+        once.retry(Self::backoff()).when(ClientError::is_transient).await
+    }
+
+    /// A process's call, which the server recognises when it comes twice.
     async fn post_again<B: Serialize, T: DeserializeOwned>(
         &self,
         path: &str,
         body: &B,
     ) -> Result<T> {
-        let once = || self.post(path, body);
+        let once = || self.post_once(path, body);
         once.retry(Self::backoff()).when(ClientError::is_transient).await
+    }
+
+    async fn post_once<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T> {
+        let response = self.send(Method::POST, path, |request| request.json(body)).await?;
+        self.read(response).await
     }
 
     // The operator's calls.
@@ -230,7 +311,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every call.
     pub async fn apps(&self) -> Result<Vec<App>> {
-        self.get("v1/apps", &[]).await
+        self.list("v1/apps", Vec::new(), None).await
     }
 
     /// One app.
@@ -254,9 +335,8 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every call.
     pub async fn jobs(&self, app: Option<&AppName>, limit: u32) -> Result<Vec<Job>> {
-        let mut query = vec![("limit", limit.to_string())];
-        query.extend(app.map(|app| ("app", app.to_string())));
-        self.get("v1/jobs", &query).await
+        let query = app.map(|app| ("app", app.to_string())).into_iter().collect();
+        self.list("v1/jobs", query, Some(limit)).await
     }
 
     /// One job, with its attempts.
@@ -294,9 +374,8 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every call.
     pub async fn artifacts(&self, app: Option<&AppName>, limit: u32) -> Result<Vec<Artifact>> {
-        let mut query = vec![("limit", limit.to_string())];
-        query.extend(app.map(|app| ("app", app.to_string())));
-        self.get("v1/artifacts", &query).await
+        let query = app.map(|app| ("app", app.to_string())).into_iter().collect();
+        self.list("v1/artifacts", query, Some(limit)).await
     }
 
     /// One artifact, by name or id.
@@ -344,7 +423,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every call.
     pub async fn publish(&self, request: &PublishRequest) -> Result<Artifact> {
-        self.post_again("v1/publish", request).await
+        self.post("v1/publish", request).await
     }
 
     /// Sets an app's goal.
@@ -368,8 +447,8 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every call.
     pub async fn status(&self, app: Option<&AppName>) -> Result<Vec<AppStatus>> {
-        let query: Vec<_> = app.map(|app| ("app", app.to_string())).into_iter().collect();
-        self.get("v1/status", &query).await
+        let query = app.map(|app| ("app", app.to_string())).into_iter().collect();
+        self.list("v1/status", query, None).await
     }
 
     /// One rollout.
@@ -400,7 +479,7 @@ impl Client {
         let mut query = Vec::new();
         query.extend(region.map(|region| ("region", region.to_string())));
         query.extend(app.map(|app| ("app", app.to_string())));
-        self.get("v1/machines", &query).await
+        self.list("v1/machines", query, None).await
     }
 
     /// All regions.
@@ -408,7 +487,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every call.
     pub async fn regions(&self) -> Result<Vec<Region>> {
-        self.get("v1/regions", &[]).await
+        self.list("v1/regions", Vec::new(), None).await
     }
 
     /// Takes a region out of service, or back into it.
@@ -417,7 +496,7 @@ impl Client {
     /// [`ClientError`], as for every call.
     pub async fn drain_region(&self, region: &RegionName, drained: bool) -> Result<Region> {
         let verb = if drained { "drain" } else { "undrain" };
-        self.post_again(&format!("v1/regions/{region}/{verb}"), &()).await
+        self.post(&format!("v1/regions/{region}/{verb}"), &()).await
     }
 
     /// Whether the queue is paused, and how much waits.
@@ -433,7 +512,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every call.
     pub async fn pause_queue(&self, request: &HaltRequest) -> Result<QueueStatus> {
-        self.post_again("v1/queue/pause", request).await
+        self.post("v1/queue/pause", request).await
     }
 
     /// Lets workers take jobs again.
@@ -441,7 +520,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every call.
     pub async fn resume_queue(&self) -> Result<QueueStatus> {
-        self.post_again("v1/queue/resume", &()).await
+        self.post("v1/queue/resume", &()).await
     }
 
     /// All workers, by name.
@@ -449,7 +528,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every call.
     pub async fn workers(&self) -> Result<Vec<Worker>> {
-        self.get("v1/workers", &[]).await
+        self.list("v1/workers", Vec::new(), None).await
     }
 
     /// Lets a worker take no more jobs; it finishes what it has.
@@ -461,7 +540,7 @@ impl Client {
         worker: &MachineName,
         request: &HaltRequest,
     ) -> Result<Worker> {
-        self.post_again(&format!("v1/workers/{worker}/drain"), request).await
+        self.post(&format!("v1/workers/{worker}/drain"), request).await
     }
 
     /// Lets a worker take jobs again.
@@ -469,7 +548,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every call.
     pub async fn undrain_worker(&self, worker: &MachineName) -> Result<Worker> {
-        self.post_again(&format!("v1/workers/{worker}/undrain"), &()).await
+        self.post(&format!("v1/workers/{worker}/undrain"), &()).await
     }
 
     // A worker's calls.
@@ -501,7 +580,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every call.
     pub async fn watch_job(&self, job: i64, request: &WatchRequest) -> Result<HeartbeatReply> {
-        self.post(&format!("v1/worker/jobs/{job}/watch"), request).await
+        self.post_once(&format!("v1/worker/jobs/{job}/watch"), request).await
     }
 
     /// Adds to a job's log at byte `offset`; what is there already is not added twice.
@@ -552,6 +631,6 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every call.
     pub async fn report(&self, reports: &RegionReports) -> Result<()> {
-        self.post_again::<_, serde_json::Value>("v1/region/reports", reports).await.map(drop)
+        self.post_again::<_, Done>("v1/region/reports", reports).await.map(drop)
     }
 }

@@ -1,10 +1,11 @@
 //! The coordinator's HTTP API as its callers see it: the JSON types ([`types`]) and a [`Client`] that
-//! speaks it over HTTPS with mutual TLS.
+//! speaks it over HTTPS: with mutual TLS, or for people with a token.
 //!
 //! The operator's commands, the workers and the region processes all use this one client. It knows
-//! several coordinators and goes to the next when one does not answer; what is safe to repeat (reads, and
-//! calls that the server recognises by their lease or cursor) is repeated with back-off and jitter.
+//! several coordinators and goes to the next when one does not answer; calls are repeated with back-off and jitter,
+//! since reads change nothing and the server recognises all else by its lease, its cursor or its idempotency key.
 
+mod access;
 mod http;
 pub mod types;
 

@@ -1,7 +1,11 @@
 //! The JSON of the HTTP API. Times are milliseconds since the Unix epoch (`…_ms`) or seconds (`…_s`).
 
+mod access;
+
 use std::collections::BTreeMap;
 
+pub use access::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_proto::{
     AppName, ArtifactId, CommitSha, EncodingId, MachineName, RegionName, Revision,
@@ -11,14 +15,14 @@ use shoal_proto::{
 };
 
 /// The body of every answer that is not 2xx.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorBody {
     /// What went wrong.
     pub error: ErrorDetail,
 }
 
 /// What went wrong, for programs and for people.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorDetail {
     /// A fixed word, such as `not_found`, `invalid`, `conflict`, `lease_lost`, `forbidden`.
     pub code: String,
@@ -27,7 +31,7 @@ pub struct ErrorDetail {
 }
 
 /// A registered app.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct App {
     /// Its name.
@@ -76,7 +80,7 @@ fn build_timeout_default() -> u32 {
 }
 
 /// Asks for a build. Where a job waits or runs for the same commit of the app, it is that job that is answered.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BuildRequest {
     /// The app.
@@ -97,7 +101,7 @@ impl BuildRequest {
 }
 
 /// A build job.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Job {
     /// Its number.
     pub id: i64,
@@ -145,7 +149,7 @@ pub struct Job {
 }
 
 /// One attempt at a job.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Attempt {
     /// Its number, from 1.
     pub attempt: u32,
@@ -168,7 +172,7 @@ pub struct Attempt {
 }
 
 /// An artifact and where it is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Artifact {
     /// Its name, which is unique: `APP/SHA12-JOB` for a build.
     pub name: String,
@@ -203,7 +207,7 @@ pub struct Artifact {
 }
 
 /// An artifact's copy in one region's bucket.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Replication {
     /// Its state.
     pub status: ReplicationStatus,
@@ -218,7 +222,7 @@ pub struct Replication {
 }
 
 /// What an uploader has stored under an encoding so far: part number to length in bytes.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct UploadState {
     /// The parts that are there, verified or not.
     pub parts: BTreeMap<u32, u64>,
@@ -227,7 +231,7 @@ pub struct UploadState {
 }
 
 /// Makes an uploaded encoding an artifact of an app.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PublishRequest {
     /// The app.
@@ -239,7 +243,7 @@ pub struct PublishRequest {
 }
 
 /// Sets an app's goal.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeployRequest {
     /// The app.
@@ -249,7 +253,7 @@ pub struct DeployRequest {
 }
 
 /// Sets an app's goal back to what it ran before.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RollbackRequest {
     /// The app.
@@ -260,7 +264,7 @@ pub struct RollbackRequest {
 }
 
 /// A rollout and how far it is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Rollout {
     /// Its number.
     pub id: i64,
@@ -289,7 +293,7 @@ pub struct Rollout {
 }
 
 /// A rollout in one region.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct RolloutRegion {
     /// How many machines it is for.
     pub machines: u64,
@@ -312,7 +316,7 @@ pub struct RolloutRegion {
 }
 
 /// A machine and what it runs.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Machine {
     /// Its name.
     pub name: MachineName,
@@ -333,7 +337,7 @@ pub struct Machine {
 }
 
 /// What a machine does about an app.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct MachineApp {
     /// Its last report.
     #[serde(flatten)]
@@ -343,7 +347,7 @@ pub struct MachineApp {
 }
 
 /// A region.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Region {
     /// Its name.
     pub name: RegionName,
@@ -356,7 +360,7 @@ pub struct Region {
 }
 
 /// An app's goal and the rollout that carries it out.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct AppStatus {
     /// The app.
     pub app: AppName,
@@ -365,7 +369,7 @@ pub struct AppStatus {
 }
 
 /// The queue: whether it is paused, and how much waits.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct QueueStatus {
     /// Why nobody takes a job; none while it is not paused.
     pub paused: Option<Halt>,
@@ -380,7 +384,7 @@ pub struct QueueStatus {
 }
 
 /// The jobs of one priority that a worker could take.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Waiting {
     /// How many they are.
     pub jobs: u64,
@@ -389,7 +393,7 @@ pub struct Waiting {
 }
 
 /// Why jobs are not taken: by anybody, or by a worker.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Halt {
     /// What the operator said.
     pub reason: Option<String>,
@@ -400,7 +404,7 @@ pub struct Halt {
 }
 
 /// Lets jobs not be taken: by anybody, or by a worker.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HaltRequest {
     /// Why, for those who look.
@@ -409,7 +413,7 @@ pub struct HaltRequest {
 }
 
 /// A worker.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Worker {
     /// Its name.
     pub name: String,
@@ -430,7 +434,7 @@ pub struct Worker {
 }
 
 /// A worker asks for a job.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClaimRequest {
     /// Random, new with every start of the worker process.
@@ -442,7 +446,7 @@ pub struct ClaimRequest {
 }
 
 /// A job given to a worker.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ClaimedJob {
     /// The job.
     pub job: Job,
@@ -457,7 +461,7 @@ pub struct ClaimedJob {
 }
 
 /// Proof that a worker still holds a job; part of every later call.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct LeaseRef {
     /// The attempt.
     pub attempt: u32,
@@ -466,7 +470,7 @@ pub struct LeaseRef {
 }
 
 /// A worker waits to be told that its job is cancelled.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct WatchRequest {
     /// The attempt and its lease.
     #[serde(flatten)]
@@ -476,14 +480,14 @@ pub struct WatchRequest {
 }
 
 /// The answer to a heartbeat, and to who waits for a cancel.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct HeartbeatReply {
     /// Stop the job: an operator cancelled it.
     pub cancel: bool,
 }
 
 /// How an attempt ended.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// The artifact is whole in the main bucket.
@@ -505,7 +509,7 @@ pub enum Outcome {
 }
 
 /// A worker ends an attempt.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct FinishRequest {
     /// The attempt and its lease.
     #[serde(flatten)]
@@ -515,7 +519,7 @@ pub struct FinishRequest {
 }
 
 /// A region process asks for goals that changed after a cursor.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GoalsQuery {
     /// The cursor of the last answer; 0 for all goals.
@@ -528,7 +532,7 @@ pub struct GoalsQuery {
 }
 
 /// Goals that changed.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct GoalsReply {
     /// To be given back the next time.
     pub cursor: u64,
@@ -539,7 +543,7 @@ pub struct GoalsReply {
 }
 
 /// A region process tells of machines: those that it heard of, and their new states. All or nothing is kept.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct RegionReports {
     /// Machines that were heard of since the last batch.
     pub machines: Vec<MachineSeen>,
@@ -548,7 +552,7 @@ pub struct RegionReports {
 }
 
 /// A machine that was heard of.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct MachineSeen {
     /// Its name.
     pub name: MachineName,
@@ -565,7 +569,7 @@ pub struct MachineSeen {
 }
 
 /// A machine's new state; `report.age_ms` counts up to the sending of the batch.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct MachineStateSeen {
     /// The machine.
     pub machine: MachineName,

@@ -159,6 +159,12 @@ pub struct Config {
     /// A machine that was not heard of for this long is forgotten: no rollout counts it any more.
     #[serde(default = "forget_machine_default")]
     pub forget_machine_s: f64,
+    /// How long a request with an idempotency key is remembered, and its answer given again.
+    #[serde(default = "keep_request_default")]
+    pub keep_request_s: f64,
+    /// How long a token that was revoked or has expired is still listed; then its name is free again.
+    #[serde(default = "keep_ended_token_default")]
+    pub keep_ended_token_s: f64,
     /// How long a rollout whose selector matches no machine waits for one before it ends.
     #[serde(default = "no_machine_grace_default")]
     pub no_machine_grace_s: f64,
@@ -231,6 +237,14 @@ fn forget_machine_default() -> f64 {
     7.0 * 86_400.0
 }
 
+fn keep_request_default() -> f64 {
+    86_400.0
+}
+
+fn keep_ended_token_default() -> f64 {
+    90.0 * 86_400.0
+}
+
 fn no_machine_grace_default() -> f64 {
     60.0
 }
@@ -270,6 +284,8 @@ impl Config {
             ("copy_owned_s", self.copy_owned_s),
             ("rollout_interval_s", self.rollout_interval_s),
             ("forget_machine_s", self.forget_machine_s),
+            ("keep_request_s", self.keep_request_s),
+            ("keep_ended_token_s", self.keep_ended_token_s),
             ("no_machine_grace_s", self.no_machine_grace_s),
             ("recover_settle_s", self.recover_settle_s),
         ];

@@ -1,4 +1,4 @@
-//! Forgetting machines that are gone, so that no rollout waits for them, and workers.
+//! Forgetting machines that are gone, so that no rollout waits for them, workers, old requests and tokens that have ended.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,14 +14,15 @@ const INTERVAL_MAX: Duration = Duration::from_secs(600);
 /// Forgets until it is stopped.
 pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     let forget = seconds(shared.config.forget_machine_s);
-    let interval = INTERVAL_MAX.min(forget / 2);
+    let requests = seconds(shared.config.keep_request_s);
+    let interval = INTERVAL_MAX.min(forget.min(requests) / 2);
     loop {
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
             () = stop.cancelled() => return,
         }
         if let Err(error) = look(&shared, forget).await {
-            tracing::warn!(%error, "cannot forget machines");
+            tracing::warn!(%error, "cannot forget what is gone");
             shared.metrics.task_failures.with_label_values(&["forget"]).inc();
         }
     }
@@ -32,6 +33,8 @@ async fn look(shared: &Shared, forget: Duration) -> Result<(), QueueError> {
     if workers > 0 {
         tracing::info!(workers, "workers were forgotten: they were not heard of for long");
     }
+    shared.queue.forget_requests(now_ms() - ms(seconds(shared.config.keep_request_s))).await?;
+    shared.queue.forget_tokens(now_ms() - ms(seconds(shared.config.keep_ended_token_s))).await?;
     let gone = shared.queue.forget_machines(now_ms() - ms(forget)).await?;
     if gone > 0 {
         tracing::info!(machines = gone, "machines were forgotten: they were not heard of for long");

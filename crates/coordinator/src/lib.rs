@@ -56,6 +56,7 @@ use serde::Serialize;
 use shoal_goals::EtcdStore;
 use shoal_origin::Bucket;
 use shoal_pki::{ClientAuth, GoalSigner, Role, Trust};
+use shoal_proto::state::TokenRole;
 use shoal_queue::{Queue, sqlite_url};
 use tokio::{
     sync::Notify,
@@ -69,6 +70,33 @@ use state::{Shared, now_ms, random_token};
 
 /// How often the gauges are brought up to date.
 const GAUGES_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The OpenAPI document of the API, which a coordinator serves at `/v1/openapi.json`.
+#[must_use]
+pub fn openapi() -> serde_json::Value {
+    api::document()
+}
+
+/// A route of the API, and who may call it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteInfo {
+    /// GET, POST or PUT.
+    pub method: String,
+    /// The path, with its variables in braces.
+    pub path: &'static str,
+    /// The certificates that may call it; none where tokens may, too, or anybody.
+    pub certificate: Option<Role>,
+    /// The least role of a token that may call it; none where no token may, or anybody.
+    pub role: Option<TokenRole>,
+    /// Whether a token that is bound to apps is refused.
+    pub fleet: bool,
+}
+
+/// All routes of the API.
+#[must_use]
+pub fn api_routes() -> Vec<RouteInfo> {
+    api::table()
+}
 
 /// Runs the coordinator until SIGTERM or SIGINT.
 ///
@@ -177,7 +205,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     let names: Vec<_> = buckets.keys().cloned().collect();
     queue.set_regions(&names, now_ms()).await?;
 
-    let tls = shoal_pki::server_config(&identity, &trust, &[b"http/1.1"], ClientAuth::Required)?;
+    let tls = shoal_pki::server_config(&identity, &trust, &[b"http/1.1"], ClientAuth::Optional)?;
     let shared = Arc::new(Shared {
         queue,
         main,
@@ -197,6 +225,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
         cancels: Notify::new(),
         workers: Mutex::new(HashMap::new()),
         seen: Mutex::new(HashMap::new()),
+        tokens_used: Mutex::new(HashMap::new()),
+        openapi: api::document(),
         stop: stop.clone(),
         config,
     });

@@ -59,6 +59,10 @@ pub(crate) struct Shared {
     pub(crate) workers: Mutex<HashMap<MachineName, (String, Instant)>>,
     /// When each region process's being alive was last written down.
     pub(crate) seen: Mutex<HashMap<(RegionName, MachineName), Instant>>,
+    /// When tokens' uses were last written down, by the token's number.
+    pub(crate) tokens_used: Mutex<HashMap<i64, i64>>,
+    /// The OpenAPI document.
+    pub(crate) openapi: serde_json::Value,
     /// The process stops.
     pub(crate) stop: CancellationToken,
 }
@@ -81,7 +85,7 @@ pub(crate) fn seconds(seconds: f64) -> Duration {
 
 /// The coordinator itself, where the audit log asks who.
 pub(crate) fn myself() -> Actor {
-    Actor { name: "coordinator".into(), origin: String::new() }
+    Actor { name: "coordinator".into(), origin: String::new(), request: None }
 }
 
 /// A number from 0 to 1 by chance.

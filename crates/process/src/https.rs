@@ -14,12 +14,14 @@ use axum::{
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use shoal_pki::{Member, member_of};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{Semaphore, mpsc},
     task::JoinHandle,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+
+use crate::guests::{Connection, Guests, Limits};
 
 /// How long a TLS handshake may take: a caller that stalls holds a place, not the listener.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,14 +43,15 @@ pub struct Caller {
 
 /// Accepts TCP, shakes hands aside, and gives finished TLS streams to axum.
 struct TlsListener {
-    ready: mpsc::Receiver<(TlsStream<TcpStream>, Caller)>,
+    ready: mpsc::Receiver<(Connection, Caller)>,
     local: SocketAddr,
 }
 
 async fn accept_loop(
     tcp: TcpListener,
     acceptor: TlsAcceptor,
-    ready: mpsc::Sender<(TlsStream<TcpStream>, Caller)>,
+    ready: mpsc::Sender<(Connection, Caller)>,
+    guests: Arc<Guests>,
 ) {
     let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     loop {
@@ -65,7 +68,7 @@ async fn accept_loop(
             },
             () = ready.closed() => return,
         };
-        let (acceptor, ready) = (acceptor.clone(), ready.clone());
+        let (acceptor, ready, guests) = (acceptor.clone(), ready.clone(), guests.clone());
         tokio::spawn(async move {
             let _place = place;
             let _ = stream.set_nodelay(true);
@@ -75,7 +78,10 @@ async fn accept_loop(
                     let member = certificates
                         .and_then(|chain| chain.first())
                         .and_then(|certificate| member_of(certificate).ok());
-                    let _ = ready.send((stream, Caller { addr, member })).await;
+                    match guests.admit(stream, member.is_none()) {
+                        Some(stream) => _ = ready.send((stream, Caller { addr, member })).await,
+                        None => tracing::warn!(%addr, "too many callers without a certificate"),
+                    }
                 }
                 Ok(Err(error)) => tracing::debug!(%addr, %error, "TLS handshake failed"),
                 Err(_) => tracing::debug!(%addr, "TLS handshake timed out"),
@@ -85,7 +91,7 @@ async fn accept_loop(
 }
 
 impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
+    type Io = Connection;
     type Addr = Caller;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
@@ -118,10 +124,21 @@ pub async fn serve_https(
     router: Router,
     token: CancellationToken,
 ) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
+    serve_within(Limits::default(), addr, tls, router, token).await
+}
+
+pub(crate) async fn serve_within(
+    limits: Limits,
+    addr: SocketAddr,
+    tls: rustls::ServerConfig,
+    router: Router,
+    token: CancellationToken,
+) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
+    let guests = Arc::new(Guests::new(limits));
     let tcp = TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;
     let local = tcp.local_addr()?;
     let (sender, ready) = mpsc::channel(HANDSHAKES_MAX);
-    tokio::spawn(accept_loop(tcp, TlsAcceptor::from(Arc::new(tls)), sender));
+    tokio::spawn(accept_loop(tcp, TlsAcceptor::from(Arc::new(tls)), sender, guests));
     let service = router.into_make_service_with_connect_info::<Caller>();
     let stop = token.clone();
     let server = axum::serve(TlsListener { ready, local }, service)

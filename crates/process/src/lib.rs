@@ -5,6 +5,7 @@
 
 mod config;
 mod files;
+mod guests;
 mod https;
 mod logging;
 mod metrics;

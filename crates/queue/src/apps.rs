@@ -21,7 +21,7 @@ pub struct AppRow {
     pub spec: String,
 }
 
-fn app(row: &AnyRow) -> Result<AppRow> {
+pub(crate) fn app(row: &AnyRow) -> Result<AppRow> {
     Ok(AppRow { name: parsed(row, "name")?, spec: get(row, "spec")? })
 }
 

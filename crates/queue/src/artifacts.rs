@@ -1,6 +1,6 @@
 //! Artifacts, and where their copies are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_proto::{
     AppName, ArtifactId, CommitSha, EncodingId, RegionName, state::ReplicationStatus,
@@ -83,7 +83,7 @@ pub(crate) struct NewArtifact<'a> {
 /// How many artifacts' copies one query reads: three parameters' worth of columns, far below any limit.
 const COPIES_CHUNK: usize = 500;
 
-fn artifact(row: &AnyRow) -> Result<Artifact> {
+pub(crate) fn artifact(row: &AnyRow) -> Result<Artifact> {
     Ok(Artifact {
         name: get(row, "name")?,
         app: parsed(row, "app")?,
@@ -262,22 +262,11 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the database fails.
     pub async fn artifacts(&self, app: Option<&AppName>, limit: u32) -> Result<Vec<Artifact>> {
-        let query = match app {
-            Some(app) => sqlx::query(
-                "SELECT * FROM artifacts WHERE app = $2 ORDER BY created_at DESC, name LIMIT $1",
-            )
-            .bind(i64::from(limit))
-            .bind(app.as_str()),
-            None => sqlx::query("SELECT * FROM artifacts ORDER BY created_at DESC, name LIMIT $1")
-                .bind(i64::from(limit)),
-        };
-        let rows = query.fetch_all(&mut *self.read().await?).await?;
-        let mut found = rows.iter().map(artifact).collect::<Result<Vec<_>>>()?;
-        self.add_copies(&mut found).await?;
-        Ok(found)
+        let apps = app.map(|app| BTreeSet::from([app.clone()]));
+        self.artifacts_page(apps.as_ref(), None, limit).await
     }
 
-    async fn add_copies(&self, artifacts: &mut [Artifact]) -> Result<()> {
+    pub(crate) async fn add_copies(&self, artifacts: &mut [Artifact]) -> Result<()> {
         type Key = (ArtifactId, EncodingId);
         let mut copies: BTreeMap<Key, BTreeMap<RegionName, Copy>> = BTreeMap::new();
         for chunk in artifacts.chunks(COPIES_CHUNK) {

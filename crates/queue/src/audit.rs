@@ -8,10 +8,12 @@ use crate::{
 /// Who makes a change, and from where.
 #[derive(Debug, Clone)]
 pub struct Actor {
-    /// The machine name of the certificate.
+    /// The machine name of the certificate, or `token:` and the token's name.
     pub name: String,
     /// The address that it called from.
     pub origin: String,
+    /// The request that it belongs to, where that may come again ([`Queue::begin_request`]).
+    pub request: Option<String>,
 }
 
 /// A row of the audit log.
@@ -27,10 +29,38 @@ pub struct AuditRow {
     pub origin: String,
     /// What was done, such as `app.set`.
     pub what: String,
-    /// To what.
+    /// To what; what is of an app begins with the app's name and a `/`.
     pub subject: String,
+    /// The app, where it was about one.
+    pub app: Option<String>,
     /// More about it.
     pub detail: String,
+}
+
+/// Which rows of the audit log are asked for: those that fit all that is given.
+#[derive(Debug, Clone, Default)]
+pub struct AuditFilter {
+    /// About this app.
+    pub app: Option<String>,
+    /// To this.
+    pub subject: Option<String>,
+    /// By this one.
+    pub who: Option<String>,
+    /// This, or all of a kind: `job.submit`, or `job.`.
+    pub what: Option<String>,
+    /// Not before this, in milliseconds since the Unix epoch.
+    pub since_ms: Option<i64>,
+    /// Older than the row of this number.
+    pub before: Option<i64>,
+}
+
+/// The kinds of what is done to something of an app; its subject begins with the app's name.
+const OF_APPS: [&str; 4] = ["app", "job", "artifact", "rollout"];
+
+/// The app that a change is about.
+fn app_of<'a>(what: &str, subject: &'a str) -> Option<&'a str> {
+    let kind = what.split('.').next()?;
+    OF_APPS.contains(&kind).then(|| subject.split('/').next().unwrap_or(subject))
 }
 
 pub(crate) async fn record(
@@ -43,8 +73,8 @@ pub(crate) async fn record(
 ) -> Result<()> {
     let id = db::next(tx, "audit").await?;
     sqlx::query(
-        "INSERT INTO audit (id, at, who, origin, what, subject, detail) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO audit (id, at, who, origin, what, subject, detail, app) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
     .bind(id)
     .bind(now_ms)
@@ -53,6 +83,7 @@ pub(crate) async fn record(
     .bind(what)
     .bind(subject)
     .bind(detail)
+    .bind(app_of(what, subject))
     .execute(&mut **tx)
     .await?;
     Ok(())
@@ -64,10 +95,51 @@ impl Queue {
     /// # Errors
     /// [`crate::QueueError`] when the database fails.
     pub async fn audit(&self, limit: u32) -> Result<Vec<AuditRow>> {
-        let rows = sqlx::query("SELECT * FROM audit ORDER BY id DESC LIMIT $1")
-            .bind(i64::from(limit))
-            .fetch_all(&mut *self.read().await?)
-            .await?;
+        self.audit_rows(&AuditFilter::default(), limit).await
+    }
+
+    /// The newest `limit` rows that fit a filter, newest first.
+    ///
+    /// # Errors
+    /// [`crate::QueueError`] when the database fails.
+    pub async fn audit_rows(&self, filter: &AuditFilter, limit: u32) -> Result<Vec<AuditRow>> {
+        // Only the conditions that are asked for, so that each engine picks its index by them.
+        let mut sql = String::from("SELECT * FROM audit WHERE id < $1");
+        let texts = [
+            (" AND app = ", &filter.app),
+            (" AND subject = ", &filter.subject),
+            (" AND who = ", &filter.who),
+        ];
+        let mut values = Vec::new();
+        let mut add = |sql: &mut String, condition: &str, value: String| {
+            values.push(value);
+            // The first two placeholders are the row's number and the limit.
+            sql.push_str(&format!("{condition}${}", values.len() + 2));
+        };
+        for (condition, value) in texts {
+            if let Some(value) = value {
+                add(&mut sql, condition, value.clone());
+            }
+        }
+        match &filter.what {
+            Some(kind) if kind.ends_with('.') => {
+                let length = kind.chars().count();
+                add(&mut sql, &format!(" AND substr(what, 1, {length}) = "), kind.clone());
+            }
+            Some(what) => add(&mut sql, " AND what = ", what.clone()),
+            None => {}
+        }
+        if let Some(since) = filter.since_ms {
+            sql.push_str(&format!(" AND at >= {since}"));
+        }
+        sql.push_str(" ORDER BY id DESC LIMIT $2");
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(filter.before.unwrap_or(i64::MAX))
+            .bind(i64::from(limit));
+        for value in &values {
+            query = query.bind(value.as_str());
+        }
+        let rows = query.fetch_all(&mut *self.read().await?).await?;
         rows.iter()
             .map(|row| {
                 Ok(AuditRow {
@@ -77,6 +149,7 @@ impl Queue {
                     origin: get(row, "origin")?,
                     what: get(row, "what")?,
                     subject: get(row, "subject")?,
+                    app: get(row, "app")?,
                     detail: get(row, "detail")?,
                 })
             })

@@ -8,7 +8,7 @@ use crate::{
     audit::{self, Actor},
     db::{self, Queue, Write, count, get, number, parsed, to_json},
     error::{QueueError, Result},
-    outbox,
+    outbox, requests,
     rollouts::{self, Ending, Rollout, Targets},
 };
 
@@ -106,6 +106,9 @@ impl Queue {
         now_ms: i64,
     ) -> Result<Rollout> {
         let mut tx = self.write().await?;
+        if let Some(made) = requests::made(&mut tx, actor).await? {
+            return rollouts::rollout_in(&mut tx, made).await;
+        }
         let revision = apps::next_revision(&mut tx, app).await?;
         let name = match choice {
             Choice::Named(name) => name.clone(),
@@ -182,6 +185,7 @@ impl Queue {
         let what = if rollback { "app.rollback" } else { "app.deploy" };
         let detail = format!("revision {revision}: {name}");
         audit::record(&mut tx, now_ms, actor, what, app.as_str(), &detail).await?;
+        requests::note(&mut tx, actor, rollout).await?;
         let rollout = rollouts::rollout_in(&mut tx, rollout).await?;
         tx.commit().await?;
         Ok(rollout)

@@ -1,5 +1,7 @@
 //! Build jobs and their attempts, as they are kept.
 
+use std::collections::BTreeSet;
+
 use shoal_proto::{
     AppName, ArtifactId, CommitSha,
     state::{JobStatus, Priority},
@@ -165,16 +167,8 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the database fails.
     pub async fn jobs(&self, app: Option<&AppName>, limit: u32) -> Result<Vec<Job>> {
-        let query = match app {
-            Some(app) => sqlx::query(
-                "SELECT * FROM jobs WHERE app = $2 ORDER BY created_at DESC, id DESC LIMIT $1",
-            )
-            .bind(i64::from(limit))
-            .bind(app.as_str()),
-            None => sqlx::query("SELECT * FROM jobs ORDER BY created_at DESC, id DESC LIMIT $1")
-                .bind(i64::from(limit)),
-        };
-        query.fetch_all(&mut *self.read().await?).await?.iter().map(job).collect()
+        let apps = app.map(|app| BTreeSet::from([app.clone()]));
+        self.jobs_page(apps.as_ref(), None, limit).await
     }
 
     /// All jobs that run, by number.

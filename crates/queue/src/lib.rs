@@ -18,6 +18,7 @@
 //!   database is told from an **outbox** that is part of it ([`Queue::outbox`]);
 //! - **regions** and **machines**: [`Queue::keep_reports`] takes a region's batch whole, and an older
 //!   report never replaces a newer one;
+//! - **tokens** of the API, as hashes; **requests** that may come again, and what each has made;
 //! - the **audit** log: a row for each change, in the change's transaction.
 //!
 //! What belongs together is one transaction, and what is acknowledged is on the disk: a job's end with its
@@ -48,17 +49,20 @@ mod hand;
 mod jobs;
 mod machines;
 mod outbox;
+mod pages;
 mod reaper;
 mod regions;
 mod replication;
+mod requests;
 mod rollouts;
 mod submit;
+mod tokens;
 mod waiting;
 mod workers;
 
 pub use apps::AppRow;
 pub use artifacts::{Artifact, Copy, Origin, Stored};
-pub use audit::{Actor, AuditRow};
+pub use audit::{Actor, AuditFilter, AuditRow};
 pub use backoff::Backoff;
 pub use bells::Bell;
 pub use db::Queue;
@@ -73,7 +77,9 @@ pub use outbox::{OutboxDepth, OutboxGoal, StoreDifference};
 pub use reaper::{Lost, ReapLimit, Watch};
 pub use regions::Region;
 pub use replication::CopyJob;
+pub use requests::{Known, REQUESTS_MAX};
 pub use rollouts::{Progress, RegionProgress, Rollout, Targets};
 pub use submit::{Ask, Submitted};
+pub use tokens::{NewToken, TOKENS_MAX, Token};
 pub use waiting::{Depth, Pause, Waiting};
 pub use workers::{Drain, Worker};

@@ -1,6 +1,6 @@
 //! Machines, and what each one does about each of its apps, in batches from the regions.
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use shoal_proto::{
     AppName, MachineName, RegionName, Revision,
@@ -190,7 +190,7 @@ async fn put_reports(tx: &mut Write, region: &RegionName, reports: &[StateSeen])
     Ok(kept)
 }
 
-fn report(row: &AnyRow) -> Result<(MachineReport, i64)> {
+pub(crate) fn report(row: &AnyRow) -> Result<(MachineReport, i64)> {
     let report = MachineReport {
         app: parsed(row, "app")?,
         revision: Revision { epoch: number(row, "epoch")?, number: number(row, "number")? },
@@ -210,7 +210,7 @@ fn report(row: &AnyRow) -> Result<(MachineReport, i64)> {
     Ok((report, get(row, "state_at")?))
 }
 
-fn machine(row: &AnyRow) -> Result<Machine> {
+pub(crate) fn machine(row: &AnyRow) -> Result<Machine> {
     Ok(Machine {
         seen: MachineSeen {
             name: parsed(row, "name")?,
@@ -331,31 +331,7 @@ impl Queue {
         region: Option<&RegionName>,
         app: Option<&AppName>,
     ) -> Result<Vec<Machine>> {
-        let region = region.map_or("", RegionName::as_str);
-        let app = app.map_or("", AppName::as_str);
-        let rows = sqlx::query(
-            "SELECT * FROM machines m WHERE ($1 = '' OR m.region = $1) AND ($2 = '' OR EXISTS \
-             (SELECT 1 FROM machine_apps a WHERE a.machine = m.name AND a.app = $2)) ORDER BY m.name",
-        )
-        .bind(region)
-        .bind(app)
-        .fetch_all(&mut *self.read().await?)
-        .await?;
-        let mut machines = rows.iter().map(machine).collect::<Result<Vec<_>>>()?;
-        let rows = sqlx::query(
-            "SELECT a.* FROM machine_apps a JOIN machines m ON m.name = a.machine \
-             WHERE ($1 = '' OR m.region = $1) AND ($2 = '' OR a.app = $2) ORDER BY a.machine, a.app",
-        )
-        .bind(region)
-        .bind(app)
-        .fetch_all(&mut *self.read().await?)
-        .await?;
-        for row in &rows {
-            let name: MachineName = parsed(row, "machine")?;
-            if let Ok(at) = machines.binary_search_by(|machine| machine.seen.name.cmp(&name)) {
-                machines[at].apps.push(report(row)?);
-            }
-        }
-        Ok(machines)
+        let apps = app.map(|app| BTreeSet::from([app.clone()]));
+        self.machines_page(region, apps.as_ref(), "", u32::MAX).await
     }
 }

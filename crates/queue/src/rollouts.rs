@@ -317,7 +317,8 @@ impl Queue {
                 db::next(&mut tx, "goal").await?;
             }
             let detail = format!("{status}: {reason}");
-            audit::record(&mut tx, now_ms, actor, "rollout.end", &id.to_string(), &detail).await?;
+            let subject = format!("{}/{id}", rollout.app);
+            audit::record(&mut tx, now_ms, actor, "rollout.end", &subject, &detail).await?;
             tx.commit().await?;
         }
         Ok((rollout, ended))

@@ -7,6 +7,7 @@ use crate::{
     db::{self, Queue, Write},
     error::{QueueError, Result},
     jobs::{Job, job, job_in},
+    requests,
 };
 
 /// A build that is asked for.
@@ -55,6 +56,9 @@ impl Queue {
     /// [`QueueError::NotFound`] when the app is not registered.
     pub async fn submit(&self, ask: &Ask, actor: &Actor, now_ms: i64) -> Result<Submitted> {
         let mut tx = self.write().await?;
+        if let Some(made) = requests::made(&mut tx, actor).await? {
+            return Ok(Submitted { job: job_in(&mut tx, made).await?, joined: true });
+        }
         // Who asks at the same moment waits here, and then finds the job.
         let sql = format!(
             "SELECT (SELECT 1 FROM apps WHERE name = $1) AS known FROM counters WHERE name = 'job'{}",
@@ -71,6 +75,7 @@ impl Queue {
             }
             None => Submitted { job: insert(&mut tx, ask, actor, now_ms).await?, joined: false },
         };
+        requests::note(&mut tx, actor, submitted.job.id).await?;
         tx.commit().await?;
         Ok(submitted)
     }

@@ -172,7 +172,10 @@ mod tests {
     async fn nothing_looks_at_history(url: &str) {
         let queue = Queue::open(url).await.unwrap();
         let app = AppRow { name: "web".parse().unwrap(), spec: "{}".into() };
-        queue.set_app(&app, &Actor { name: "me".into(), origin: String::new() }, 0).await.unwrap();
+        queue
+            .set_app(&app, &Actor { name: "me".into(), origin: String::new(), request: None }, 0)
+            .await
+            .unwrap();
         let mut tx = queue.write().await.unwrap();
         let history = format!(
             "INSERT INTO jobs (id, created_at, app, commit_sha, name, status, attempt, max_attempts, \

@@ -39,6 +39,7 @@ macro_rules! on_each_database {
         fn every_case_runs() {
             let here = [$(stringify!($name)),+];
             let all: Vec<_> = [
+                include_str!("suite/access.rs"),
                 include_str!("suite/jobs.rs"),
                 include_str!("suite/outbox.rs"),
                 include_str!("suite/queue.rs"),
@@ -59,6 +60,11 @@ macro_rules! on_each_database {
 }
 
 on_each_database!(
+    tokens_count_until_they_end,
+    a_request_is_done_once,
+    two_who_do_one_request_make_one_thing,
+    pages_neither_skip_nor_repeat,
+    audit_rows_are_found_by_what_they_say,
     jobs_are_taken_in_order_and_once,
     sixteen_claimants_never_share_a_job,
     only_the_present_lease_moves_a_job,

@@ -211,6 +211,16 @@ impl Database {
         Ok(connection.close().await?)
     }
 
+    /// Runs a statement in the database.
+    ///
+    /// # Errors
+    /// When the server does not answer or refuses it.
+    pub async fn run_in(&self, sql: &str) -> anyhow::Result<()> {
+        let mut connection = PgConnection::connect(&self.url).await?;
+        sqlx::raw_sql(AssertSqlSafe(sql.to_string())).execute(&mut connection).await?;
+        Ok(connection.close().await?)
+    }
+
     /// A setting, as it is for who connects to it.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use shoal_proto::{
 };
 use shoal_queue::AppRow;
 
-use super::{App, Json, Place, Reply, Who};
+use super::{App, Args, Json, PageArgs, Place, Reply, Who, pages::Paging};
 use crate::{
     config::ATTEMPTS_MAX,
     error::{ApiError, ApiResult},
@@ -110,10 +110,11 @@ fn check(shared: &Shared, app: &types::App) -> ApiResult<()> {
 
 pub(super) async fn set(
     shared: App,
-    Who(_, actor): Who,
+    Who(by, actor): Who,
     Place(name): Place<AppName>,
     Json(app): Json<types::App>,
 ) -> Reply<types::App> {
+    by.may(&name)?;
     if app.name != name {
         return Err(ApiError::invalid(format!(
             "the body is about {}, the path about {name}",
@@ -127,11 +128,23 @@ pub(super) async fn set(
     Ok(axum::Json(app))
 }
 
-pub(super) async fn list(shared: App) -> Reply<Vec<types::App>> {
-    let apps = shared.queue.apps().await?;
-    apps.iter().map(read).collect::<ApiResult<_>>().map(axum::Json)
+pub(super) async fn list(
+    shared: App,
+    Who(by, _): Who,
+    Args(args): Args<PageArgs>,
+) -> Reply<types::Page<types::App>> {
+    let paging = Paging::<String>::of("apps", args.limit, args.cursor.as_deref())?;
+    let after = paging.after.as_deref().unwrap_or_default();
+    let rows = shared.queue.apps_page(by.apps.as_ref(), after, paging.wanted()).await?;
+    let apps = rows.iter().map(read).collect::<ApiResult<Vec<_>>>()?;
+    Ok(paging.page(apps, |app| app.name.to_string(), |app| app))
 }
 
-pub(super) async fn one(shared: App, Place(name): Place<AppName>) -> Reply<types::App> {
+pub(super) async fn one(
+    shared: App,
+    Who(by, _): Who,
+    Place(name): Place<AppName>,
+) -> Reply<types::App> {
+    by.may(&name)?;
     get(&shared, &name).await.map(axum::Json)
 }

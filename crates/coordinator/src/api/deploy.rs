@@ -1,11 +1,12 @@
 //! Goals, rollouts and their state.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_client::types;
 use shoal_proto::{AppName, state::RolloutStatus};
 use shoal_queue::{Actor, Bell, Choice, QueueError, Rollout};
 
-use super::{App, Args, Json, Place, Reply, Who};
+use super::{App, Args, Json, Place, Reply, Who, access::Principal, pages::Paging};
 use crate::{
     error::ApiResult,
     goals,
@@ -28,8 +29,9 @@ async fn set(
     app: AppName,
     reference: Option<String>,
     rollback: bool,
-    actor: &Actor,
+    (by, actor): (&Principal, &Actor),
 ) -> Reply<types::Rollout> {
+    by.may(&app)?;
     shared.queue.app(&app).await?;
     let choice = match reference {
         Some(reference) => {
@@ -55,65 +57,77 @@ async fn set(
 
 pub(super) async fn deploy(
     shared: App,
-    Who(_, actor): Who,
+    Who(by, actor): Who,
     Json(request): Json<types::DeployRequest>,
 ) -> Reply<types::Rollout> {
-    set(&shared, request.app, Some(request.artifact), false, &actor).await
+    set(&shared, request.app, Some(request.artifact), false, (&by, &actor)).await
 }
 
 pub(super) async fn rollback(
     shared: App,
-    Who(_, actor): Who,
+    Who(by, actor): Who,
     Json(request): Json<types::RollbackRequest>,
 ) -> Reply<types::Rollout> {
-    set(&shared, request.app, request.artifact, true, &actor).await
+    set(&shared, request.app, request.artifact, true, (&by, &actor)).await
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StatusArgs {
+    /// Only this app.
     app: Option<AppName>,
+    /// How many rows at most, 1 to 1000; 100 when nothing is said.
+    #[schemars(range(min = 1, max = 1000))]
+    limit: Option<u32>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
 }
 
 pub(super) async fn status(
     shared: App,
+    Who(by, _): Who,
     Args(args): Args<StatusArgs>,
-) -> Reply<Vec<types::AppStatus>> {
-    let (apps, rollouts) = match args.app {
-        Some(app) => {
-            shared.queue.app(&app).await?;
-            let rollout = shared.queue.newest_rollout(&app).await?;
-            (vec![app], rollout.into_iter().collect())
-        }
-        None => {
-            let apps = shared.queue.apps().await?;
-            (apps.into_iter().map(|app| app.name).collect(), shared.queue.newest_rollouts().await?)
-        }
+) -> Reply<types::Page<types::AppStatus>> {
+    let paging = Paging::<String>::of("status", args.limit, args.cursor.as_deref())?;
+    let apps = by.apps(args.app.as_ref())?;
+    if let Some(app) = &args.app {
+        shared.queue.app(app).await?;
+    }
+    let after = paging.after.as_deref().unwrap_or_default();
+    let rows = shared.queue.apps_page(apps.as_ref(), after, paging.wanted()).await?;
+    let mut rollouts = match &args.app {
+        Some(app) => shared.queue.newest_rollout(app).await?.into_iter().collect(),
+        None => shared.queue.newest_rollouts().await?,
     };
-    let mut rollouts: Vec<Rollout> = rollouts;
-    let mut list = Vec::with_capacity(apps.len());
-    for app in apps {
-        let at = rollouts.iter().position(|rollout| rollout.app == app);
+    let mut list = Vec::with_capacity(rows.len());
+    for row in rows {
+        let at = rollouts.iter().position(|rollout| rollout.app == row.name);
         let rollout = match at {
             Some(at) => Some(with_progress(&shared, rollouts.swap_remove(at)).await?),
             None => None,
         };
-        list.push(types::AppStatus { app, rollout });
+        list.push(types::AppStatus { app: row.name, rollout });
     }
-    Ok(axum::Json(list))
+    Ok(paging.page(list, |status| status.app.to_string(), |status| status))
 }
 
-pub(super) async fn rollout(shared: App, Place(id): Place<i64>) -> Reply<types::Rollout> {
+pub(super) async fn rollout(
+    shared: App,
+    Who(by, _): Who,
+    Place(id): Place<i64>,
+) -> Reply<types::Rollout> {
     let rollout = shared.queue.rollout(id).await?;
+    by.may(&rollout.app)?;
     with_progress(&shared, rollout).await.map(axum::Json)
 }
 
 pub(super) async fn cancel(
     shared: App,
-    Who(_, actor): Who,
+    Who(by, actor): Who,
     Place(id): Place<i64>,
 ) -> Reply<types::Rollout> {
     let rollout = shared.queue.rollout(id).await?;
+    by.may(&rollout.app)?;
     let progress = shared.queue.progress(&rollout.app, rollout.revision).await?;
     let (status, reason) = (RolloutStatus::Cancelled, format!("cancelled by {}", actor.name));
     let (queue, now) = (&shared.queue, now_ms());

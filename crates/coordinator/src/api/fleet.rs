@@ -1,41 +1,60 @@
 //! Machines and regions.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_client::types;
 use shoal_proto::{AppName, RegionName};
 use shoal_queue::{Actor, Bell};
 
-use super::{App, Args, Place, Reply, Who};
+use super::{App, Args, PageArgs, Place, Reply, Who, pages::Paging};
 use crate::{
     error::ApiError,
     state::{Shared, now_ms},
     view,
 };
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MachinesArgs {
+    /// Only machines of this region.
     region: Option<RegionName>,
+    /// Only machines that have reported about this app, and only that report.
     app: Option<AppName>,
+    /// How many rows at most, 1 to 1000; 100 when nothing is said.
+    #[schemars(range(min = 1, max = 1000))]
+    limit: Option<u32>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
 }
 
 pub(super) async fn machines(
     shared: App,
+    Who(by, _): Who,
     Args(args): Args<MachinesArgs>,
-) -> Reply<Vec<types::Machine>> {
+) -> Reply<types::Page<types::Machine>> {
+    let paging = Paging::<String>::of("machines", args.limit, args.cursor.as_deref())?;
+    let apps = by.apps(args.app.as_ref())?;
     if let Some(app) = &args.app {
         shared.queue.app(app).await?;
     }
     if let Some(region) = &args.region {
         find_region(&shared, region).await?;
     }
-    let machines = shared.queue.machines(args.region.as_ref(), args.app.as_ref()).await?;
-    Ok(axum::Json(machines.into_iter().map(view::machine).collect()))
+    let (region, after) = (args.region.as_ref(), paging.after.as_deref().unwrap_or_default());
+    let rows = shared.queue.machines_page(region, apps.as_ref(), after, paging.wanted()).await?;
+    Ok(paging.page(rows, |row| row.seen.name.to_string(), view::machine))
 }
 
-pub(super) async fn regions(shared: App) -> Reply<Vec<types::Region>> {
-    let regions = shared.queue.regions().await?;
-    Ok(axum::Json(regions.into_iter().map(view::region).collect()))
+pub(super) async fn regions(
+    shared: App,
+    Args(args): Args<PageArgs>,
+) -> Reply<types::Page<types::Region>> {
+    let paging = Paging::<RegionName>::of("regions", args.limit, args.cursor.as_deref())?;
+    // As many as the configuration has, which is a hundred at most.
+    let mut regions = shared.queue.regions().await?;
+    regions.sort_by(|a, b| a.name.cmp(&b.name));
+    regions.retain(|region| paging.after.as_ref().is_none_or(|after| region.name > *after));
+    Ok(paging.page(regions, |region| region.name.clone(), view::region))
 }
 
 async fn find_region(shared: &Shared, name: &RegionName) -> Result<types::Region, ApiError> {

@@ -1,30 +1,36 @@
 //! Build jobs, as operators see them.
 
-use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_client::types;
 use shoal_proto::{AppName, state::JobStatus};
 use shoal_queue::{Ask, Bell};
 
-use super::{App, Args, Json, Place, Reply, Who, apps, limited};
+use super::{App, Args, Json, Place, Raw, Reply, Who, apps, pages::Paging};
 use crate::{
     error::{ApiError, ApiResult},
     state::now_ms,
     view,
 };
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListArgs {
+    /// Only of this app.
     pub(super) app: Option<AppName>,
+    /// How many rows at most, 1 to 1000; 100 when nothing is said.
+    #[schemars(range(min = 1, max = 1000))]
     pub(super) limit: Option<u32>,
+    /// The `next_cursor` of the page before.
+    pub(super) cursor: Option<String>,
 }
 
 pub(super) async fn submit(
     shared: App,
-    Who(_, actor): Who,
+    Who(by, actor): Who,
     Json(request): Json<types::BuildRequest>,
 ) -> Reply<types::Job> {
+    by.may(&request.app)?;
     let app = apps::get(&shared, &request.app).await?;
     if app.repository.trim().is_empty() {
         return Err(ApiError::conflict(format!(
@@ -52,25 +58,33 @@ pub(super) async fn submit(
     Ok(axum::Json(job))
 }
 
-pub(super) async fn list(shared: App, Args(args): Args<ListArgs>) -> Reply<Vec<types::Job>> {
+pub(super) async fn list(
+    shared: App,
+    Who(by, _): Who,
+    Args(args): Args<ListArgs>,
+) -> Reply<types::Page<types::Job>> {
+    let paging = Paging::of("jobs", args.limit, args.cursor.as_deref())?;
+    let apps = by.apps(args.app.as_ref())?;
     if let Some(app) = &args.app {
         shared.queue.app(app).await?;
     }
-    let jobs = shared.queue.jobs(args.app.as_ref(), limited(args.limit)).await?;
-    Ok(axum::Json(jobs.into_iter().map(|job| view::job(job, Vec::new())).collect()))
+    let jobs = shared.queue.jobs_page(apps.as_ref(), paging.after, paging.wanted()).await?;
+    Ok(paging.page(jobs, |job| (job.created_at_ms, job.id), |job| view::job(job, Vec::new())))
 }
 
-pub(super) async fn one(shared: App, Place(job): Place<i64>) -> Reply<types::Job> {
+pub(super) async fn one(shared: App, Who(by, _): Who, Place(job): Place<i64>) -> Reply<types::Job> {
     let found = shared.queue.job(job).await?;
+    by.may(&found.app)?;
     let attempts = shared.queue.attempts(job).await?;
     Ok(axum::Json(view::job(found, attempts)))
 }
 
 pub(super) async fn cancel(
     shared: App,
-    Who(_, actor): Who,
+    Who(by, actor): Who,
     Place(job): Place<i64>,
 ) -> Reply<types::Job> {
+    by.may(&shared.queue.job(job).await?.app)?;
     let job = shared.queue.cancel(job, &actor, now_ms()).await?;
     if job.status == JobStatus::Cancelled {
         shared.metrics.job_transitions.with_label_values(&[job.status.as_str()]).inc();
@@ -81,24 +95,25 @@ pub(super) async fn cancel(
     Ok(axum::Json(view::job(job, Vec::new())))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LogArgs {
+    /// From which byte on.
     #[serde(default)]
     offset: u64,
 }
 
 pub(super) async fn log(
     shared: App,
+    Who(by, _): Who,
     Place(job): Place<i64>,
     Args(args): Args<LogArgs>,
-) -> ApiResult<Response> {
+) -> ApiResult<Raw> {
     let job = shared.queue.job(job).await?;
+    by.may(&job.app)?;
     let logs = shared.logs.clone();
     let read =
         tokio::task::spawn_blocking(move || logs.read(job.id, job.attempt, args.offset)).await;
     let content = read.map_err(|error| ApiError::internal(error.to_string()))?;
-    content
-        .map(super::bytes)
-        .map_err(|error| ApiError::internal(format!("the log cannot be read: {error}")))
+    content.map(Raw).map_err(|error| ApiError::internal(format!("the log cannot be read: {error}")))
 }

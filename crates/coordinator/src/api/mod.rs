@@ -1,99 +1,202 @@
-//! The HTTP API: the routes, who may call them, and how requests are read.
+//! The HTTP API: the table of routes, and what goes around each of them.
 //!
-//! Three groups of routes, one a role, each behind a check of the caller's certificate; everything else, wrong
-//! paths, methods and bodies included, is answered in the one shape of errors.
+//! A route says who may call it (`access`); a POST for people may come again without being done again (`once`). The same
+//! table makes the OpenAPI document (`routes`, `describe`). Everything else, wrong paths, methods and bodies included, is
+//! answered in the one shape of errors.
 
+mod access;
 mod apps;
+mod audit;
 mod deploy;
+mod describe;
+mod extract;
 mod fleet;
 mod jobs;
+mod once;
+mod pages;
 mod queue;
 mod regions;
+mod routes;
+mod tokens;
 mod uploads;
 mod workers;
 
-use std::{sync::Arc, time::Instant};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use axum::{
     Router,
-    body::{Body, Bytes},
-    extract::{
-        ConnectInfo, FromRequest, FromRequestParts, MatchedPath, Path, Query, Request, State,
-    },
-    http::{StatusCode, header, request::Parts},
+    extract::{MatchedPath, Request, State},
+    http::StatusCode,
     middleware::{self, Next},
-    response::Response,
-    routing::{get, post, put},
+    response::{IntoResponse as _, Response},
 };
+use futures::FutureExt as _;
 use prometheus::IntGauge;
-use serde::de::DeserializeOwned;
-use shoal_pki::{Member, Role};
-use shoal_process::Caller;
-use shoal_queue::Actor;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+use shoal_pki::Role;
+use shoal_proto::state::TokenRole;
 
-use crate::{
-    error::{ApiError, ApiResult},
-    state::Shared,
+use self::{
+    access::{Access, Peer, Reach, Who},
+    extract::{Args, Batch, JSON_MAX_BYTES, Json, Maybe, Place, Raw, Reply, done, whole},
+    routes::{Route, Routes},
 };
-
-/// The longest JSON body of a request, in bytes.
-const JSON_MAX_BYTES: usize = 1 << 20;
-
-/// The longest batch of reports, in bytes: about 30,000 machines with a state each.
-const REPORTS_MAX_BYTES: usize = 16 << 20;
-
-/// The longest listing, in rows.
-const LIST_MAX: u32 = 10_000;
+use crate::{RouteInfo, error::ApiError, state::Shared};
 
 type App = State<Arc<Shared>>;
 
+/// Who looks at something of an app.
+const VIEWER: Access = Access::Token(TokenRole::Viewer, Reach::Apps);
+/// Who looks at the fleet.
+const FLEET_VIEWER: Access = Access::Token(TokenRole::Viewer, Reach::Fleet);
+/// Who does something to an app.
+const DEPLOYER: Access = Access::Token(TokenRole::Deployer, Reach::Apps);
+/// Who uploads what belongs to no app yet.
+const UPLOADER: Access = Access::Token(TokenRole::Deployer, Reach::Nothing);
+/// Who changes what an app is.
+const ADMIN: Access = Access::Token(TokenRole::Admin, Reach::Apps);
+/// Who changes the fleet.
+const FLEET_ADMIN: Access = Access::Token(TokenRole::Admin, Reach::Fleet);
+/// Anybody with any token.
+const ANYBODY: Access = Access::Token(TokenRole::Viewer, Reach::Nothing);
+const WORKER: Access = Access::Certificate(Role::Worker);
+const REGION: Access = Access::Certificate(Role::Region);
+
+/// Every route.
+fn routes() -> Routes {
+    Routes::new()
+        .get("/v1/openapi.json", Access::Open, "This document.", openapi)
+        .get("/v1/whoami", ANYBODY, "Who the caller is.", tokens::whoami)
+        .get("/v1/tokens", FLEET_ADMIN, "Tokens, oldest first.", tokens::list)
+        .post("/v1/tokens", FLEET_ADMIN, "Make a token.", tokens::create)
+        .post("/v1/tokens/{token}/revoke", FLEET_ADMIN, "Revoke a token.", tokens::revoke)
+        .get("/v1/audit", FLEET_ADMIN, "Who changed what, newest first.", audit::list)
+        .get("/v1/apps", VIEWER, "Apps, by name.", apps::list)
+        .get("/v1/apps/{app}", VIEWER, "One app.", apps::one)
+        .put("/v1/apps/{app}", ADMIN, "Register an app, or change it.", apps::set)
+        .get("/v1/jobs", VIEWER, "Build jobs, newest first.", jobs::list)
+        .post("/v1/jobs", DEPLOYER, "Ask for a build.", jobs::submit)
+        .get("/v1/jobs/{job}", VIEWER, "One job, with its attempts.", jobs::one)
+        .post("/v1/jobs/{job}/cancel", DEPLOYER, "Cancel a job.", jobs::cancel)
+        .get(
+            "/v1/jobs/{job}/log",
+            VIEWER,
+            "A job's log from an offset on, 1 MiB at most.",
+            jobs::log,
+        )
+        .get("/v1/queue", FLEET_VIEWER, "What waits.", queue::status)
+        .post("/v1/queue/pause", FLEET_ADMIN, "Let no worker take a job.", queue::pause)
+        .post("/v1/queue/resume", FLEET_ADMIN, "Let workers take jobs again.", queue::resume)
+        .get("/v1/workers", FLEET_VIEWER, "Workers, by name.", queue::workers)
+        .post(
+            "/v1/workers/{worker}/drain",
+            FLEET_ADMIN,
+            "Let a worker take no more jobs.",
+            queue::drain,
+        )
+        .post(
+            "/v1/workers/{worker}/undrain",
+            FLEET_ADMIN,
+            "Let a worker take jobs again.",
+            queue::undrain,
+        )
+        .get("/v1/artifacts", VIEWER, "Artifacts, newest first.", uploads::list)
+        .get("/v1/artifact", VIEWER, "One artifact, by its name or its id.", uploads::one)
+        .get(
+            "/v1/uploads/{artifact}/{encoding}",
+            UPLOADER,
+            "What is stored of an encoding.",
+            uploads::state,
+        )
+        .put(
+            "/v1/uploads/{artifact}/{encoding}/{object}",
+            UPLOADER,
+            "Store an object of an encoding: part-00000, ..., and last the index.",
+            uploads::put,
+        )
+        .post(
+            "/v1/publish",
+            DEPLOYER,
+            "Make an uploaded encoding an artifact of an app.",
+            uploads::publish,
+        )
+        .post("/v1/deployments", DEPLOYER, "Set an app's goal.", deploy::deploy)
+        .post("/v1/rollbacks", DEPLOYER, "Set an app's goal back.", deploy::rollback)
+        .get("/v1/status", VIEWER, "Each app's present rollout, by app.", deploy::status)
+        .get("/v1/rollouts/{rollout}", VIEWER, "One rollout.", deploy::rollout)
+        .post("/v1/rollouts/{rollout}/cancel", DEPLOYER, "Cancel a rollout.", deploy::cancel)
+        .get("/v1/machines", VIEWER, "Machines and what they run, by name.", fleet::machines)
+        .get("/v1/regions", FLEET_VIEWER, "Regions, by name.", fleet::regions)
+        .post(
+            "/v1/regions/{region}/drain",
+            FLEET_ADMIN,
+            "Take a region out of service.",
+            fleet::drain,
+        )
+        .post(
+            "/v1/regions/{region}/undrain",
+            FLEET_ADMIN,
+            "Put a region back into service.",
+            fleet::undrain,
+        )
+        .post("/v1/worker/claim", WORKER, "Take a job, or wait for one.", workers::claim)
+        .post(
+            "/v1/worker/jobs/{job}/heartbeat",
+            WORKER,
+            "Say that a job goes on.",
+            workers::heartbeat,
+        )
+        .post(
+            "/v1/worker/jobs/{job}/watch",
+            WORKER,
+            "Wait until a job is cancelled.",
+            workers::watch,
+        )
+        .post("/v1/worker/jobs/{job}/log", WORKER, "Add to a job's log.", workers::log)
+        .post("/v1/worker/jobs/{job}/finish", WORKER, "End an attempt.", workers::finish)
+        .get(
+            "/v1/region/goals",
+            REGION,
+            "Goals that changed after a cursor; waits for a change.",
+            regions::goals,
+        )
+        .post("/v1/region/reports", REGION, "Hand in what machines said.", regions::reports)
+}
+
+/// The OpenAPI document of the API.
+#[must_use]
+pub(crate) fn document() -> Value {
+    routes().document()
+}
+
+/// All routes, and who may call each.
+#[must_use]
+pub(crate) fn table() -> Vec<RouteInfo> {
+    let info = |route: Route| {
+        let (certificate, role, reach) = match route.access {
+            Access::Open => (None, None, None),
+            Access::Certificate(role) => (Some(role), None, None),
+            Access::Token(role, reach) => (None, Some(role), Some(reach)),
+        };
+        let (method, fleet) = (route.method.to_string(), reach == Some(Reach::Fleet));
+        RouteInfo { method, path: route.path, certificate, role, fleet }
+    };
+    routes().list.into_iter().map(info).collect()
+}
+
+async fn openapi(shared: App) -> Reply<Value> {
+    Ok(axum::Json(shared.openapi.clone()))
+}
+
 /// The whole API.
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
-    let operator = Router::new()
-        .route("/v1/apps", get(apps::list))
-        .route("/v1/apps/{app}", get(apps::one).put(apps::set))
-        .route("/v1/jobs", get(jobs::list).post(jobs::submit))
-        .route("/v1/jobs/{job}", get(jobs::one))
-        .route("/v1/jobs/{job}/cancel", post(jobs::cancel))
-        .route("/v1/jobs/{job}/log", get(jobs::log))
-        .route("/v1/queue", get(queue::status))
-        .route("/v1/queue/pause", post(queue::pause))
-        .route("/v1/queue/resume", post(queue::resume))
-        .route("/v1/workers", get(queue::workers))
-        .route("/v1/workers/{worker}/drain", post(queue::drain))
-        .route("/v1/workers/{worker}/undrain", post(queue::undrain))
-        .route("/v1/artifacts", get(uploads::list))
-        .route("/v1/artifact", get(uploads::one))
-        .route("/v1/uploads/{artifact}/{encoding}", get(uploads::state))
-        .route("/v1/uploads/{artifact}/{encoding}/{object}", put(uploads::put))
-        .route("/v1/publish", post(uploads::publish))
-        .route("/v1/deployments", post(deploy::deploy))
-        .route("/v1/rollbacks", post(deploy::rollback))
-        .route("/v1/status", get(deploy::status))
-        .route("/v1/rollouts/{rollout}", get(deploy::rollout))
-        .route("/v1/rollouts/{rollout}/cancel", post(deploy::cancel))
-        .route("/v1/machines", get(fleet::machines))
-        .route("/v1/regions", get(fleet::regions))
-        .route("/v1/regions/{region}/drain", post(fleet::drain))
-        .route("/v1/regions/{region}/undrain", post(fleet::undrain))
-        .route_layer(middleware::from_fn_with_state(Role::Operator, require));
-    let worker = Router::new()
-        .route("/v1/worker/claim", post(workers::claim))
-        .route("/v1/worker/jobs/{job}/heartbeat", post(workers::heartbeat))
-        .route("/v1/worker/jobs/{job}/watch", post(workers::watch))
-        .route("/v1/worker/jobs/{job}/log", post(workers::log))
-        .route("/v1/worker/jobs/{job}/finish", post(workers::finish))
-        .route_layer(middleware::from_fn_with_state(Role::Worker, require));
-    let region = Router::new()
-        .route("/v1/region/goals", get(regions::goals))
-        .route("/v1/region/reports", post(regions::reports))
-        .route_layer(middleware::from_fn_with_state(Role::Region, require));
-    Router::new()
-        .merge(operator)
-        .merge(worker)
-        .merge(region)
+    routes()
+        .router(&shared)
         .method_not_allowed_fallback(wrong_method)
         .fallback(wrong_path)
+        .layer(middleware::from_fn_with_state(shared.clone(), access::no_nul))
         .layer(middleware::from_fn_with_state(shared.clone(), count))
         .with_state(shared)
 }
@@ -108,6 +211,17 @@ async fn wrong_method(request: Request) -> ApiError {
         "wrong_method",
         format!("{} is not possible on {}", request.method(), request.uri().path()),
     )
+}
+
+/// Which page of a list is asked for.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct PageArgs {
+    /// How many rows at most, 1 to 1000; 100 when nothing is said.
+    #[schemars(range(min = 1, max = 1000))]
+    limit: Option<u32>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
 }
 
 /// A call under way: counted until it is answered, or its caller hung up.
@@ -126,7 +240,7 @@ impl Drop for Open {
     }
 }
 
-/// Counts every call by its route and status.
+/// Counts every call by its route and status, and answers those that panic.
 async fn count(State(shared): App, request: Request, next: Next) -> Response {
     let route = request
         .extensions()
@@ -134,129 +248,13 @@ async fn count(State(shared): App, request: Request, next: Next) -> Response {
         .map_or_else(|| "none".to_string(), |path| path.as_str().to_string());
     let start = Instant::now();
     let open = Open::new(shared.metrics.requests_open.with_label_values(&[&route]));
-    let response = next.run(request).await;
+    // A panic is told as any other error; what its future held is dropped.
+    let response = AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
+        ApiError::internal("the call failed: the coordinator's log says why").into_response()
+    });
     drop(open);
     let seconds = start.elapsed().as_secs_f64();
     shared.metrics.request_seconds.with_label_values(&[&route]).observe(seconds);
     shared.metrics.requests.with_label_values(&[route.as_str(), response.status().as_str()]).inc();
     response
-}
-
-fn caller(parts: &axum::http::Extensions) -> ApiResult<(&Member, &Caller)> {
-    let caller = parts.get::<ConnectInfo<Caller>>().map(|ConnectInfo(caller)| caller);
-    caller.and_then(|caller| Some((caller.member.as_ref()?, caller))).ok_or_else(|| {
-        ApiError::new(
-            StatusCode::UNAUTHORIZED,
-            "unauthorized",
-            "no certificate of the cluster was shown: shoal pki issue makes one",
-        )
-    })
-}
-
-/// Lets through only callers whose certificate is for `role`.
-async fn require(State(role): State<Role>, request: Request, next: Next) -> ApiResult<Response> {
-    let (member, _) = caller(request.extensions())?;
-    if member.role != role {
-        return Err(ApiError::new(
-            StatusCode::FORBIDDEN,
-            "forbidden",
-            format!(
-                "only a certificate of the role {role} may do this; yours is of {}",
-                member.role
-            ),
-        ));
-    }
-    Ok(next.run(request).await)
-}
-
-/// The caller, as its certificate names it.
-struct Who(Member, Actor);
-
-impl<S: Send + Sync> FromRequestParts<S> for Who {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> ApiResult<Self> {
-        let (member, from) = caller(&parts.extensions)?;
-        let actor = Actor { name: member.machine.to_string(), origin: from.addr.ip().to_string() };
-        Ok(Self(member.clone(), actor))
-    }
-}
-
-/// A JSON body.
-struct Json<T>(T);
-
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, _: &S) -> ApiResult<Self> {
-        json(request.into_body(), JSON_MAX_BYTES).await.map(Self)
-    }
-}
-
-/// Reads a body whole, up to a limit.
-async fn whole(body: Body, limit: usize) -> ApiResult<Bytes> {
-    axum::body::to_bytes(body, limit).await.map_err(|error| {
-        use std::error::Error as _;
-        if error.source().is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>()) {
-            ApiError::too_long(format!("the body is longer than {limit} bytes"))
-        } else {
-            ApiError::new(StatusCode::REQUEST_TIMEOUT, "incomplete_body", error.to_string())
-        }
-    })
-}
-
-/// Reads a body as JSON.
-async fn json<T: DeserializeOwned>(body: Body, limit: usize) -> ApiResult<T> {
-    let bytes = whole(body, limit).await?;
-    serde_json::from_slice(&bytes).map_err(|error| {
-        let text = error.to_string();
-        // The place in a body that a program wrote helps nobody.
-        let text = text.split(" at line ").next().unwrap_or_default();
-        ApiError::invalid(format!("wrong body: {text}"))
-    })
-}
-
-/// The query string.
-struct Args<T>(T);
-
-impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Args<T> {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> ApiResult<Self> {
-        let query = Query::<T>::from_request_parts(parts, state).await;
-        query.map(|Query(args)| Self(args)).map_err(|error| ApiError::invalid(error.body_text()))
-    }
-}
-
-/// The path's variables.
-struct Place<T>(T);
-
-impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Place<T> {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> ApiResult<Self> {
-        let path = Path::<T>::from_request_parts(parts, state).await;
-        path.map(|Path(place)| Self(place)).map_err(|error| ApiError::invalid(error.body_text()))
-    }
-}
-
-/// An answer in JSON.
-type Reply<T> = ApiResult<axum::Json<T>>;
-
-/// The answer to what needs none: `{}`.
-fn done() -> axum::Json<serde_json::Value> {
-    axum::Json(serde_json::json!({}))
-}
-
-/// An answer of plain bytes.
-fn bytes(content: Vec<u8>) -> Response {
-    let mut response = Response::new(Body::from(content));
-    let kind = header::HeaderValue::from_static("application/octet-stream");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    response
-}
-
-/// How many rows a listing gives.
-fn limited(asked: Option<u32>) -> u32 {
-    asked.unwrap_or(100).min(LIST_MAX)
 }

@@ -4,7 +4,7 @@ use shoal_client::types;
 use shoal_proto::MachineName;
 use shoal_queue::{Actor, Bell, QueueError, REASON_MAX_BYTES};
 
-use super::{App, Json, Place, Reply, Who};
+use super::{App, Args, Json, PageArgs, Place, Reply, Who, pages::Paging};
 use crate::{
     error::{ApiError, ApiResult},
     state::{Shared, now_ms},
@@ -45,9 +45,16 @@ pub(super) async fn resume(shared: App, Who(_, actor): Who) -> Reply<types::Queu
     status(shared).await
 }
 
-pub(super) async fn workers(shared: App) -> Reply<Vec<types::Worker>> {
-    let workers = shared.queue.workers().await?;
-    Ok(axum::Json(workers.into_iter().map(view::worker).collect()))
+pub(super) async fn workers(
+    shared: App,
+    Args(args): Args<PageArgs>,
+) -> Reply<types::Page<types::Worker>> {
+    let paging = Paging::<String>::of("workers", args.limit, args.cursor.as_deref())?;
+    // As many as there are certificates for: hundreds.
+    let mut workers = shared.queue.workers().await?;
+    workers.sort_by(|a, b| a.name.cmp(&b.name));
+    workers.retain(|worker| paging.after.as_ref().is_none_or(|after| worker.name > *after));
+    Ok(paging.page(workers, |worker| worker.name.clone(), view::worker))
 }
 
 async fn set(

@@ -1,12 +1,12 @@
 //! A region process's calls: goals down, reports up. The region is the certificate's.
 
-use axum::{extract::Request, http::StatusCode};
+use axum::http::StatusCode;
 use shoal_client::types;
 use shoal_pki::Member;
 use shoal_proto::{RegionName, goal::check_label};
 use shoal_queue::{Bell, MachineSeen, StateSeen};
 
-use super::{App, Args, REPORTS_MAX_BYTES, Reply, Who, done, json};
+use super::{App, Args, Batch, Peer, Reply, done};
 use crate::{
     error::{ApiError, ApiResult},
     state::{Shared, bell, now_ms},
@@ -37,7 +37,7 @@ async fn region_of(shared: &Shared, member: &Member) -> ApiResult<RegionName> {
 
 pub(super) async fn goals(
     shared: App,
-    Who(member, _): Who,
+    Peer(member): Peer,
     Args(query): Args<types::GoalsQuery>,
 ) -> Reply<types::GoalsReply> {
     let region = region_of(&shared, &member).await?;
@@ -78,11 +78,10 @@ fn check_machine(machine: &types::MachineSeen) -> Result<(), String> {
 
 pub(super) async fn reports(
     shared: App,
-    Who(member, _): Who,
-    request: Request,
-) -> Reply<serde_json::Value> {
+    Peer(member): Peer,
+    Batch(batch): Batch<types::RegionReports>,
+) -> Reply<types::Done> {
     let region = region_of(&shared, &member).await?;
-    let batch: types::RegionReports = json(request.into_body(), REPORTS_MAX_BYTES).await?;
     let now = now_ms();
     let mut machines = Vec::with_capacity(batch.machines.len());
     for machine in batch.machines {

@@ -1,38 +1,71 @@
 //! Artifacts, and how operators bring their own.
 
 use axum::extract::Request;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_client::types;
 use shoal_proto::{
     AppName, ArtifactId, EncodingId,
     manifest::{INDEX_MAX_BYTES, PART_MAX_BYTES, PIECES_MAX},
 };
-use shoal_queue::Bell;
+use shoal_queue::{Artifact, Bell};
 
-use super::{App, Args, Json, Place, Reply, Who, done, jobs::ListArgs, limited, whole};
-use crate::{error::ApiError, state::now_ms, uploads, view};
+use super::{
+    App, Args, Json, Place, Reply, Who, access::Principal, done, jobs::ListArgs, pages::Paging,
+    whole,
+};
+use crate::{
+    error::{ApiError, ApiResult},
+    state::{Shared, now_ms},
+    uploads, view,
+};
 
 /// How many digits of the id a published artifact's name has.
 const NAME_DIGITS: usize = 12;
 
-pub(super) async fn list(shared: App, Args(args): Args<ListArgs>) -> Reply<Vec<types::Artifact>> {
+pub(super) async fn list(
+    shared: App,
+    Who(by, _): Who,
+    Args(args): Args<ListArgs>,
+) -> Reply<types::Page<types::Artifact>> {
+    let paging = Paging::<(i64, String)>::of("artifacts", args.limit, args.cursor.as_deref())?;
+    let apps = by.apps(args.app.as_ref())?;
     if let Some(app) = &args.app {
         shared.queue.app(app).await?;
     }
-    let artifacts = shared.queue.artifacts(args.app.as_ref(), limited(args.limit)).await?;
+    let after = paging.after.as_ref().map(|(created, name)| (*created, name.as_str()));
+    let rows = shared.queue.artifacts_page(apps.as_ref(), after, paging.wanted()).await?;
     let regions = shared.queue.regions().await?;
-    let list = artifacts.into_iter().map(|artifact| view::artifact(artifact, &regions));
-    Ok(axum::Json(list.collect()))
+    let key = |row: &Artifact| (row.created_at_ms, row.name.clone());
+    Ok(paging.page(rows, key, |row| view::artifact(row, &regions)))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OneArgs {
+    /// Its name or its id.
     r#ref: String,
 }
 
-pub(super) async fn one(shared: App, Args(args): Args<OneArgs>) -> Reply<types::Artifact> {
-    let artifact = shared.queue.artifact(&args.r#ref, None).await?;
+/// An artifact that the caller may see: bytes that several apps have are known by each one's name.
+async fn visible(shared: &Shared, by: &Principal, reference: &str) -> ApiResult<Artifact> {
+    let found = shared.queue.artifact(reference, None).await?;
+    let refused = by.may(&found.app);
+    for app in by.apps.iter().flatten().filter(|_| refused.is_err()) {
+        let of_app = shared.queue.artifact(reference, Some(app)).await?;
+        if of_app.app == *app {
+            return Ok(of_app);
+        }
+    }
+    refused.map(|()| found)
+}
+
+pub(super) async fn one(
+    shared: App,
+    Who(by, _): Who,
+    Args(args): Args<OneArgs>,
+) -> Reply<types::Artifact> {
+    let artifact = visible(&shared, &by, &args.r#ref).await?;
     let regions = shared.queue.regions().await?;
     Ok(axum::Json(view::artifact(artifact, &regions)))
 }
@@ -66,7 +99,7 @@ pub(super) async fn put(
     shared: App,
     Place((artifact, encoding, object)): Place<(ArtifactId, EncodingId, String)>,
     request: Request,
-) -> Reply<serde_json::Value> {
+) -> Reply<types::Done> {
     let hashes = &shared.part_hashes;
     if object == "index" {
         let bytes = whole(request.into_body(), INDEX_MAX_BYTES).await?;
@@ -93,9 +126,10 @@ fn published_name(app: &AppName, artifact: &ArtifactId) -> String {
 
 pub(super) async fn publish(
     shared: App,
-    Who(_, actor): Who,
+    Who(by, actor): Who,
     Json(request): Json<types::PublishRequest>,
 ) -> Reply<types::Artifact> {
+    by.may(&request.app)?;
     // First the app: the other check reads a bucket.
     shared.queue.app(&request.app).await?;
     let stored = uploads::stored(&shared.main, &request.artifact, &request.encoding).await?;

@@ -1,16 +1,13 @@
 //! A worker's calls: take a job, keep it, log, end it.
 
-use axum::{
-    extract::Request,
-    http::StatusCode,
-    response::{IntoResponse as _, Response},
-};
+use axum::{extract::Request, http::StatusCode};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_client::types::{self, Outcome};
 use shoal_proto::{MachineName, state::JobStatus};
 use shoal_queue::{Bell, Claimant, End, Lease};
 
-use super::{App, Args, JSON_MAX_BYTES, Json, Place, Reply, Who, apps, done, whole};
+use super::{App, Args, JSON_MAX_BYTES, Json, Maybe, Peer, Place, Reply, apps, done, whole};
 use crate::{
     error::{ApiError, ApiResult},
     state::{Shared, WORKER_GONE, bell, ms, now_ms, random_token},
@@ -26,9 +23,9 @@ fn lease(lease: types::LeaseRef) -> Lease {
 
 pub(super) async fn claim(
     shared: App,
-    Who(member, _): Who,
+    Peer(member): Peer,
     Json(request): Json<types::ClaimRequest>,
-) -> ApiResult<Response> {
+) -> ApiResult<Maybe<types::ClaimedJob>> {
     if request.host.len() > NAME_MAX_BYTES || request.incarnation.len() > NAME_MAX_BYTES {
         return Err(ApiError::invalid(format!("a name is longer than {NAME_MAX_BYTES} bytes")));
     }
@@ -46,7 +43,7 @@ pub(super) async fn claim(
             break (job, token);
         }
         if !poll.wait(bell).await {
-            return Ok(StatusCode::NO_CONTENT.into_response());
+            return Ok(Maybe(None));
         }
     };
     shared.metrics.job_transitions.with_label_values(&[JobStatus::Running.as_str()]).inc();
@@ -59,7 +56,7 @@ pub(super) async fn claim(
         heartbeat_s: shared.config.heartbeat_s,
         bucket: shared.main.url().into(),
     };
-    Ok(axum::Json(claimed).into_response())
+    Ok(Maybe(Some(claimed)))
 }
 
 /// Notes that a worker's process asks for jobs. What an earlier process of its name held is given on.
@@ -93,7 +90,7 @@ pub(super) async fn heartbeat(
 
 pub(super) async fn watch(
     shared: App,
-    Who(member, _): Who,
+    Peer(member): Peer,
     Place(job): Place<i64>,
     Json(request): Json<types::WatchRequest>,
 ) -> Reply<types::HeartbeatReply> {
@@ -115,11 +112,14 @@ pub(super) async fn watch(
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LogArgs {
+    /// The attempt.
     attempt: u32,
+    /// Its lease.
     lease: String,
+    /// At which byte of the log the body begins.
     offset: u64,
 }
 
@@ -128,7 +128,7 @@ pub(super) async fn log(
     Place(job): Place<i64>,
     Args(args): Args<LogArgs>,
     request: Request,
-) -> Reply<serde_json::Value> {
+) -> Reply<types::Done> {
     let content = whole(request.into_body(), JSON_MAX_BYTES).await?;
     let lease = Lease { attempt: args.attempt, token: args.lease };
     shared.queue.check_lease(job, &lease).await?;

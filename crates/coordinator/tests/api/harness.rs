@@ -187,8 +187,26 @@ impl Cluster {
     }
 
     fn tls(&self, role: Role) -> impl 'static + Clone + use<> {
-        let identity = self.identity(role, "raw", None);
+        let region = (role == Role::Region).then_some("eu");
+        let identity = self.identity(role, "raw", region);
         shoal_pki::client_config(&identity, &self.trust, &[b"http/1.1"]).unwrap()
+    }
+
+    pub(crate) fn ca_pem(&self) -> String {
+        self.ca.cert_pem().into()
+    }
+
+    /// HTTP of somebody who shows no certificate.
+    pub(crate) fn without_certificate(&self) -> reqwest::Client {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.ca.cert_der().to_vec().into()).unwrap();
+        let provider = rustls::crypto::aws_lc_rs::default_provider().into();
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls).build().unwrap()
     }
 
     pub(crate) fn client(&self, role: Role, name: &str, region: Option<&str>) -> Client {

@@ -1,7 +1,9 @@
 //! The coordinator as its callers see it: over real HTTPS on loopback, with real certificates.
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod artifacts;
+mod contract;
 mod harness;
 mod jobs;
 mod queue;

@@ -9,69 +9,6 @@ use shoal_pki::Role;
 use crate::harness::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_role_has_its_own_calls() {
-    let cluster = Cluster::start().await;
-    let id = "0".repeat(64);
-    let calls = [
-        (Role::Operator, Method::GET, "v1/apps".to_string()),
-        (Role::Operator, Method::PUT, "v1/apps/web".into()),
-        (Role::Operator, Method::GET, "v1/apps/web".into()),
-        (Role::Operator, Method::POST, "v1/jobs".into()),
-        (Role::Operator, Method::GET, "v1/jobs".into()),
-        (Role::Operator, Method::GET, "v1/jobs/1".into()),
-        (Role::Operator, Method::POST, "v1/jobs/1/cancel".into()),
-        (Role::Operator, Method::GET, "v1/jobs/1/log".into()),
-        (Role::Operator, Method::GET, "v1/queue".into()),
-        (Role::Operator, Method::POST, "v1/queue/pause".into()),
-        (Role::Operator, Method::POST, "v1/queue/resume".into()),
-        (Role::Operator, Method::GET, "v1/workers".into()),
-        (Role::Operator, Method::POST, "v1/workers/w1/drain".into()),
-        (Role::Operator, Method::POST, "v1/workers/w1/undrain".into()),
-        (Role::Operator, Method::GET, "v1/artifacts".into()),
-        (Role::Operator, Method::GET, "v1/artifact?ref=x".into()),
-        (Role::Operator, Method::GET, format!("v1/uploads/{id}/{id}")),
-        (Role::Operator, Method::PUT, format!("v1/uploads/{id}/{id}/index")),
-        (Role::Operator, Method::POST, "v1/publish".into()),
-        (Role::Operator, Method::POST, "v1/deployments".into()),
-        (Role::Operator, Method::POST, "v1/rollbacks".into()),
-        (Role::Operator, Method::GET, "v1/status".into()),
-        (Role::Operator, Method::GET, "v1/rollouts/1".into()),
-        (Role::Operator, Method::POST, "v1/rollouts/1/cancel".into()),
-        (Role::Operator, Method::GET, "v1/machines".into()),
-        (Role::Operator, Method::GET, "v1/regions".into()),
-        (Role::Operator, Method::POST, "v1/regions/eu/drain".into()),
-        (Role::Operator, Method::POST, "v1/regions/eu/undrain".into()),
-        (Role::Worker, Method::POST, "v1/worker/claim".into()),
-        (Role::Worker, Method::POST, "v1/worker/jobs/1/heartbeat".into()),
-        (Role::Worker, Method::POST, "v1/worker/jobs/1/watch".into()),
-        (Role::Worker, Method::POST, "v1/worker/jobs/1/log".into()),
-        (Role::Worker, Method::POST, "v1/worker/jobs/1/finish".into()),
-        (Role::Region, Method::GET, "v1/region/goals?after=0&wait_s=0".into()),
-        (Role::Region, Method::POST, "v1/region/reports".into()),
-    ];
-    let roles = [Role::Operator, Role::Worker, Role::Region, Role::Agent, Role::Coordinator];
-    for role in roles {
-        let http = cluster.raw(role);
-        for (of, method, path) in &calls {
-            let url = format!("{}/{path}", cluster.url());
-            let response = http.request(method.clone(), url).body("{").send().await.unwrap();
-            let forbidden = response.status() == 403;
-            let body: Value = response.json().await.unwrap();
-            let text = body["error"]["message"].as_str().unwrap_or_default().to_string();
-            if role == *of {
-                assert!(!text.starts_with("only a certificate"), "{role} {path}: {text}");
-            } else {
-                assert!(forbidden, "{role} {method} {path}: {body}");
-                assert!(
-                    text.starts_with(&format!("only a certificate of the role {of}")),
-                    "{text}"
-                );
-            }
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn strangers_get_no_connection() {
     let (cluster, other) = (Cluster::start().await, Cluster::start().await);
     let stranger = other.identity(Role::Operator, "mallory", None);

@@ -1,5 +1,6 @@
 //! What every database must do: functions over its URL, each of which wants an empty database.
 
+mod access;
 mod jobs;
 mod outbox;
 mod queue;
@@ -8,6 +9,7 @@ mod together;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub(crate) use access::*;
 pub(crate) use jobs::*;
 pub(crate) use outbox::*;
 pub(crate) use queue::*;
@@ -17,7 +19,7 @@ use shoal_queue::{Actor, AppRow, Ask, Backoff, Claimant, Job, Lease, Queue, Stor
 pub(crate) use together::*;
 
 pub(crate) fn actor() -> Actor {
-    Actor { name: "alice".into(), origin: "127.0.0.1".into() }
+    Actor { name: "alice".into(), origin: "127.0.0.1".into(), request: None }
 }
 
 pub(crate) fn name(app: &str) -> AppName {
