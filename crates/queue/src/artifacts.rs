@@ -11,6 +11,7 @@ use crate::{
     audit::{self, Actor},
     db::{Queue, Write, count, get, number, parsed, parsed_opt, placeholders},
     error::{QueueError, Result},
+    events,
 };
 
 /// What lies whole in the main bucket.
@@ -83,7 +84,7 @@ pub(crate) struct NewArtifact<'a> {
 /// How many artifacts' copies one query reads: three parameters' worth of columns, far below any limit.
 const COPIES_CHUNK: usize = 500;
 
-fn artifact(row: &AnyRow) -> Result<Artifact> {
+pub(crate) fn artifact(row: &AnyRow) -> Result<Artifact> {
     Ok(Artifact {
         name: get(row, "name")?,
         app: parsed(row, "app")?,
@@ -210,6 +211,7 @@ impl Queue {
         let new = NewArtifact { name, app, stored, origin: Origin::default() };
         if insert(&mut tx, &new, &actor.name, now_ms).await? {
             want_copies(&mut tx, stored, regions, now_ms).await?;
+            events::of_artifact(&mut tx, name, now_ms).await?;
             let detail = stored.artifact.to_string();
             audit::record(&mut tx, now_ms, actor, "artifact.publish", name, &detail).await?;
             tx.commit().await?;
@@ -277,7 +279,7 @@ impl Queue {
         Ok(found)
     }
 
-    async fn add_copies(&self, artifacts: &mut [Artifact]) -> Result<()> {
+    pub(crate) async fn add_copies(&self, artifacts: &mut [Artifact]) -> Result<()> {
         type Key = (ArtifactId, EncodingId);
         let mut copies: BTreeMap<Key, BTreeMap<RegionName, Copy>> = BTreeMap::new();
         for chunk in artifacts.chunks(COPIES_CHUNK) {
