@@ -8,4 +8,4 @@
 mod http;
 pub mod types;
 
-pub use http::{Client, ClientError};
+pub use http::{Client, ClientError, EventQuery, EventStream, Streamed};

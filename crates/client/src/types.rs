@@ -1,5 +1,7 @@
 //! The JSON of the HTTP API. Times are milliseconds since the Unix epoch (`…_ms`) or seconds (`…_s`).
 
+mod events;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +11,8 @@ use shoal_proto::{
     region::MachineReport,
     state::{JobStatus, MachineState, Priority, ReplicationStatus, RolloutStatus, WorkerState},
 };
+
+pub use events::*;
 
 /// The body of every answer that is not 2xx.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -389,7 +393,7 @@ pub struct Waiting {
 }
 
 /// Why jobs are not taken: by anybody, or by a worker.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Halt {
     /// What the operator said.
     pub reason: Option<String>,

@@ -113,4 +113,3 @@ CREATE TABLE auto_deploys (
 -- History is read by what was built but never deployed, too.
 CREATE INDEX rollouts_by_artifact ON rollouts (artifact_name);
 CREATE INDEX rollouts_by_time ON rollouts (created_at, id);
-CREATE INDEX jobs_by_end ON jobs (finished_at) WHERE finished_at IS NOT NULL;

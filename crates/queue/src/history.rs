@@ -150,8 +150,8 @@ impl Queue {
         loop {
             let mut tx = self.write().await?;
             let rows = sqlx::query(
-                "SELECT j.id FROM jobs j WHERE j.finished_at < $1 AND j.status IN ('SUCCEEDED', 'FAILED', 'CANCELLED') \
-                 AND NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.name = j.name) ORDER BY j.finished_at LIMIT $2",
+                "SELECT j.id FROM jobs j WHERE j.created_at < $1 AND j.finished_at < $1 AND j.status IN ('SUCCEEDED', 'FAILED', 'CANCELLED') \
+                 AND NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.name = j.name) ORDER BY j.created_at LIMIT $2",
             )
             .bind(before_ms)
             .bind(FORGOTTEN_AT_ONCE)

@@ -5,11 +5,16 @@
 
 mod apps;
 mod deploy;
+mod events;
 mod fleet;
+mod follow;
+mod history;
+mod hooks;
 mod jobs;
 mod queue;
 mod regions;
 mod uploads;
+mod webhooks;
 mod workers;
 
 use std::{sync::Arc, time::Instant};
@@ -23,13 +28,15 @@ use axum::{
     http::{StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::Response,
-    routing::{get, post, put},
+    routing::{delete, get, post, put},
 };
 use prometheus::IntGauge;
 use serde::de::DeserializeOwned;
 use shoal_pki::{Member, Role};
 use shoal_process::Caller;
 use shoal_queue::Actor;
+
+pub(crate) use hooks::AT_ONCE as HOOKS_AT_ONCE;
 
 use crate::{
     error::{ApiError, ApiResult},
@@ -52,6 +59,18 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
     let operator = Router::new()
         .route("/v1/apps", get(apps::list))
         .route("/v1/apps/{app}", get(apps::one).put(apps::set))
+        .route(
+            "/v1/apps/{app}/push",
+            get(follow::push).put(follow::set_push).delete(follow::unset_push),
+        )
+        .route("/v1/apps/{app}/auto-deploy", get(follow::auto_deploy).post(follow::set_auto_deploy))
+        .route("/v1/events", get(events::stream))
+        .route("/v1/events/recent", get(events::recent))
+        .route("/v1/history", get(history::list))
+        .route("/v1/webhooks", get(webhooks::list).post(webhooks::add))
+        .route("/v1/webhooks/{webhook}", delete(webhooks::remove))
+        .route("/v1/webhooks/{webhook}/test", post(webhooks::test))
+        .route("/v1/webhooks/{webhook}/deliveries", get(webhooks::deliveries))
         .route("/v1/jobs", get(jobs::list).post(jobs::submit))
         .route("/v1/jobs/{job}", get(jobs::one))
         .route("/v1/jobs/{job}/cancel", post(jobs::cancel))
@@ -88,7 +107,12 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/region/goals", get(regions::goals))
         .route("/v1/region/reports", post(regions::reports))
         .route_layer(middleware::from_fn_with_state(Role::Region, require));
+    // Whoever calls these proves it by a signature of its own.
+    let hooks = Router::new()
+        .route("/v1/hooks/github", post(hooks::github))
+        .route("/v1/hooks/gitlab", post(hooks::gitlab));
     Router::new()
+        .merge(hooks)
         .merge(operator)
         .merge(worker)
         .merge(region)
