@@ -3,6 +3,7 @@
 
 mod by_hand;
 mod deploys;
+mod events;
 mod faults;
 mod goals;
 mod harness;

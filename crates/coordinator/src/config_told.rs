@@ -13,11 +13,13 @@ pub struct EventsConfig {
     pub keep_s: f64,
     /// How many are kept at most.
     pub keep_max: u32,
+    /// A reader of the stream that takes nothing for this long, with its buffer full, is dropped.
+    pub slow_s: f64,
 }
 
 impl Default for EventsConfig {
     fn default() -> Self {
-        Self { keep_s: 7.0 * 86_400.0, keep_max: 1_000_000 }
+        Self { keep_s: 7.0 * 86_400.0, keep_max: 1_000_000, slow_s: 30.0 }
     }
 }
 
@@ -59,8 +61,8 @@ impl EventsConfig {
         Ok(())
     }
 
-    pub(crate) fn times(&self) -> [(&'static str, f64); 1] {
-        [("events.keep_s", self.keep_s)]
+    pub(crate) fn times(&self) -> [(&'static str, f64); 2] {
+        [("events.keep_s", self.keep_s), ("events.slow_s", self.slow_s)]
     }
 }
 

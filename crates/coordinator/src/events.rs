@@ -36,9 +36,6 @@ const STREAM_REST: Duration = Duration::from_millis(100);
 /// How often a stream says that it is there.
 const STREAM_BEAT: Duration = Duration::from_secs(15);
 
-/// A reader that takes nothing for this long, with its buffer full, is dropped.
-pub(crate) const STREAM_SLOW: Duration = Duration::from_secs(30);
-
 /// Gives numbers to events until it is stopped.
 pub(crate) async fn number(shared: Arc<Shared>, stop: CancellationToken) {
     loop {
@@ -118,8 +115,6 @@ pub(crate) struct Follow {
     pub(crate) filter: EventFilter,
     /// After this event; none: from now on.
     pub(crate) after: Option<i64>,
-    /// How long a reader may take nothing.
-    pub(crate) slow: Duration,
 }
 
 /// Streams events, from a place among the streams, until the reader hangs up, is too slow, or the coordinator stops.
@@ -182,6 +177,7 @@ async fn feed(
     cursor: &mut i64,
     frames: &mpsc::Sender<Bytes>,
 ) -> End {
+    let slow = seconds(shared.config.events.slow_s);
     let mut beat = tokio::time::Instant::now() + STREAM_BEAT;
     loop {
         let bell = bell(&shared.events_moved);
@@ -196,7 +192,7 @@ async fn feed(
                 let is_full = page.len() == STREAM_PAGE as usize;
                 for event in page {
                     let seq = event.seq;
-                    match frames.send_timeout(frame(event), follow.slow).await {
+                    match frames.send_timeout(frame(event), slow).await {
                         Ok(()) => *cursor = seq,
                         Err(mpsc::error::SendTimeoutError::Timeout(_)) => return End::Slow,
                         Err(mpsc::error::SendTimeoutError::Closed(_)) => return End::Quiet,

@@ -217,6 +217,13 @@ async fn tell(shared: &Shared, id: i64) -> Result<bool, QueueError> {
                 result,
                 "a webhook was not told"
             );
+            // Those that waited behind it for as long are not tried one by one.
+            let before = now - crate::state::ms(seconds(config.give_up_s));
+            let given_up = shared.queue.give_up_deliveries(id, before, reason, now).await?;
+            if given_up > 0 {
+                tracing::warn!(webhook = id, messages = given_up, "a webhook failed for too long");
+                shared.metrics.webhook_attempts.with_label_values(&["given_up"]).inc_by(given_up);
+            }
             return Ok(false);
         }
     }

@@ -344,6 +344,32 @@ impl Queue {
         Ok(status)
     }
 
+    /// Gives up what waits for a webhook since before a time, because it fails for this reason. Returns how many.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the database fails.
+    pub async fn give_up_deliveries(
+        &self,
+        webhook: i64,
+        before_ms: i64,
+        reason: &str,
+        now_ms: i64,
+    ) -> Result<u64> {
+        let mut tx = self.write().await?;
+        let given_up = sqlx::query(
+            "UPDATE deliveries SET status = 'GIVEN_UP', finished_at = $1, reason = COALESCE(reason, $2) \
+             WHERE webhook = $3 AND status = 'PENDING' AND created_at < $4",
+        )
+        .bind(now_ms)
+        .bind(short(reason))
+        .bind(webhook)
+        .bind(before_ms)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(given_up.rows_affected())
+    }
+
     /// Keeps what became of a test message, which is tried once.
     ///
     /// # Errors

@@ -87,7 +87,7 @@ pub(super) async fn stream(
         );
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", text)
     })?;
-    let follow = Follow { filter, after, slow: events::STREAM_SLOW };
+    let follow = Follow { filter, after };
     let stream = events::stream(shared.0.clone(), follow, place).await?;
     let mut response = Response::new(Body::from_stream(stream));
     let headers = response.headers_mut();

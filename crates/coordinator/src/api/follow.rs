@@ -52,8 +52,10 @@ pub(super) async fn set_push(
     if branch.len() > NAME_MAX_BYTES || repository.len() > NAME_MAX_BYTES {
         return Err(ApiError::invalid(format!("a name is longer than {NAME_MAX_BYTES} bytes")));
     }
-    let secret = webhooks::secret(&request.secret)?;
-    let sealed = shared.secrets.seal(&owner(&name), &secret);
+    // Checked as a secret, and kept as it is written: forges sign with the text.
+    let secret = request.secret.trim();
+    webhooks::secret(secret)?;
+    let sealed = shared.secrets.seal(&owner(&name), secret.as_bytes());
     let sealed = sealed.map_err(|error| ApiError::internal(error.to_string()))?;
     let repository =
         if repository.trim().is_empty() { String::new() } else { canonical(&repository) };

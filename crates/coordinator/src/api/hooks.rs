@@ -23,8 +23,11 @@ use crate::{
 /// The longest body, in bytes: GitHub names at most 2,048 commits of a push.
 const BODY_MAX_BYTES: usize = 8 << 20;
 
-/// How many bodies are read at once, which bounds the memory that strangers may take.
-pub(crate) const AT_ONCE: usize = 4;
+/// How many bodies are read at once, which bounds the memory that strangers may take to 64 MiB.
+pub(crate) const AT_ONCE: usize = 8;
+
+/// How long a call waits for its place: a forge does not come again by itself.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a body may take to come.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,7 +66,10 @@ fn is_signed(forge: Forge, headers: &HeaderMap, secret: &[u8], body: &[u8]) -> b
                 // A signature covers the body, and a token does not: where there is one, it decides.
                 [Some(id), Some(timestamp), Some(signature)] => {
                     let now_s = now_ms() / 1_000;
-                    signatures::is_signed(secret, (id, timestamp, signature), body, now_s)
+                    // Its signing tokens are written as Standard Webhooks writes secrets; its other ones are plain text.
+                    let text = std::str::from_utf8(secret).unwrap_or_default();
+                    let key = signatures::secret_bytes(text).unwrap_or_else(|_| secret.to_vec());
+                    signatures::is_signed(&key, (id, timestamp, signature), body, now_s)
                 }
                 _ => header(headers, "x-gitlab-token")
                     .is_some_and(|token| signatures::is_token(secret, token)),
@@ -107,7 +113,8 @@ async fn take(shared: &Shared, forge: Forge, request: Request) -> ApiResult<type
     if !shared.hook_limit.allows(origin, Instant::now()) {
         return Err(busy());
     }
-    let _place = shared.hook_places.try_acquire().map_err(|_| busy())?;
+    let place = tokio::time::timeout(PLACE_TIMEOUT, shared.hook_places.acquire()).await;
+    let _place = place.map_err(|_| busy())?;
     let (parts, body) = request.into_parts();
     let body = tokio::time::timeout(BODY_TIMEOUT, whole(body, BODY_MAX_BYTES)).await;
     let body = body.map_err(|_| {

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod artifacts;
+mod events;
 mod harness;
 mod jobs;
+mod pushes;
 mod queue;
 mod refusals;
 mod rollouts;

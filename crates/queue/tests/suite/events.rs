@@ -294,7 +294,16 @@ pub(crate) async fn a_delivery_is_tried_until_it_is_taken_or_given_up(url: &str)
     assert_eq!((delivered.answer, delivered.latency_ms), (Some(204), Some(3)));
     assert_eq!((delivered.reason.as_ref(), delivered.finished_at_ms), (None, Some(201)));
     assert!(queue.webhooks_due().await.unwrap().is_empty());
-    let test = queue.keep_test(hook, "test_1", "webhook:test", &refused, 300).await.unwrap();
+    // What waited for as long as it may is given up together.
+    submit(&queue, "web", 400).await;
+    submit(&queue, "web", 500).await;
+    events(&queue).await;
+    assert_eq!(queue.give_up_deliveries(hook, 450, "away", 600).await.unwrap(), 1);
+    let due = queue.deliveries_due(hook, 600, 10).await.unwrap();
+    assert_eq!(due.iter().map(|due| due.created_at_ms).collect::<Vec<_>>(), [500]);
+    let log = queue.deliveries(hook, 2).await.unwrap();
+    assert_eq!((log[1].status, log[1].reason.as_deref()), (DeliveryStatus::GivenUp, Some("away")));
+    let test = queue.keep_test(hook, "test_1", "webhook:test", &refused, 700).await.unwrap();
     assert_eq!((test.status, test.seq), (DeliveryStatus::GivenUp, None));
     assert_eq!(queue.deliveries(hook, 1).await.unwrap(), [test]);
 }
