@@ -107,6 +107,11 @@ async fn what_is_forgotten_is_a_gap() {
     for _ in 0..4 {
         build(&operator, "web").await;
     }
+    wait_for("all to have numbers", async || {
+        let page = cluster.metrics().await;
+        if page.contains("shoal_coordinator_events_total 4\n") { Ok(()) } else { Err("not yet") }
+    })
+    .await;
     wait_for("the oldest to be forgotten", async || {
         let events = operator.events(&EventQuery::default(), 100).await.unwrap();
         if events.is_empty() { Ok(()) } else { Err(events.len()) }
