@@ -332,7 +332,7 @@ pub(crate) async fn a_push_is_taken_once_and_marks_its_job(url: &str) {
         updated_at_ms: 1,
     };
     queue.set_push(&source, &actor()).await.unwrap();
-    assert_eq!(queue.push_sources().await.unwrap(), [source.clone()]);
+    assert_eq!(queue.push_sources().await.unwrap(), std::slice::from_ref(&source));
     let (push, wanted) = (Push { delivery: "d1".into(), branch: "main".into() }, ask("web"));
     // The same delivery, twenty times at once.
     let mut tasks = JoinSet::new();
