@@ -4,6 +4,7 @@
 mod access;
 mod by_hand;
 mod deploys;
+mod events;
 mod faults;
 mod goals;
 mod harness;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use shoal_client::{
-    Client,
+    Client, EventQuery,
     types::{BuildRequest, DeployRequest},
 };
 use shoal_proto::{
@@ -144,6 +144,17 @@ async fn two_coordinators_serve_at_once_and_one_takes_over_from_the_other() {
     says(&cluster, "third");
     let jobs = left.jobs(None, 100).await.unwrap();
     assert!(jobs.iter().all(|job| job.status == JobStatus::Succeeded), "{jobs:?}");
+    // What happened is told without a gap, whoever did it and whoever numbered it.
+    wait_for("all events", async || {
+        let events = left.events(&EventQuery::default(), 1_000).await;
+        let events = events.map_err(|error| error.to_string())?;
+        let ids: Vec<_> = events.iter().rev().map(|event| event.id).collect();
+        assert_eq!(ids, (1..=ids.len() as i64).collect::<Vec<_>>());
+        let of = |kind: &str| events.iter().filter(|event| event.kind == kind).count();
+        let ends = ["build:completed", "replication:completed", "deploy:completed"].map(of);
+        if ends == [3; 3] { Ok(()) } else { Err(format!("{ends:?}")) }
+    })
+    .await;
     let machines = left.machines(None, None).await.unwrap();
     assert_eq!(machines.len(), 2);
     let state = |machine: &shoal_client::types::Machine| machine.apps[0].report.state;

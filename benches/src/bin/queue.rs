@@ -24,6 +24,9 @@ use shoal_test_postgres::{Database, Server};
 use sqlx::{AssertSqlSafe, Connection as _};
 use tokio::{sync::Barrier, task::JoinSet};
 
+/// How long whoever numbers events rests.
+const NUMBER_REST: Duration = Duration::from_millis(20);
+
 /// Measures dequeue and complete on PostgreSQL and on SQLite.
 #[derive(Parser)]
 struct Args {
@@ -39,6 +42,9 @@ struct Args {
     /// How many jobs have ended before.
     #[arg(long, default_value_t = 0)]
     history: usize,
+    /// Number the events meanwhile, as the coordinator on duty does.
+    #[arg(long)]
+    events: bool,
     /// Only this engine, for a profile: postgres or sqlite.
     #[arg(long, value_parser = ["postgres", "sqlite"])]
     only: Option<String>,
@@ -139,9 +145,13 @@ async fn round(args: &Args, url: &str) -> anyhow::Result<Round> {
     for worker in 0..args.workers {
         tasks.spawn(work(queue.clone(), worker, regions.clone(), start.clone()));
     }
+    let numbering = args.events.then(|| tokio::spawn(number(queue.clone())));
     let mut runs = Vec::with_capacity(args.jobs);
     while let Some(ended) = tasks.join_next().await {
         runs.extend(ended??);
+    }
+    if let Some(numbering) = numbering {
+        numbering.abort();
     }
     let ended = queue.jobs(None, u32::try_from(args.jobs)?).await?;
     ensure!(
@@ -198,6 +208,16 @@ async fn add_history(url: &str, jobs: usize) -> anyhow::Result<()> {
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await?;
     sqlx::raw_sql("ANALYZE").execute(&mut connection).await?;
     Ok(connection.close().await?)
+}
+
+/// Gives events their numbers, and rests for a moment where there is none.
+async fn number(queue: Queue) {
+    loop {
+        // What fails is tried again; the rate shows it.
+        if queue.number_events().await.unwrap_or_default() == 0 {
+            tokio::time::sleep(NUMBER_REST).await;
+        }
+    }
 }
 
 /// A worker that does nothing between a job's start and its end.

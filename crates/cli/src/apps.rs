@@ -1,5 +1,7 @@
 //! `shoal app`: what is built, how, and where it goes.
 
+mod follow;
+
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
@@ -32,6 +34,10 @@ pub(crate) enum AppCommand {
         #[command(flatten)]
         connection: Connection,
     },
+    /// Let pushes to a repository's main branch start builds, or show which do.
+    Push(follow::PushArgs),
+    /// Deploy by itself what pushes bring, or show whether that is done.
+    AutoDeploy(follow::AutoDeployArgs),
 }
 
 #[derive(clap::Args)]
@@ -196,6 +202,8 @@ impl AppCommand {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Set(args) => args.run().await,
+            Self::Push(args) => args.run().await,
+            Self::AutoDeploy(args) => args.run().await,
             Self::List { connection } => {
                 let apps = connection.client()?.apps().await?;
                 show::print_as(connection.json, &apps, |apps| list(apps))

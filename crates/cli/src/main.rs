@@ -13,13 +13,16 @@ mod audit;
 mod connect;
 mod demo;
 mod deploy;
+mod events;
 mod fleet;
+mod history;
 mod jobs;
 mod login;
 mod pki;
 mod queue;
 mod show;
 mod token;
+mod webhooks;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -88,6 +91,13 @@ enum Command {
     Rollback(deploy::RollbackArgs),
     /// Show how each app's rollout is.
     Status(deploy::StatusArgs),
+    /// Show what was built, copied and deployed, newest first.
+    History(history::HistoryArgs),
+    /// Show what happens: builds, copies, deployments.
+    Events(events::EventsArgs),
+    /// Have what happens told to an address of yours.
+    #[command(subcommand)]
+    Webhook(webhooks::WebhookCommand),
     /// List machines and what they run.
     Machines(fleet::MachinesArgs),
     /// Show the queue of builds, pause it, resume it.
@@ -219,6 +229,9 @@ impl Command {
             Self::Deploy(args) => args.run().await,
             Self::Rollback(args) => args.run().await,
             Self::Status(args) => args.run().await,
+            Self::History(args) => args.run().await,
+            Self::Events(args) => args.run().await,
+            Self::Webhook(command) => command.run().await,
             Self::Machines(args) => args.run().await,
             Self::Regions(args) => args.run().await,
             Self::Queue(command) => command.run().await,

@@ -1,5 +1,7 @@
 //! The client: one method a call.
 
+mod events;
+
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
@@ -21,6 +23,8 @@ use crate::types::{
     Machine, Page, PublishRequest, QueueStatus, Region, RegionReports, RollbackRequest, Rollout,
     UploadState, WatchRequest, Worker,
 };
+
+pub use events::{EventQuery, EventStream, Streamed};
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

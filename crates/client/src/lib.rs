@@ -9,4 +9,4 @@ mod access;
 mod http;
 pub mod types;
 
-pub use http::{Client, ClientError};
+pub use http::{Client, ClientError, EventQuery, EventStream, Streamed};

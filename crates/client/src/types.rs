@@ -1,6 +1,7 @@
 //! The JSON of the HTTP API. Times are milliseconds since the Unix epoch (`…_ms`) or seconds (`…_s`).
 
 mod access;
+mod events;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,8 @@ use shoal_proto::{
     region::MachineReport,
     state::{JobStatus, MachineState, Priority, ReplicationStatus, RolloutStatus, WorkerState},
 };
+
+pub use events::*;
 
 /// The body of every answer that is not 2xx.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -393,7 +396,7 @@ pub struct Waiting {
 }
 
 /// Why jobs are not taken: by anybody, or by a worker.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Halt {
     /// What the operator said.
     pub reason: Option<String>,

@@ -11,6 +11,8 @@ use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 use shoal_proto::RegionName;
 
+use crate::config_told::{EventsConfig, WebhooksConfig};
+
 /// The flags of `shoal coordinator`. Each overrides the key of the same name in the file.
 #[derive(Debug, Clone, Default, clap::Args, Serialize)]
 pub struct Args {
@@ -171,6 +173,20 @@ pub struct Config {
     /// How long a recovery hears the region processes at least: two of their long polls.
     #[serde(default = "recover_settle_default")]
     pub recover_settle_s: f64,
+    /// How long builds that left no artifact are kept in the history, with their attempts; none: for ever. What has an
+    /// artifact is kept with it.
+    #[serde(default)]
+    pub history_keep_s: Option<f64>,
+    /// File from which the key is derived that the secrets of webhooks and pushes are sealed with in the database, the same
+    /// for all coordinators; none: the goal key.
+    #[serde(default)]
+    pub secrets_key: Option<PathBuf>,
+    /// How long events are kept.
+    #[serde(default)]
+    pub events: EventsConfig,
+    /// How webhooks are told.
+    #[serde(default)]
+    pub webhooks: WebhooksConfig,
 }
 
 fn listen_default() -> SocketAddr {
@@ -288,7 +304,10 @@ impl Config {
             ("keep_ended_token_s", self.keep_ended_token_s),
             ("no_machine_grace_s", self.no_machine_grace_s),
             ("recover_settle_s", self.recover_settle_s),
+            ("history_keep_s", self.history_keep_s.unwrap_or(1.0)),
         ];
+        self.events.check()?;
+        let times = times.into_iter().chain(self.events.times()).chain(self.webhooks.times());
         for (key, value) in times {
             ensure!(
                 value > 0.0 && value <= TIME_MAX_S,
@@ -359,6 +378,10 @@ mod tests {
             ("reap_share = 1.5", "reap_share"),
             ("backoff_s = 0", "backoff_s"),
             ("hearbeat_s = 1", "hearbeat_s"),
+            ("history_keep_s = 0", "history_keep_s"),
+            ("events.keep_max = 0", "events.keep_max"),
+            ("webhooks.retry_s = 0", "webhooks.retry_s"),
+            ("webhooks.alow_http = true", "alow_http"),
             ("[[regions]]\nname = 'A b'\nbucket = 'x'", "region name"),
             (
                 "[[regions]]\nname = 'a'\nbucket = 'x'\n[[regions]]\nname = 'a'\nbucket = 'y'",

@@ -1,5 +1,5 @@
 //! What only one coordinator at a time does: the reaper, the copies, the ends of rollouts, telling the goal store,
-//! forgetting machines.
+//! numbering events, telling webhooks, deploying main branches, forgetting what is old.
 //!
 //! Each coordinator asks for the duty every [`Duty::PERIOD`]; the one that has it runs these tasks, and ends them when
 //! it loses it. All that they know is in the database, so a successor goes on where the one before stopped.
@@ -9,7 +9,9 @@ use std::{panic, sync::Arc};
 use shoal_queue::Duty;
 use tokio::task::{JoinError, JoinSet};
 
-use crate::{forget, outbox, reaper, replicate, rollout, state::Shared};
+use crate::{
+    auto_deploy, events, forget, outbox, reaper, replicate, rollout, state::Shared, webhooks,
+};
 
 /// Asks for the duty and does it, until the process stops. `owner` is this process, in the rows of copies.
 pub(crate) async fn run(shared: Arc<Shared>, owner: String) {
@@ -35,6 +37,10 @@ async fn on_duty(shared: &Arc<Shared>, duty: &mut Duty, owner: &str) {
     tasks.spawn(replicate::run(shared.clone(), owner.into(), stop.clone()));
     tasks.spawn(rollout::run(shared.clone(), stop.clone()));
     tasks.spawn(forget::run(shared.clone(), stop.clone()));
+    tasks.spawn(events::number(shared.clone(), stop.clone()));
+    tasks.spawn(events::forget(shared.clone(), stop.clone()));
+    tasks.spawn(webhooks::run(shared.clone(), stop.clone()));
+    tasks.spawn(auto_deploy::run(shared.clone(), stop.clone()));
     if let Some(store) = shared.goal_store.clone() {
         tasks.spawn(outbox::run(shared.clone(), store, stop.clone()));
     }

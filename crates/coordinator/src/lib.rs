@@ -13,6 +13,8 @@
 //! - `rollout` counts machines and ends rollouts by the rules of `shoal-rollout`;
 //! - `reaper` gives on the jobs of workers that are gone, and lets jobs be taken that waited for their next attempt;
 //! - `outbox` tells the goal store (etcd), where there is one, which goals were set;
+//! - `events` gives numbers to what happened and forgets what is old; `webhooks` tells it to those who asked for it;
+//! - `auto_deploy` deploys what a push to the main branch brought, where an app says so;
 //! - `forget` drops machines and workers that are gone.
 //!
 //! Who waits is woken: a queued job, a cancelled one, a finished upload, a new goal and a batch of reports each ring a bell
@@ -26,11 +28,15 @@
 //! files (`logs`).
 
 mod api;
+mod auto_deploy;
 mod config;
+mod config_told;
 mod duty;
 mod error;
+mod events;
 mod forget;
 mod goals;
+mod hooks;
 mod logs;
 mod metrics;
 mod outbox;
@@ -39,9 +45,12 @@ mod recover;
 mod registry;
 mod replicate;
 mod rollout;
+mod secrets;
+mod signatures;
 mod state;
 mod uploads;
 mod view;
+mod webhooks;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -59,12 +68,13 @@ use shoal_pki::{ClientAuth, GoalSigner, Role, Trust};
 use shoal_proto::state::TokenRole;
 use shoal_queue::{Queue, sqlite_url};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, Semaphore},
     task::{JoinHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Args, Config, RegionConfig};
+pub use config_told::{EventsConfig, WebhooksConfig};
 
 use state::{Shared, now_ms, random_token};
 
@@ -205,6 +215,12 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     let names: Vec<_> = buckets.keys().cloned().collect();
     queue.set_regions(&names, now_ms()).await?;
 
+    let secrets_key = config.secrets_key.as_ref().unwrap_or(&config.goal_key);
+    let secrets = std::fs::read(secrets_key)
+        .with_context(|| format!("cannot read the secrets' key {}", secrets_key.display()))?;
+    let secrets = secrets::Secrets::new(&secrets)?;
+    let webhook_client = webhooks::client(&config)?;
+
     let tls = shoal_pki::server_config(&identity, &trust, &[b"http/1.1"], ClientAuth::Optional)?;
     let shared = Arc::new(Shared {
         queue,
@@ -223,6 +239,13 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
         goals_moved: Notify::new(),
         rollouts_moved: Notify::new(),
         cancels: Notify::new(),
+        happened: Notify::new(),
+        events_moved: Notify::new(),
+        streams: Arc::new(Semaphore::new(events::STREAMS_MAX)),
+        secrets,
+        webhook_client,
+        hook_limit: hooks::Limit::default(),
+        hook_places: Semaphore::new(api::HOOKS_AT_ONCE),
         workers: Mutex::new(HashMap::new()),
         seen: Mutex::new(HashMap::new()),
         tokens_used: Mutex::new(HashMap::new()),

@@ -40,6 +40,16 @@ pub(crate) struct Metrics {
     pub(crate) reports: IntCounterVec,
     /// Times that a background task failed and tries again.
     pub(crate) task_failures: IntCounterVec,
+    /// Events that were given numbers.
+    pub(crate) events: IntCounter,
+    /// Streams whose readers were too slow.
+    pub(crate) streams_dropped: IntCounter,
+    /// Attempts to tell a webhook, by what became of them.
+    pub(crate) webhook_attempts: IntCounterVec,
+    webhooks_waiting: IntGauge,
+    webhooks_oldest_seconds: IntGauge,
+    /// Pushes that came, by what became of them.
+    pub(crate) pushes: IntCounterVec,
     /// Jobs that were taken from workers that were gone.
     pub(crate) jobs_lost: IntCounter,
     /// Jobs of silent workers that the reaper does not give on yet.
@@ -135,6 +145,29 @@ impl Metrics {
                 "Times that a background task failed; it tries again",
                 &["task"],
             )?,
+            events: counter("events_total", "Events that were given numbers, where that runs")?,
+            streams_dropped: counter(
+                "event_streams_dropped_total",
+                "Streams of events whose readers were too slow",
+            )?,
+            webhook_attempts: counters(
+                "webhook_attempts_total",
+                "Attempts to tell a webhook, where that runs, by what became of them",
+                &["result"],
+            )?,
+            webhooks_waiting: gauge(
+                "webhook_messages",
+                "Messages that webhooks have not taken yet",
+            )?,
+            webhooks_oldest_seconds: gauge(
+                "webhook_messages_oldest_seconds",
+                "How long one of them has waited",
+            )?,
+            pushes: counters(
+                "pushes_total",
+                "Pushes to main branches, by what became of them",
+                &["result"],
+            )?,
             jobs_lost: counter(
                 "jobs_lost_total",
                 "Jobs that were taken from workers that were gone, through this coordinator",
@@ -179,9 +212,10 @@ pub(crate) async fn refresh(shared: &Shared) {
             Some(_) => shared.queue.outbox_depth().await?,
             None => OutboxDepth::default(),
         };
-        Ok::<_, shoal_queue::QueueError>((queue, copies, rollouts, machines, outbox))
+        let webhooks = shared.queue.deliveries_waiting().await?;
+        Ok::<_, shoal_queue::QueueError>((queue, copies, rollouts, machines, outbox, webhooks))
     };
-    let Ok((queue, copies, rollouts, machines, outbox)) = all.await else {
+    let Ok((queue, copies, rollouts, machines, outbox, webhooks)) = all.await else {
         metrics.gauge_failures.inc();
         return;
     };
@@ -209,6 +243,9 @@ pub(crate) async fn refresh(shared: &Shared) {
     metrics.goal_outbox.set(gauge(outbox.goals));
     let waits_ms = outbox.oldest_since_ms.map_or(0, |since_ms| (now_ms() - since_ms).max(0));
     metrics.goal_outbox_oldest_seconds.set(waits_ms / 1_000);
+    metrics.webhooks_waiting.set(gauge(webhooks.0));
+    let waits_ms = webhooks.1.map_or(0, |since_ms| (now_ms() - since_ms).max(0));
+    metrics.webhooks_oldest_seconds.set(waits_ms / 1_000);
     metrics.jobs_deferred.set(gauge(queue.deferred));
     metrics.jobs_running.set(gauge(queue.running));
     metrics.queue_paused.set(i64::from(queue.paused.is_some()));

@@ -13,7 +13,7 @@ use std::{
 };
 
 use shoal_proto::RegionName;
-use shoal_queue::{CopyJob, QueueError};
+use shoal_queue::{Bell, CopyJob, QueueError};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -130,7 +130,9 @@ async fn one(shared: &Shared, owner: &str, job: &CopyJob) {
         Ok(Some(bytes)) => {
             count("complete");
             tracing::info!(%artifact, %region, bytes, "copy complete");
-            shared.queue.copy_complete(job, owner, bytes, now_ms()).await
+            let complete = shared.queue.copy_complete(job, owner, bytes, now_ms()).await;
+            shared.ring(Bell::Events);
+            complete
         }
         Ok(None) => {
             count("taken_over");

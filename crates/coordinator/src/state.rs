@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     pin::Pin,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -12,12 +12,12 @@ use shoal_origin::Bucket;
 use shoal_pki::{GoalSigner, Trust};
 use shoal_proto::{MachineName, RegionName};
 use shoal_queue::{Actor, Backoff, Bell, Queue};
-use tokio::sync::{Notify, futures::Notified};
+use tokio::sync::{Notify, Semaphore, futures::Notified};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config, logs::Logs, metrics::Metrics, recover::Recovery, registry::Registry,
-    uploads::PartHashes,
+    config::Config, hooks::Limit, logs::Logs, metrics::Metrics, recover::Recovery,
+    registry::Registry, secrets::Secrets, uploads::PartHashes,
 };
 
 /// How often a region process's being alive is written down.
@@ -63,6 +63,20 @@ pub(crate) struct Shared {
     pub(crate) tokens_used: Mutex<HashMap<i64, i64>>,
     /// The OpenAPI document.
     pub(crate) openapi: serde_json::Value,
+    /// Something happened that has no number yet.
+    pub(crate) happened: Notify,
+    /// Events got numbers.
+    pub(crate) events_moved: Notify,
+    /// Places for streams of events.
+    pub(crate) streams: Arc<Semaphore>,
+    /// Seals secrets in the database.
+    pub(crate) secrets: Secrets,
+    /// Tells webhooks.
+    pub(crate) webhook_client: reqwest::Client,
+    /// How often strangers may call.
+    pub(crate) hook_limit: Limit,
+    /// Places for their bodies.
+    pub(crate) hook_places: Semaphore,
     /// The process stops.
     pub(crate) stop: CancellationToken,
 }
@@ -112,12 +126,15 @@ impl Shared {
 
     /// Wakes those who wait for something here.
     pub(crate) fn wake(&self, bell: Bell) {
+        // Whatever rings may have happened just now.
+        self.happened.notify_waiters();
         match bell {
             Bell::Jobs => self.job_waits.notify_waiters(),
             Bell::Copies => self.copy_waits.notify_one(),
             Bell::Goals => self.goals_moved.notify_waiters(),
             Bell::Rollouts => self.rollouts_moved.notify_one(),
             Bell::Cancels => self.cancels.notify_waiters(),
+            Bell::Events => self.events_moved.notify_waiters(),
         }
     }
 

@@ -9,9 +9,11 @@ mod guests;
 mod https;
 mod logging;
 mod metrics;
+mod roots;
 
 pub use config::load_config;
 pub use files::{announce, load_identity, write_atomic};
 pub use https::{Caller, serve_https, serve_metrics};
 pub use logging::{LogFormat, init_tracing, shutdown};
 pub use metrics::Meters;
+pub use roots::public_tls;

@@ -11,6 +11,7 @@ use crate::{
     audit::{self, Actor},
     db::{Queue, Write, count, get, number, parsed, parsed_opt, placeholders},
     error::{QueueError, Result},
+    events,
 };
 
 /// What lies whole in the main bucket.
@@ -210,6 +211,7 @@ impl Queue {
         let new = NewArtifact { name, app, stored, origin: Origin::default() };
         if insert(&mut tx, &new, &actor.name, now_ms).await? {
             want_copies(&mut tx, stored, regions, now_ms).await?;
+            events::of_artifact(&mut tx, name, now_ms).await?;
             let detail = stored.artifact.to_string();
             audit::record(&mut tx, now_ms, actor, "artifact.publish", name, &detail).await?;
             tx.commit().await?;

@@ -4,6 +4,7 @@ use crate::{
     db::Queue,
     dialect::{Dialect, FIRST, POSTGRES_CLAIM},
     error::{QueueError, Result},
+    events::{self, EventKind},
     jobs::{Claimant, Job, Lease, job},
 };
 
@@ -79,6 +80,7 @@ impl Queue {
         .bind(now_ms)
         .execute(&mut *tx)
         .await?;
+        events::of_job(&mut tx, EventKind::BuildInit, job.id, now_ms).await?;
         tx.commit().await?;
         Ok(Some(job))
     }

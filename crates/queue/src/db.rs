@@ -114,14 +114,18 @@ impl DerefMut for Write {
 }
 
 /// The migrations, and whether each is for SQLite, too.
-const MIGRATIONS: [(i64, &str, bool, &str); 6] = [
+const MIGRATIONS: [(i64, &str, bool, &str); 7] = [
     (1, "first", true, include_str!("../migrations/0001_first.sql")),
     (2, "several coordinators", true, include_str!("../migrations/0002_several_coordinators.sql")),
     (3, "postgres", false, include_str!("../migrations/0003_postgres.sql")),
     (4, "queue", true, include_str!("../migrations/0004_queue.sql")),
     (5, "goal outbox", true, include_str!("../migrations/0005_goal_outbox.sql")),
     (6, "access", true, include_str!("../migrations/0006_access.sql")),
+    (8, "events", true, include_str!("../migrations/0008_events.sql")),
 ];
+
+/// What some of them do on PostgreSQL beside.
+const ON_POSTGRES: [(i64, &str); 1] = [(8, include_str!("../migrations/0008_events_postgres.sql"))];
 
 fn migrations(dialect: Dialect) -> Migrator {
     Migrator::with_migrations(
@@ -129,7 +133,12 @@ fn migrations(dialect: Dialect) -> Migrator {
             .into_iter()
             .filter(|(_, _, everywhere, _)| *everywhere || dialect == Dialect::Postgres)
             .map(|(version, what, _, sql)| {
-                let sql = sql.into_sql_str();
+                let more = ON_POSTGRES.iter().find(|(of, _)| *of == version);
+                let more = more.filter(|_| dialect == Dialect::Postgres);
+                let sql = match more {
+                    Some((_, more)) => sqlx::AssertSqlSafe(format!("{sql}{more}")).into_sql_str(),
+                    None => sql.into_sql_str(),
+                };
                 Migration::new(version, what.into(), MigrationType::Simple, sql, false)
             })
             .collect(),

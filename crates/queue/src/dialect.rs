@@ -61,12 +61,16 @@ pub(crate) const POSTGRES_CLAIM: &str = concat!(
     ), noted AS (
         INSERT INTO attempts (job, attempt, lease, worker, host, incarnation, started_at)
         SELECT id, attempt, lease, worker, host, incarnation, started_at FROM taken
+    ), told AS (
+        INSERT INTO event_outbox (place, at, kind, app, job, attempt, name, commit_sha, status, who, worker)
+        SELECT nextval('event_places'), started_at, 'build:init', app, id, attempt, name, commit_sha, status,
+            requested_by, worker FROM taken
     )
     SELECT * FROM taken"
 );
 
-/// Ends a job well: the job, its attempt, its artifact and the copies to be made in one round trip and one
-/// commit. No row: the job is not held so, or is to be cancelled.
+/// Ends a job well: the job, its attempt, its artifact, the copies to be made and the events in one round trip and one
+/// commit. `whole` reads from `told` so that its event comes after that. No row: the job is not held so, or is to be cancelled.
 pub(crate) const POSTGRES_SUCCEED: &str = "
     WITH ended AS (
         UPDATE jobs SET status = 'SUCCEEDED', lease = NULL, finished_at = $4, reason = NULL, artifact = $5
@@ -85,6 +89,17 @@ pub(crate) const POSTGRES_SUCCEED: &str = "
         SELECT $5, $7, region, 'PENDING', 0, $4, 0, 0, 0
         FROM ended, unnest(string_to_array($12, ',')) AS region ORDER BY region
         ON CONFLICT (artifact, encoding, region) DO NOTHING
+    ), told AS (
+        INSERT INTO event_outbox (place, at, kind, app, job, attempt, name, commit_sha, status, who, worker)
+        SELECT nextval('event_places'), finished_at, 'build:completed', app, id, attempt, name, commit_sha, status,
+            requested_by, worker FROM ended RETURNING place
+    ), whole AS (
+        INSERT INTO event_outbox (place, at, kind, app, job, name, commit_sha, status, who)
+        SELECT nextval('event_places'), finished_at, 'replication:completed', app, id, name, commit_sha, 'COMPLETE',
+            requested_by FROM ended, told
+        WHERE NOT EXISTS (SELECT 1 FROM regions r LEFT JOIN replications c ON c.region = r.name
+            AND c.artifact = $5 AND c.encoding = $7
+            WHERE r.configured = 1 AND r.drained = 0 AND (c.status IS NULL OR c.status <> 'COMPLETE'))
     )
     SELECT * FROM ended";
 
@@ -124,6 +139,15 @@ impl Dialect {
         match self {
             Self::Sqlite => "",
             Self::Postgres => " FOR NO KEY UPDATE",
+        }
+    }
+
+    /// An expression for the place of an event that is written now: after that of every event that its transaction has
+    /// seen.
+    pub(crate) fn event_place(self) -> &'static str {
+        match self {
+            Self::Sqlite => "(SELECT COALESCE(MAX(place), 0) + 1 FROM event_outbox)",
+            Self::Postgres => "nextval('event_places')",
         }
     }
 

@@ -10,6 +10,7 @@ use crate::{
     db::{Queue, Write, count, get},
     dialect::{Dialect, POSTGRES_SUCCEED},
     error::{QueueError, Result},
+    events::{self, EventKind},
     jobs::{Job, Lease, REASON_MAX_BYTES, job, job_in},
 };
 
@@ -100,6 +101,9 @@ pub(crate) async fn transition(tx: &mut Write, t: Transition<'_>, now_ms: i64) -
     .bind(t.lease.token.as_str())
     .execute(&mut **tx)
     .await?;
+    let kind =
+        if t.to.is_terminal() { EventKind::BuildCompleted } else { EventKind::BuildRequeued };
+    events::of_job(tx, kind, t.job, now_ms).await?;
     Ok(true)
 }
 
@@ -224,6 +228,8 @@ impl Queue {
                 return Err(QueueError::Conflict(taken));
             }
             artifacts::want_copies(&mut tx, stored, regions, now_ms).await?;
+            // The same bytes may have been copied before, for another name.
+            events::of_artifact(&mut tx, &job.name, now_ms).await?;
         }
         let job = job_in(&mut tx, id).await?;
         tx.commit().await?;
@@ -277,7 +283,9 @@ impl Queue {
         .bind(id)
         .execute(&mut *tx)
         .await?;
-        if waiting.rows_affected() == 0 {
+        if waiting.rows_affected() == 1 {
+            events::of_job(&mut tx, EventKind::BuildCompleted, id, now_ms).await?;
+        } else {
             sqlx::query(
                 "UPDATE jobs SET cancel_requested = 1, cancelled_by = COALESCE(cancelled_by, $1) \
                  WHERE id = $2 AND status = 'RUNNING'",

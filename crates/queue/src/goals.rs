@@ -6,8 +6,10 @@ use crate::{
     apps::{self, AppRow},
     artifacts::{self, Artifact},
     audit::{self, Actor},
+    auto_deploy,
     db::{self, Queue, Write, count, get, number, parsed, to_json},
     error::{QueueError, Result},
+    events::{self, EventKind},
     outbox, requests,
     rollouts::{self, Ending, Rollout, Targets},
 };
@@ -23,6 +25,13 @@ pub enum Choice {
     /// What it ran before the present goal: the artifact of the last rollout before that SUCCEEDED with
     /// another artifact; where none did, the goal before.
     Previous,
+    /// The artifact of a build of the main branch, if it is still to be deployed by itself.
+    Following {
+        /// The artifact's name.
+        name: String,
+        /// The job that built it.
+        job: i64,
+    },
 }
 
 /// What the one who signs a goal is given.
@@ -113,7 +122,12 @@ impl Queue {
         let name = match choice {
             Choice::Named(name) => name.clone(),
             Choice::Previous => previous(&mut tx, app).await?,
+            Choice::Following { name, job } => {
+                auto_deploy::check_in(&mut tx, app, *job).await?;
+                name.clone()
+            }
         };
+        let before = auto_deploy::present_job(&mut tx, app).await?;
         let artifact = artifacts::by_name(&mut tx, &name).await?;
         let artifact = artifact.ok_or_else(|| {
             QueueError::NotFound(format!("no artifact '{name}': shoal artifacts lists them"))
@@ -182,10 +196,13 @@ impl Queue {
             .execute(&mut *tx)
             .await?;
         outbox::add(&mut tx, app, seq, now_ms).await?;
+        let jobs = (before, artifact.origin.job);
+        auto_deploy::goal_set_in(&mut tx, app, jobs, (rollback, &name), actor, now_ms).await?;
         let what = if rollback { "app.rollback" } else { "app.deploy" };
         let detail = format!("revision {revision}: {name}");
         audit::record(&mut tx, now_ms, actor, what, app.as_str(), &detail).await?;
         requests::note(&mut tx, actor, rollout).await?;
+        events::of_rollout(&mut tx, EventKind::DeployInit, rollout, now_ms).await?;
         let rollout = rollouts::rollout_in(&mut tx, rollout).await?;
         tx.commit().await?;
         Ok(rollout)

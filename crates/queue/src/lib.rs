@@ -19,6 +19,8 @@
 //! - **regions** and **machines**: [`Queue::keep_reports`] takes a region's batch whole, and an older
 //!   report never replaces a newer one;
 //! - **tokens** of the API, as hashes; **requests** that may come again, and what each has made;
+//! - **events**: what happened is written in the change's transaction without a number ([`Queue::number_events`] gives
+//!   that, so that no claim waits for another one), and read by a cursor ([`Queue::events_after`]);
 //! - the **audit** log: a row for each change, in the change's transaction.
 //!
 //! What belongs together is one transaction, and what is acknowledged is on the disk: a job's end with its
@@ -35,6 +37,7 @@
 mod apps;
 mod artifacts;
 mod audit;
+mod auto_deploy;
 mod backoff;
 mod beats;
 mod bells;
@@ -43,13 +46,16 @@ mod db;
 mod dialect;
 mod duty;
 mod error;
+mod events;
 mod finish;
 mod goals;
 mod hand;
+mod history;
 mod jobs;
 mod machines;
 mod outbox;
 mod pages;
+mod pushes;
 mod reaper;
 mod regions;
 mod replication;
@@ -58,22 +64,27 @@ mod rollouts;
 mod submit;
 mod tokens;
 mod waiting;
+mod webhooks;
 mod workers;
 
 pub use apps::AppRow;
 pub use artifacts::{Artifact, Copy, Origin, Stored};
 pub use audit::{Actor, AuditFilter, AuditRow};
+pub use auto_deploy::{AutoDeploy, Suspension, Upcoming};
 pub use backoff::Backoff;
 pub use bells::Bell;
 pub use db::Queue;
 pub use dialect::sqlite_url;
 pub use duty::Duty;
 pub use error::{QueueError, Result};
+pub use events::{Event, EventFilter, EventKind};
 pub use finish::End;
 pub use goals::{Choice, GOALS_MAX, GoalDraft, GoalsAfter, SealedGoal};
+pub use history::HistoryRow;
 pub use jobs::{Attempt, Claimant, Job, Lease, REASON_MAX_BYTES};
 pub use machines::{Machine, MachineCursor, MachineLabels, MachineSeen, StateSeen};
 pub use outbox::{OutboxDepth, OutboxGoal, StoreDifference};
+pub use pushes::{Push, PushSource, Taken};
 pub use reaper::{Lost, ReapLimit, Watch};
 pub use regions::Region;
 pub use replication::CopyJob;
@@ -82,4 +93,5 @@ pub use rollouts::{Progress, RegionProgress, Rollout, Targets};
 pub use submit::{Ask, Submitted};
 pub use tokens::{NewToken, TOKENS_MAX, Token};
 pub use waiting::{Depth, Pause, Waiting};
+pub use webhooks::{Attempted, Delivery, DeliveryStatus, Due, NewWebhook, Webhook};
 pub use workers::{Drain, Worker};

@@ -18,12 +18,12 @@ use crate::{
 const MACHINES_CHUNK: usize = 1_000;
 
 /// A query that is put together: its text, and what is bound to `$1`, `$2`, ...
-struct Select {
+pub(crate) struct Select {
     sql: String,
     values: Vec<Value>,
 }
 
-enum Value {
+pub(crate) enum Value {
     Text(String),
     Number(i64),
 }
@@ -41,23 +41,27 @@ impl From<i64> for Value {
 }
 
 impl Select {
-    fn new(sql: &str) -> Self {
+    pub(crate) fn new(sql: &str) -> Self {
         Self { sql: sql.into(), values: Vec::new() }
     }
 
-    fn text(&mut self, sql: &str) -> &mut Self {
+    pub(crate) fn text(&mut self, sql: &str) -> &mut Self {
         self.sql.push_str(sql);
         self
     }
 
-    fn value(&mut self, value: impl Into<Value>) -> &mut Self {
+    pub(crate) fn value(&mut self, value: impl Into<Value>) -> &mut Self {
         self.values.push(value.into());
         let number = self.values.len();
         self.text(&format!("${number}"))
     }
 
     /// `column IN (...)`; with no names nothing fits.
-    fn among<'a>(&mut self, column: &str, names: impl Iterator<Item = &'a str>) -> &mut Self {
+    pub(crate) fn among<'a>(
+        &mut self,
+        column: &str,
+        names: impl Iterator<Item = &'a str>,
+    ) -> &mut Self {
         self.text(column).text(" IN (NULL");
         for name in names {
             self.text(", ").value(name);
@@ -65,14 +69,14 @@ impl Select {
         self.text(")")
     }
 
-    fn of_apps(&mut self, column: &str, apps: Option<&BTreeSet<AppName>>) -> &mut Self {
+    pub(crate) fn of_apps(&mut self, column: &str, apps: Option<&BTreeSet<AppName>>) -> &mut Self {
         match apps {
             Some(apps) => self.text(" AND ").among(column, apps.iter().map(AppName::as_str)),
             None => self,
         }
     }
 
-    fn query(&self) -> Query<'_, Any, AnyArguments> {
+    pub(crate) fn query(&self) -> Query<'_, Any, AnyArguments> {
         // Few texts but for the lists of names: those are not worth a place among the prepared statements.
         let query = sqlx::query(sqlx::AssertSqlSafe(self.sql.clone())).persistent(false);
         self.values.iter().fold(query, |query, value| match value {

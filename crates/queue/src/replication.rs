@@ -8,8 +8,9 @@
 use shoal_proto::{ArtifactId, EncodingId, RegionName};
 
 use crate::{
-    db::{Queue, count, get, number, parsed, placeholders},
+    db::{Queue, Write, count, get, number, parsed, placeholders},
     error::Result,
+    events,
 };
 
 /// A copy that somebody makes now.
@@ -52,6 +53,28 @@ async fn due<'c>(
         query = query.bind(region.as_str());
     }
     Ok(query.bind(now_ms).fetch_optional(connection).await?)
+}
+
+/// Changes a copy while it is its owner's. False: it is no longer.
+async fn set_copy_in(
+    tx: &mut Write,
+    job: &CopyJob,
+    owner: &str,
+    sql: &'static str,
+    values: (i64, i64, Option<&str>),
+) -> Result<bool> {
+    let done = sqlx::query(sql)
+        .bind(values.0)
+        .bind(values.1)
+        .bind(values.2)
+        .bind(job.artifact.to_string())
+        .bind(job.encoding.to_string())
+        .bind(job.region.as_str())
+        .bind(owner)
+        .bind(i64::from(job.tries))
+        .execute(&mut **tx)
+        .await?;
+    Ok(done.rows_affected() == 1)
 }
 
 impl Queue {
@@ -110,19 +133,9 @@ impl Queue {
         values: (i64, i64, Option<&str>),
     ) -> Result<bool> {
         let mut tx = self.write().await?;
-        let done = sqlx::query(sql)
-            .bind(values.0)
-            .bind(values.1)
-            .bind(values.2)
-            .bind(job.artifact.to_string())
-            .bind(job.encoding.to_string())
-            .bind(job.region.as_str())
-            .bind(owner)
-            .bind(i64::from(job.tries))
-            .execute(&mut *tx)
-            .await?;
+        let done = set_copy_in(&mut tx, job, owner, sql, values).await?;
         tx.commit().await?;
-        Ok(done.rows_affected() == 1)
+        Ok(done)
     }
 
     /// Says how far a copy is, and keeps it the owner's. False: it was taken over, stop.
@@ -156,7 +169,14 @@ impl Queue {
         const SQL: &str = "UPDATE replications SET status = 'COMPLETE', bytes_done = $1, \
              finished_at = $2, reason = $3, owner = NULL WHERE artifact = $4 AND encoding = $5 \
              AND region = $6 AND owner = $7 AND tries = $8 AND status = 'COPYING'";
-        self.set_copy(job, owner, SQL, (count(bytes), now_ms, None)).await
+        let mut tx = self.write().await?;
+        events::lock_copies(&mut tx, job).await?;
+        let done = set_copy_in(&mut tx, job, owner, SQL, (count(bytes), now_ms, None)).await?;
+        if done {
+            events::of_copy(&mut tx, job, now_ms).await?;
+        }
+        tx.commit().await?;
+        Ok(done)
     }
 
     /// A copy failed; it is due again at `next_try_at_ms`.

@@ -14,6 +14,7 @@ use crate::{
     audit::{self, Actor},
     db::{self, Queue, Write, count, flag, get, json, number, parsed, to_json},
     error::{QueueError, Result},
+    events::{self, EventKind},
 };
 
 /// How a rollout is in each region.
@@ -82,7 +83,7 @@ pub struct Rollout {
     pub newest: bool,
 }
 
-const SELECT: &str = "SELECT r.*, a.encoded_bytes AS encoded_bytes, \
+pub(crate) const SELECT: &str = "SELECT r.*, a.encoded_bytes AS encoded_bytes, \
      CASE WHEN EXISTS (SELECT 1 FROM apps p JOIN goals g ON g.seq = p.goal_seq \
      WHERE p.name = r.app AND g.rollout = r.id) THEN 1 ELSE 0 END AS newest \
      FROM rollouts r JOIN artifacts a ON a.name = r.artifact_name ";
@@ -91,7 +92,7 @@ fn select(rest: &'static str) -> sqlx::AssertSqlSafe<String> {
     sqlx::AssertSqlSafe(format!("{SELECT}{rest}"))
 }
 
-fn rollout(row: &AnyRow) -> Result<Rollout> {
+pub(crate) fn rollout(row: &AnyRow) -> Result<Rollout> {
     let summary: Option<String> = get(row, "summary")?;
     Ok(Rollout {
         id: get(row, "id")?,
@@ -189,6 +190,9 @@ pub(crate) async fn end_in(tx: &mut Write, end: &Ending<'_>, now_ms: i64) -> Res
     .bind(end.id)
     .execute(&mut **tx)
     .await?;
+    if done.rows_affected() == 1 {
+        events::of_rollout(tx, EventKind::DeployCompleted, end.id, now_ms).await?;
+    }
     Ok(done.rows_affected() == 1)
 }
 

@@ -6,6 +6,7 @@ use crate::{
     audit::{self, Actor},
     db::{self, Queue, Write},
     error::{QueueError, Result},
+    events::{self, EventKind},
     jobs::{Job, job, job_in},
     requests,
 };
@@ -59,26 +60,32 @@ impl Queue {
         if let Some(made) = requests::made(&mut tx, actor).await? {
             return Ok(Submitted { job: job_in(&mut tx, made).await?, joined: true });
         }
-        // Who asks at the same moment waits here, and then finds the job.
-        let sql = format!(
-            "SELECT (SELECT 1 FROM apps WHERE name = $1) AS known FROM counters WHERE name = 'job'{}",
-            tx.dialect.for_update()
-        );
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(ask.app.as_str())
-            .fetch_one(&mut *tx)
-            .await?;
-        db::get::<Option<i64>>(&row, "known")?.ok_or_else(|| QueueError::no_app(&ask.app))?;
-        let submitted = match open_job(&mut tx, ask).await? {
-            Some(open) => {
-                Submitted { job: join(&mut tx, open, ask, actor, now_ms).await?, joined: true }
-            }
-            None => Submitted { job: insert(&mut tx, ask, actor, now_ms).await?, joined: false },
-        };
+        let submitted = submit_in(&mut tx, ask, actor, now_ms).await?;
         requests::note(&mut tx, actor, submitted.job.id).await?;
         tx.commit().await?;
         Ok(submitted)
     }
+}
+
+/// [`Queue::submit`] in a transaction, which has the lock of those who ask for builds from then on.
+pub(crate) async fn submit_in(
+    tx: &mut Write,
+    ask: &Ask,
+    actor: &Actor,
+    now_ms: i64,
+) -> Result<Submitted> {
+    // Who asks at the same moment waits here, and then finds the job.
+    let sql = format!(
+        "SELECT (SELECT 1 FROM apps WHERE name = $1) AS known FROM counters WHERE name = 'job'{}",
+        tx.dialect.for_update()
+    );
+    let row =
+        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(ask.app.as_str()).fetch_one(&mut **tx).await?;
+    db::get::<Option<i64>>(&row, "known")?.ok_or_else(|| QueueError::no_app(&ask.app))?;
+    Ok(match open_job(tx, ask).await? {
+        Some(open) => Submitted { job: join(tx, open, ask, actor, now_ms).await?, joined: true },
+        None => Submitted { job: insert(tx, ask, actor, now_ms).await?, joined: false },
+    })
 }
 
 async fn join(tx: &mut Write, open: Job, ask: &Ask, actor: &Actor, now_ms: i64) -> Result<Job> {
@@ -116,5 +123,6 @@ async fn insert(tx: &mut Write, ask: &Ask, actor: &Actor, now_ms: i64) -> Result
     .await?;
     let detail = format!("{} {}", ask.commit, ask.priority);
     audit::record(tx, now_ms, actor, "job.submit", &name, &detail).await?;
+    events::of_job(tx, EventKind::BuildQueued, id, now_ms).await?;
     job_in(tx, id).await
 }

@@ -40,6 +40,7 @@ macro_rules! on_each_database {
             let here = [$(stringify!($name)),+];
             let all: Vec<_> = [
                 include_str!("suite/access.rs"),
+                include_str!("suite/events.rs"),
                 include_str!("suite/jobs.rs"),
                 include_str!("suite/outbox.rs"),
                 include_str!("suite/queue.rs"),
@@ -116,6 +117,16 @@ on_each_database!(
     batches_and_forgetting_do_not_block_each_other,
     a_copy_is_taken_once_and_taken_over,
     goals_are_told_in_the_order_of_their_commits,
+    each_change_is_an_event_in_the_order_of_its_commit,
+    an_undone_change_is_no_event,
+    events_of_many_at_once_are_numbered_without_a_gap,
+    events_are_kept_for_a_time_and_while_a_webhook_waits,
+    a_webhook_is_told_what_it_wants_from_then_on,
+    a_delivery_is_tried_until_it_is_taken_or_given_up,
+    a_push_is_taken_once_and_marks_its_job,
+    the_main_branch_is_deployed_forward_and_never_over_a_rollback,
+    history_shows_builds_deployments_and_rollbacks,
+    old_history_goes_but_not_what_is_there,
 );
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ mod keys;
 mod network;
 mod operate;
 mod process;
+mod receiver;
 
 use std::{
     fs,
@@ -27,6 +28,7 @@ pub use self::{
     keys::Keys,
     network::{ip, own_network},
     process::Process,
+    receiver::{Received, Receiver},
 };
 
 /// How long anything that a test waits for may take on a slow, busy machine.

@@ -16,7 +16,7 @@ use crate::{
 
 /// A rollout with what its machines have reported: the newest one of an app as it is now, an older one as it
 /// was when it ended.
-async fn with_progress(shared: &Shared, rollout: Rollout) -> ApiResult<types::Rollout> {
+pub(super) async fn with_progress(shared: &Shared, rollout: Rollout) -> ApiResult<types::Rollout> {
     let progress = match &rollout.summary {
         Some(summary) if !rollout.newest => summary.clone(),
         _ => shared.queue.progress(&rollout.app, rollout.revision).await?,

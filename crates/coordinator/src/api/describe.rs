@@ -7,7 +7,9 @@ use serde_json::{Map, Value, json};
 use super::{
     App,
     access::{Peer, Who},
+    events::{LastEventId, Stream},
     extract::{Args, Batch, Json, Maybe, Place, Raw},
+    hooks::Push,
 };
 use crate::error::ApiResult;
 
@@ -37,6 +39,27 @@ impl Input for Who {
 
 impl Input for Peer {
     fn describe(_: &mut Operation, _: &mut SchemaGenerator) {}
+}
+
+impl Input for LastEventId {
+    fn describe(operation: &mut Operation, _: &mut SchemaGenerator) {
+        operation.parameters.push(json!({
+            "name": "Last-Event-ID", "in": "header", "required": false,
+            "description": "The number of the last event that the caller has.",
+            "schema": { "type": "integer", "minimum": 0 },
+        }));
+    }
+}
+
+impl Input for Push {
+    fn describe(operation: &mut Operation, _: &mut SchemaGenerator) {
+        let content = json!({ "application/json": {} });
+        operation.body = Some(json!({ "required": true, "content": content }));
+        for status in ["401", "429"] {
+            let refusal = json!({ "$ref": format!("#/components/responses/{status}") });
+            operation.answers.insert(status.into(), refusal);
+        }
+    }
 }
 
 /// A handler that reads the request itself reads bytes; JSON goes through [`Json`].
@@ -152,7 +175,7 @@ impl<T: JsonSchema> Answer for Maybe<T> {
     }
 }
 
-impl<S> Answer for axum::response::Sse<S> {
+impl Answer for Stream {
     fn describe(operation: &mut Operation, _: &mut SchemaGenerator) {
         let content = json!({ "text/event-stream": {} });
         operation.answers.insert(

@@ -3,13 +3,16 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_client::types;
-use shoal_proto::{AppName, state::JobStatus};
-use shoal_queue::{Ask, Bell};
+use shoal_proto::{
+    AppName, CommitSha,
+    state::{JobStatus, Priority},
+};
+use shoal_queue::{Actor, Ask, Bell, Submitted};
 
 use super::{App, Args, Json, Place, Raw, Reply, Who, apps, pages::Paging};
 use crate::{
     error::{ApiError, ApiResult},
-    state::now_ms,
+    state::{Shared, now_ms},
     view,
 };
 
@@ -25,13 +28,14 @@ pub(super) struct ListArgs {
     pub(super) cursor: Option<String>,
 }
 
-pub(super) async fn submit(
-    shared: App,
-    Who(by, actor): Who,
-    Json(request): Json<types::BuildRequest>,
-) -> Reply<types::Job> {
-    by.may(&request.app)?;
-    let app = apps::get(&shared, &request.app).await?;
+/// A build of an app, as it is asked for.
+pub(super) async fn ask(
+    shared: &Shared,
+    app: &AppName,
+    commit: &CommitSha,
+    priority: Priority,
+) -> ApiResult<Ask> {
+    let app = apps::get(shared, app).await?;
     if app.repository.trim().is_empty() {
         return Err(ApiError::conflict(format!(
             "{0} has no repository to build from: set one with shoal app set {0}, or publish a file with \
@@ -39,14 +43,17 @@ pub(super) async fn submit(
             app.name
         )));
     }
-    let ask = Ask {
-        app: request.app,
-        commit: request.commit,
-        priority: request.priority,
+    Ok(Ask {
+        app: app.name,
+        commit: commit.clone(),
+        priority,
         max_attempts: app.max_attempts.unwrap_or(shared.config.max_attempts),
-    };
-    let submitted = shared.queue.submit(&ask, &actor, now_ms()).await?;
-    let job = submitted.job;
+    })
+}
+
+/// Says that a build was asked for.
+pub(super) fn submitted(shared: &Shared, submitted: &Submitted, actor: &Actor) {
+    let job = &submitted.job;
     if submitted.joined {
         tracing::info!(job = job.id, priority = %job.priority, by = actor.name, "job joined");
     } else {
@@ -54,8 +61,19 @@ pub(super) async fn submit(
         shared.ring(Bell::Jobs);
         tracing::info!(job = job.id, name = job.name, by = actor.name, "job queued");
     }
-    let job = types::Job { joined: Some(submitted.joined), ..view::job(job, Vec::new()) };
-    Ok(axum::Json(job))
+}
+
+pub(super) async fn submit(
+    shared: App,
+    Who(by, actor): Who,
+    Json(request): Json<types::BuildRequest>,
+) -> Reply<types::Job> {
+    by.may(&request.app)?;
+    let ask = ask(&shared, &request.app, &request.commit, request.priority).await?;
+    let asked = shared.queue.submit(&ask, &actor, now_ms()).await?;
+    submitted(&shared, &asked, &actor);
+    let joined = Some(asked.joined);
+    Ok(axum::Json(types::Job { joined, ..view::job(asked.job, Vec::new()) }))
 }
 
 pub(super) async fn list(
@@ -87,6 +105,7 @@ pub(super) async fn cancel(
     by.may(&shared.queue.job(job).await?.app)?;
     let job = shared.queue.cancel(job, &actor, now_ms()).await?;
     if job.status == JobStatus::Cancelled {
+        shared.ring(Bell::Events);
         shared.metrics.job_transitions.with_label_values(&[job.status.as_str()]).inc();
     } else {
         shared.ring(Bell::Cancels);

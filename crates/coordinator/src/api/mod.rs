@@ -9,8 +9,12 @@ mod apps;
 mod audit;
 mod deploy;
 mod describe;
+mod events;
 mod extract;
 mod fleet;
+mod follow;
+mod history;
+mod hooks;
 mod jobs;
 mod once;
 mod pages;
@@ -19,6 +23,7 @@ mod regions;
 mod routes;
 mod tokens;
 mod uploads;
+mod webhooks;
 mod workers;
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
@@ -37,6 +42,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use shoal_pki::Role;
 use shoal_proto::state::TokenRole;
+
+pub(crate) use hooks::AT_ONCE as HOOKS_AT_ONCE;
 
 use self::{
     access::{Access, Peer, Reach, Who},
@@ -76,6 +83,41 @@ fn routes() -> Routes {
         .get("/v1/apps", VIEWER, "Apps, by name.", apps::list)
         .get("/v1/apps/{app}", VIEWER, "One app.", apps::one)
         .put("/v1/apps/{app}", ADMIN, "Register an app, or change it.", apps::set)
+        .get("/v1/apps/{app}/push", ADMIN, "Whose pushes build an app.", follow::push)
+        .put("/v1/apps/{app}/push", ADMIN, "Let pushes build an app.", follow::set_push)
+        .delete("/v1/apps/{app}/push", ADMIN, "Let pushes build it no more.", follow::unset_push)
+        .get(
+            "/v1/apps/{app}/auto-deploy",
+            VIEWER,
+            "Whether an app's main branch is deployed by itself.",
+            follow::auto_deploy,
+        )
+        .post(
+            "/v1/apps/{app}/auto-deploy",
+            DEPLOYER,
+            "Switch that on or off, or go on after a rollback.",
+            follow::set_auto_deploy,
+        )
+        .get("/v1/events", VIEWER, "A stream of what happens.", events::stream)
+        .get("/v1/events/recent", VIEWER, "What happened, newest first.", events::recent)
+        .get("/v1/history", VIEWER, "Builds and deployments, newest first.", history::list)
+        .get("/v1/webhooks", FLEET_ADMIN, "Webhooks, oldest first.", webhooks::list)
+        .post("/v1/webhooks", FLEET_ADMIN, "Add a webhook.", webhooks::add)
+        .delete("/v1/webhooks/{webhook}", FLEET_ADMIN, "Remove a webhook.", webhooks::remove)
+        .post(
+            "/v1/webhooks/{webhook}/test",
+            FLEET_ADMIN,
+            "Send a webhook a message to see it come.",
+            webhooks::test,
+        )
+        .get(
+            "/v1/webhooks/{webhook}/deliveries",
+            FLEET_ADMIN,
+            "What a webhook was told, newest first.",
+            webhooks::deliveries,
+        )
+        .post("/v1/hooks/github", Access::Open, "Take GitHub's signed pushes.", hooks::github)
+        .post("/v1/hooks/gitlab", Access::Open, "Take GitLab's signed pushes.", hooks::gitlab)
         .get("/v1/jobs", VIEWER, "Build jobs, newest first.", jobs::list)
         .post("/v1/jobs", DEPLOYER, "Ask for a build.", jobs::submit)
         .get("/v1/jobs/{job}", VIEWER, "One job, with its attempts.", jobs::one)

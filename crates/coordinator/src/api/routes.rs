@@ -22,7 +22,7 @@ use super::{
 use crate::state::Shared;
 
 /// The statuses of refusals, all of one shape.
-const REFUSALS: [u16; 10] = [400, 401, 403, 404, 408, 409, 413, 422, 500, 503];
+const REFUSALS: [u16; 11] = [400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503];
 
 /// One route.
 pub(super) struct Route {
@@ -92,6 +92,21 @@ impl Routes {
         M: 'static,
     {
         self.add((Method::PUT, MethodFilter::PUT), path, access, what, handler)
+    }
+
+    /// A route that takes something away, as often as it comes.
+    pub(super) fn delete<H, M, T>(
+        self,
+        path: &'static str,
+        access: Access,
+        what: &'static str,
+        handler: H,
+    ) -> Self
+    where
+        H: Handler<M, Arc<Shared>> + Documented<T>,
+        M: 'static,
+    {
+        self.add((Method::DELETE, MethodFilter::DELETE), path, access, what, handler)
     }
 
     fn add<H, M, T>(

@@ -47,6 +47,7 @@ pub(super) async fn claim(
         }
     };
     shared.metrics.job_transitions.with_label_values(&[JobStatus::Running.as_str()]).inc();
+    shared.ring(Bell::Events);
     tracing::info!(job = job.id, attempt = job.attempt, worker = claimant.worker, "job started");
     let app = apps::get(&shared, &job.app).await?;
     let claimed = types::ClaimedJob {
@@ -173,7 +174,7 @@ pub(super) async fn finish(
     match job.status {
         JobStatus::Succeeded => shared.ring(Bell::Copies),
         JobStatus::Queued => shared.ring(Bell::Jobs),
-        _ => {}
+        _ => shared.ring(Bell::Events),
     }
     let reason = job.reason.as_deref().unwrap_or_default();
     tracing::info!(job = job.id, attempt = lease.attempt, status = %job.status, reason, "attempt ended");

@@ -226,6 +226,20 @@ impl Cluster {
         self.client(Role::Region, &format!("{region}-p1"), Some(region))
     }
 
+    /// HTTP of a caller that shows no certificate.
+    pub(crate) fn stranger(&self) -> reqwest::Client {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.ca.cert_der().to_vec().into()).unwrap();
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let builder = reqwest::Client::builder().no_proxy();
+        builder.tls_backend_preconfigured(tls).build().unwrap()
+    }
+
     /// HTTP without the client's types, for what the client would never send.
     pub(crate) fn raw(&self, role: Role) -> reqwest::Client {
         let builder = reqwest::Client::builder().no_proxy();

@@ -4,8 +4,10 @@
 mod access;
 mod artifacts;
 mod contract;
+mod events;
 mod harness;
 mod jobs;
+mod pushes;
 mod queue;
 mod refusals;
 mod rollouts;
