@@ -166,7 +166,7 @@ impl LoginArgs {
         let whoami = login.client(&[])?.whoami().await?;
         login.write(&path)?;
         eprintln!("the login is stored in {}", path.display());
-        show::print_as(self.json, &whoami, |whoami| detail(whoami))
+        show::print_as(self.json, &whoami, detail)
     }
 }
 
@@ -196,7 +196,7 @@ impl LogoutArgs {
 impl WhoamiArgs {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let whoami = self.connection.client()?.whoami().await?;
-        show::print_as(self.connection.json, &whoami, |whoami| detail(whoami))
+        show::print_as(self.connection.json, &whoami, detail)
     }
 }
 
