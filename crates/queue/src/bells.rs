@@ -37,12 +37,14 @@ pub enum Bell {
     Rollouts,
     /// A job that runs is to be stopped.
     Cancels,
+    /// Objects are to be removed, or inspected at once.
+    Upkeep,
 }
 
 impl Bell {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Jobs, Self::Copies, Self::Goals, Self::Rollouts, Self::Cancels];
+    pub const ALL: [Self; 6] =
+        [Self::Jobs, Self::Copies, Self::Goals, Self::Rollouts, Self::Cancels, Self::Upkeep];
 
     fn bit(self) -> u8 {
         1 << self as u8

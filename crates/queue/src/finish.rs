@@ -11,6 +11,7 @@ use crate::{
     dialect::{Dialect, POSTGRES_SUCCEED},
     error::{QueueError, Result},
     jobs::{Job, Lease, REASON_MAX_BYTES, job, job_in},
+    removal,
 };
 
 /// How an attempt ended, by its worker.
@@ -155,8 +156,24 @@ impl Queue {
         regions: &[RegionName],
         now_ms: i64,
     ) -> Result<Job> {
+        self.finish_seen(id, lease, (end, None), regions, now_ms).await
+    }
+
+    /// [`Queue::finish`] for a success whose objects were seen in the main bucket: `seen` is what [`Queue::generation`] said
+    /// before that. Without it, that they are there is certain.
+    ///
+    /// # Errors
+    /// As [`Queue::finish`]; [`QueueError::ObjectsGone`] when they were removed since. The job runs on.
+    pub async fn finish_seen(
+        &self,
+        id: i64,
+        lease: &Lease,
+        (end, seen): (&End, Option<i64>),
+        regions: &[RegionName],
+        now_ms: i64,
+    ) -> Result<Job> {
         if let (Dialect::Postgres, End::Succeeded(stored)) = (self.dialect(), end)
-            && let Some(job) = self.succeed(id, lease, (stored, end), regions, now_ms).await?
+            && let Some(job) = self.succeed(id, lease, (stored, end, seen), regions, now_ms).await?
         {
             return Ok(job);
         }
@@ -223,6 +240,7 @@ impl Queue {
                 let taken = format!("the name {} is another artifact's already", job.name);
                 return Err(QueueError::Conflict(taken));
             }
+            removal::admit(&mut tx, stored, seen, now_ms).await?;
             artifacts::want_copies(&mut tx, stored, regions, now_ms).await?;
         }
         let job = job_in(&mut tx, id).await?;
@@ -235,7 +253,7 @@ impl Queue {
         &self,
         id: i64,
         lease: &Lease,
-        (stored, end): (&Stored, &End),
+        (stored, end, seen): (&Stored, &End, Option<i64>),
         regions: &[RegionName],
         now_ms: i64,
     ) -> Result<Option<Job>> {
@@ -253,7 +271,8 @@ impl Queue {
             .bind(count(stored.encoded_bytes))
             .bind(count(stored.piece_size_bytes))
             .bind(i64::from(stored.pieces))
-            .bind(regions.join(","));
+            .bind(regions.join(","))
+            .bind(seen.unwrap_or_default());
         self.once(query).await?.first().map(job).transpose()
     }
 

@@ -13,6 +13,9 @@
 //!   at once, [`Queue::reap`] gives them on in their old place, or fails them after their last attempt;
 //! - **artifacts** and their **replication**: copies to be made are taken by one coordinator at a time
 //!   ([`Queue::take_copy`]);
+//! - their **inspection** for as long as they live ([`Queue::next_inspection`]), and their **retention**: which stay
+//!   ([`Queue::retain`]), and the removal of the others' objects, which never meets an upload of the same
+//!   ([`Queue::take_removals`]);
 //! - **goals** and **rollouts**: [`Queue::set_goal`] gives the next revision, has it signed, starts its rollout,
 //!   ends the one before and writes the audit row in one transaction, or does none of it; a goal store outside of the
 //!   database is told from an **outbox** that is part of it ([`Queue::outbox`]);
@@ -45,19 +48,23 @@ mod error;
 mod finish;
 mod goals;
 mod hand;
+mod inspect;
 mod jobs;
 mod machines;
 mod outbox;
 mod reaper;
 mod regions;
+mod removal;
 mod replication;
+mod retention;
 mod rollouts;
+mod standing;
 mod submit;
 mod waiting;
 mod workers;
 
 pub use apps::AppRow;
-pub use artifacts::{Artifact, Copy, Origin, Stored};
+pub use artifacts::{Artifact, Copy, Deleted, Origin, Stored};
 pub use audit::{Actor, AuditRow};
 pub use backoff::Backoff;
 pub use bells::Bell;
@@ -67,13 +74,17 @@ pub use duty::Duty;
 pub use error::{QueueError, Result};
 pub use finish::End;
 pub use goals::{Choice, GOALS_MAX, GoalDraft, GoalsAfter, SealedGoal};
+pub use inspect::{Damaged, Inspection};
 pub use jobs::{Attempt, Claimant, Job, Lease, REASON_MAX_BYTES};
 pub use machines::{Machine, MachineCursor, MachineLabels, MachineSeen, StateSeen};
 pub use outbox::{OutboxDepth, OutboxGoal, StoreDifference};
 pub use reaper::{Lost, ReapLimit, Watch};
 pub use regions::Region;
-pub use replication::CopyJob;
+pub use removal::Removal;
+pub use replication::{CopyJob, CopyProgress};
+pub use retention::{Kept, Pin, Plan};
 pub use rollouts::{Progress, RegionProgress, Rollout, Targets};
+pub use standing::Standing;
 pub use submit::{Ask, Submitted};
 pub use waiting::{Depth, Pause, Waiting};
 pub use workers::{Drain, Worker};

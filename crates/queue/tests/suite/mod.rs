@@ -1,5 +1,6 @@
 //! What every database must do: functions over its URL, each of which wants an empty database.
 
+mod copies;
 mod jobs;
 mod outbox;
 mod queue;
@@ -8,6 +9,7 @@ mod together;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub(crate) use copies::*;
 pub(crate) use jobs::*;
 pub(crate) use outbox::*;
 pub(crate) use queue::*;
