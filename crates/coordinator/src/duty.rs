@@ -1,4 +1,4 @@
-//! What only one coordinator at a time does: the reaper, the copies, the ends of rollouts, telling the goal store,
+//! What only one coordinator at a time does: the reaper, the copies, their inspection and end, the ends of rollouts, telling the goal store,
 //! forgetting machines.
 //!
 //! Each coordinator asks for the duty every [`Duty::PERIOD`]; the one that has it runs these tasks, and ends them when
@@ -9,7 +9,9 @@ use std::{panic, sync::Arc};
 use shoal_queue::Duty;
 use tokio::task::{JoinError, JoinSet};
 
-use crate::{forget, outbox, reaper, replicate, rollout, state::Shared};
+use crate::{
+    forget, inspect, outbox, reaper, removal, replicate, retention, rollout, state::Shared,
+};
 
 /// Asks for the duty and does it, until the process stops. `owner` is this process, in the rows of copies.
 pub(crate) async fn run(shared: Arc<Shared>, owner: String) {
@@ -33,6 +35,10 @@ async fn on_duty(shared: &Arc<Shared>, duty: &mut Duty, owner: &str) {
     tasks.spawn(reaper::run(shared.clone(), stop.clone()));
     tasks.spawn(reaper::release(shared.clone(), stop.clone()));
     tasks.spawn(replicate::run(shared.clone(), owner.into(), stop.clone()));
+    tasks.spawn(inspect::run(shared.clone(), stop.clone()));
+    tasks.spawn(inspect::repair(shared.clone(), stop.clone()));
+    tasks.spawn(retention::run(shared.clone(), stop.clone()));
+    tasks.spawn(removal::run(shared.clone(), owner.into(), stop.clone()));
     tasks.spawn(rollout::run(shared.clone(), stop.clone()));
     tasks.spawn(forget::run(shared.clone(), stop.clone()));
     if let Some(store) = shared.goal_store.clone() {

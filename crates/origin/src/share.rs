@@ -43,6 +43,8 @@ struct Read {
 
 #[derive(Default)]
 struct Staying {
+    /// How many copies go on; with the last one nothing stays.
+    copies: usize,
     slots: HashMap<Key, Arc<Slot>>,
     order: VecDeque<Key>,
 }
@@ -60,6 +62,26 @@ pub fn set_sharing(on: bool) {
 #[must_use]
 pub fn source_reads() -> u64 {
     SOURCE_BYTES.load(Ordering::Relaxed)
+}
+
+/// A copy that goes on, for as long as it is held.
+pub(crate) struct Copying(());
+
+impl Copying {
+    pub(crate) fn begin() -> Self {
+        STAYING.lock().unwrap_or_else(PoisonError::into_inner).copies += 1;
+        Self(())
+    }
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        let mut staying = STAYING.lock().unwrap_or_else(PoisonError::into_inner);
+        staying.copies -= 1;
+        if staying.copies == 0 {
+            *staying = Staying::default();
+        }
+    }
 }
 
 /// The slot of a chunk: another copy's, or a new one, which takes the place of the one that has stayed the longest.

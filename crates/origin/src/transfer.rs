@@ -127,6 +127,7 @@ impl Bucket {
         progress: impl Fn(u64) + Send + Sync,
     ) -> Result<CopyStats, OriginError> {
         let (bytes, index) = any_index(sources, artifact, encoding).await?;
+        let _copying = share::Copying::begin();
         let open = |number: u32, part: Part, turn: usize| async move {
             // There is one at least: it gave the index.
             let source = sources[turn % sources.len()];

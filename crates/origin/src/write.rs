@@ -110,16 +110,8 @@ impl Bucket {
             }
             _ => {}
         }
-        let stream = futures::stream::try_unfold(Box::pin(stream), |mut stream| async {
-            let item = tokio::time::timeout(STREAM_IDLE_MAX, stream.next()).await;
-            let item = item.map_err(|_| OriginError::Stalled {
-                key: key.to_string(),
-                seconds: STREAM_IDLE_MAX.as_secs(),
-            })?;
-            let failed = |source| OriginError::Stream { key: key.to_string(), source };
-            let bytes = item.transpose().map_err(|e| failed(e.into()))?;
-            Ok(bytes.map(|bytes| (bytes, stream)))
-        });
+        let name = key.to_string();
+        let stream = futures::stream::try_unfold((Box::pin(stream), name), read_on);
         let chunks = Source::new(stream, &SENT_BUDGET);
         let part = self.write_part(&key, number, expect, there.is_some(), chunks);
         Ok(PutPart::Written(part.await?))
@@ -322,6 +314,23 @@ impl Bucket {
     ) -> Result<(), OriginError> {
         let sent = sent.map_err(|source| object_store::Error::JoinError { source });
         sent.and_then(|sent| sent).map_err(|e| self.error(key, e))
+    }
+}
+
+/// The next bytes of a caller's stream, which belong to the part of this name.
+async fn read_on<S, E>(
+    (mut stream, name): (Pin<Box<S>>, String),
+) -> Result<Option<(Bytes, (Pin<Box<S>>, String))>, OriginError>
+where
+    S: Stream<Item = Result<Bytes, E>> + Send,
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let Ok(item) = tokio::time::timeout(STREAM_IDLE_MAX, stream.next()).await else {
+        return Err(OriginError::Stalled { key: name, seconds: STREAM_IDLE_MAX.as_secs() });
+    };
+    match item.transpose() {
+        Ok(bytes) => Ok(bytes.map(|bytes| (bytes, (stream, name)))),
+        Err(error) => Err(OriginError::Stream { key: name, source: error.into() }),
     }
 }
 

@@ -345,6 +345,26 @@ impl Queue {
         Ok(found)
     }
 
+    /// The newest `limit` living artifacts that are not whole in some bucket, newest first.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the database fails.
+    pub async fn artifacts_not_whole(&self, limit: u32) -> Result<Vec<Artifact>> {
+        let rows = sqlx::query(
+            "SELECT * FROM artifacts WHERE deleted_at IS NULL AND (artifact, encoding) IN \
+             (SELECT c.artifact, c.encoding FROM replications c JOIN regions r ON r.name = c.region \
+             AND r.configured = 1 WHERE c.status IN ('PENDING', 'COPYING', 'FAILED') AND c.removing = 0 \
+             UNION SELECT artifact, encoding FROM encodings WHERE damage IS NOT NULL) \
+             ORDER BY created_at DESC, name LIMIT $1",
+        )
+        .bind(i64::from(limit))
+        .fetch_all(&mut *self.read().await?)
+        .await?;
+        let mut found = rows.iter().map(artifact).collect::<Result<Vec<_>>>()?;
+        self.add_copies(&mut found).await?;
+        Ok(found)
+    }
+
     async fn add_copies(&self, artifacts: &mut [Artifact]) -> Result<()> {
         type Key = (ArtifactId, EncodingId);
         let mut copies: BTreeMap<Key, BTreeMap<RegionName, Copy>> = BTreeMap::new();

@@ -81,19 +81,6 @@ impl Queue {
         Ok(count)
     }
 
-    async fn regions_with(&self, row: &AnyRow) -> Result<Vec<RegionName>> {
-        let rows = sqlx::query(
-            "SELECT c.region FROM replications c JOIN regions r ON r.name = c.region \
-             AND r.configured = 1 AND r.drained = 0 WHERE c.artifact = $1 AND c.encoding = $2 \
-             AND c.status = 'COMPLETE' AND c.removing = 0 ORDER BY c.region",
-        )
-        .bind(get::<String>(row, "artifact")?)
-        .bind(get::<String>(row, "encoding")?)
-        .fetch_all(&mut *self.read().await?)
-        .await?;
-        rows.iter().map(|row| parsed(row, "region")).collect()
-    }
-
     /// What is to be inspected next: first what somebody asked for, what a goal names and what is new before the rest; then
     /// what was inspected before `before_ms`, the longest ago first.
     ///
@@ -124,10 +111,11 @@ impl Queue {
             }
         };
         let Some(row) = row else { return Ok(None) };
+        let (artifact, encoding) = (parsed(&row, "artifact")?, parsed(&row, "encoding")?);
         Ok(Some(Inspection {
-            artifact: parsed(&row, "artifact")?,
-            encoding: parsed(&row, "encoding")?,
-            regions: self.regions_with(&row).await?,
+            artifact,
+            encoding,
+            regions: self.regions_with(&artifact, &encoding).await?,
             main_damaged: get::<Option<String>>(&row, "damage")?.is_some(),
             urgent: get::<i64>(&row, "urgent")? != 0,
         }))
@@ -284,11 +272,12 @@ impl Queue {
         .fetch_optional(&mut *self.read().await?)
         .await?;
         let Some(row) = row else { return Ok(None) };
+        let (artifact, encoding) = (parsed(&row, "artifact")?, parsed(&row, "encoding")?);
         Ok(Some(Damaged {
-            artifact: parsed(&row, "artifact")?,
-            encoding: parsed(&row, "encoding")?,
+            artifact,
+            encoding,
             doubted: parts_of(&row, "doubted")?,
-            regions: self.regions_with(&row).await?,
+            regions: self.regions_with(&artifact, &encoding).await?,
             tries: number(&row, "tries")?,
         }))
     }

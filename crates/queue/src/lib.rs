@@ -81,7 +81,7 @@ pub use outbox::{OutboxDepth, OutboxGoal, StoreDifference};
 pub use reaper::{Lost, ReapLimit, Watch};
 pub use regions::Region;
 pub use removal::Removal;
-pub use replication::{CopyJob, CopyProgress};
+pub use replication::{CopyJob, CopyProgress, RegionCopies};
 pub use retention::{Kept, Pin, Plan};
 pub use rollouts::{Progress, RegionProgress, Rollout, Targets};
 pub use standing::Standing;

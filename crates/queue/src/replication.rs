@@ -28,6 +28,23 @@ pub struct CopyJob {
     pub tries: u32,
     /// Parts that are there with wrong bytes, as an inspection found.
     pub doubted: Vec<u32>,
+    /// Whether it was whole before, and was found damaged.
+    pub damaged: bool,
+}
+
+/// The copies of one state in a region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegionCopies {
+    /// The region.
+    pub region: RegionName,
+    /// Their state.
+    pub status: shoal_proto::state::ReplicationStatus,
+    /// How many they are.
+    pub copies: u64,
+    /// How many bytes they lack.
+    pub bytes_left: u64,
+    /// How many bytes come in a second.
+    pub bytes_per_s: u64,
 }
 
 /// How far a copy is.
@@ -48,7 +65,7 @@ async fn due<'c>(
 ) -> Result<Option<sqlx::any::AnyRow>> {
     // COMPLETE rows, nearly all, are never looked at: the index leads with the status.
     let mut sql = String::from(
-        "SELECT c.artifact, c.encoding, c.region, c.tries, c.doubted FROM replications c \
+        "SELECT c.artifact, c.encoding, c.region, c.tries, c.doubted, c.damaged_at FROM replications c \
          JOIN regions r ON r.name = c.region AND r.configured = 1 AND r.drained = 0 \
          WHERE c.status IN ('PENDING', 'COPYING', 'FAILED') AND c.removing = 0",
     );
@@ -100,6 +117,7 @@ impl Queue {
             region: parsed(&row, "region")?,
             tries: tries.saturating_add(1),
             doubted: parts_of(&row, "doubted")?,
+            damaged: get::<Option<i64>>(&row, "damaged_at")?.is_some(),
         };
         let taken = sqlx::query(
             "UPDATE replications SET status = 'COPYING', owner = $1, owned_until = $2, \
@@ -308,6 +326,55 @@ impl Queue {
         .fetch_one(&mut *self.read().await?)
         .await?;
         get(&row, "due")
+    }
+
+    /// The regions in service where a copy is COMPLETE.
+    ///
+    /// # Errors
+    /// [`crate::QueueError`] when the database fails.
+    pub async fn regions_with(
+        &self,
+        artifact: &ArtifactId,
+        encoding: &EncodingId,
+    ) -> Result<Vec<RegionName>> {
+        let rows = sqlx::query(
+            "SELECT c.region FROM replications c JOIN regions r ON r.name = c.region \
+             AND r.configured = 1 AND r.drained = 0 WHERE c.artifact = $1 AND c.encoding = $2 \
+             AND c.status = 'COMPLETE' AND c.removing = 0 ORDER BY c.region",
+        )
+        .bind(artifact.to_string())
+        .bind(encoding.to_string())
+        .fetch_all(&mut *self.read().await?)
+        .await?;
+        rows.iter().map(|row| parsed(row, "region")).collect()
+    }
+
+    /// How many copies each region has in each state, and what is left of those that are not COMPLETE.
+    ///
+    /// # Errors
+    /// [`crate::QueueError`] when the database fails.
+    pub async fn copies_by_region(&self) -> Result<Vec<RegionCopies>> {
+        // A copy's length is its artifact's; several names of it are one.
+        let rows = sqlx::query(
+            "SELECT c.region, c.status, COUNT(*) AS n, \
+             CAST(COALESCE(SUM(CASE WHEN c.status = 'COMPLETE' THEN 0 ELSE (SELECT MAX(a.encoded_bytes) \
+             FROM artifacts a WHERE a.artifact = c.artifact AND a.encoding = c.encoding) - c.bytes_done END), 0) \
+             AS BIGINT) AS bytes_left, \
+             CAST(COALESCE(SUM(CASE WHEN c.status = 'COPYING' THEN c.bytes_per_s ELSE 0 END), 0) AS BIGINT) AS bytes_per_s \
+             FROM replications c WHERE c.removing = 0 GROUP BY c.region, c.status",
+        )
+        .fetch_all(&mut *self.read().await?)
+        .await?;
+        let of = |row| {
+            Ok(RegionCopies {
+                region: parsed(row, "region")?,
+                status: parsed(row, "status")?,
+                copies: number(row, "n")?,
+                bytes_left: get::<i64>(row, "bytes_left")?.max(0).unsigned_abs(),
+                bytes_per_s: number(row, "bytes_per_s")?,
+            })
+        };
+        rows.iter().map(of).collect()
     }
 
     /// How many copies are in each state.

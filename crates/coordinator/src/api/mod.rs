@@ -4,6 +4,7 @@
 //! paths, methods and bodies included, is answered in the one shape of errors.
 
 mod apps;
+mod copies;
 mod deploy;
 mod fleet;
 mod jobs;
@@ -64,6 +65,11 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/workers/{worker}/undrain", post(queue::undrain))
         .route("/v1/artifacts", get(uploads::list))
         .route("/v1/artifact", get(uploads::one))
+        .route("/v1/replication", get(copies::replication))
+        .route("/v1/inspections", post(copies::inspect))
+        .route("/v1/pins", get(copies::pins).post(copies::pin))
+        .route("/v1/unpin", post(copies::unpin))
+        .route("/v1/gc", post(copies::gc))
         .route("/v1/uploads/{artifact}/{encoding}", get(uploads::state))
         .route("/v1/uploads/{artifact}/{encoding}/{object}", put(uploads::put))
         .route("/v1/publish", post(uploads::publish))

@@ -10,7 +10,7 @@ use shoal_proto::{
 use shoal_queue::Bell;
 
 use super::{App, Args, Json, Place, Reply, Who, done, jobs::ListArgs, limited, whole};
-use crate::{error::ApiError, state::now_ms, uploads, view};
+use crate::{error::ApiError, removal, state::now_ms, uploads, view};
 
 /// How many digits of the id a published artifact's name has.
 const NAME_DIGITS: usize = 12;
@@ -98,15 +98,19 @@ pub(super) async fn publish(
 ) -> Reply<types::Artifact> {
     // First the app: the other check reads a bucket.
     shared.queue.app(&request.app).await?;
+    let (artifact, encoding) = (&request.artifact, &request.encoding);
+    let seen = removal::generation(&shared, artifact, encoding).await?;
     let stored = uploads::stored(&shared.main, &request.artifact, &request.encoding).await?;
     let name = published_name(&request.app, &request.artifact);
     let regions = shared.region_names();
     let queue = &shared.queue;
-    let artifact = queue.publish(&request.app, &name, &stored, &regions, &actor, now_ms()).await?;
+    let stored = (&stored, Some(seen));
+    let published =
+        queue.publish_seen(&request.app, &name, stored, &regions, &actor, now_ms()).await?;
     shared.ring(Bell::Copies);
     tracing::info!(name, by = actor.name, "artifact published");
     let regions: Vec<_> = queue.regions().await?;
-    Ok(axum::Json(view::artifact(artifact, &regions)))
+    Ok(axum::Json(view::artifact(published, &regions)))
 }
 
 #[cfg(test)]
