@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod by_hand;
+mod copies;
 mod deploys;
 mod faults;
 mod goals;

@@ -168,6 +168,7 @@ pub(crate) fn blank(name: AppName) -> App {
         selector: String::new(),
         build_timeout_s: 1_200,
         max_attempts: None,
+        keep_builds: None,
         piece_size_bytes: None,
         plan: RolloutPlan::default(),
         priority: 0,

@@ -24,7 +24,7 @@ const REASON_MAX_CHARS: usize = 80;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How often all of it is uploaded again, when some of it is gone at the end.
-const UPLOADS_AGAIN_MAX: usize = 5;
+const UPLOADS_AGAIN_MAX: usize = 20;
 
 /// How often the upload of an object is tried; with the back-off about half a minute.
 const UPLOAD_RETRIES_MAX: usize = 6;

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    replicate::retry_after,
+    replicate::{not_repaired, retry_after},
     state::{Shared, bell, chance, ms, myself, now_ms, seconds},
 };
 
@@ -175,10 +175,11 @@ async fn mend(shared: &Shared, it: &Damaged) {
         }
         Err(error) => {
             tracing::warn!(%artifact, %error, "the main bucket was not repaired; it is tried again");
-            let reason = match sources.is_empty() {
-                true => "lost some of it, and no region in service has it".to_string(),
-                false => format!("lost some of it, and no region gives it: {error}"),
+            let why = match sources.is_empty() {
+                true => "no region in service has it".to_string(),
+                false => error.to_string(),
             };
+            let reason = not_repaired(&it.damage, &why);
             let first = seconds(shared.config.copy_retry_s);
             let next = now_ms() + ms(retry_after(first, it.tries + 1, 0));
             shared.queue.repair_failed(it, &reason, next).await

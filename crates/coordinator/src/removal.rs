@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How long one bucket may take in a run; what is left is the next run's.
-const BUCKET_TIME_MAX: Duration = Duration::from_secs(120);
+const BUCKET_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// How often a bucket is listed again until nothing is there.
 const LISTINGS_MAX: usize = 5;

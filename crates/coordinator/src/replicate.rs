@@ -39,6 +39,13 @@ pub(crate) fn retry_after(first: Duration, tries: u32, spread: u32) -> Duration 
     pause + pause.mul_f64(f64::from(spread % 1_000) / 4_000.0)
 }
 
+/// What was lost, and why it is not there again yet: the last reason takes the place of the one before.
+pub(crate) fn not_repaired(damage: &str, why: &str) -> String {
+    const YET: &str = "; not repaired yet: ";
+    let lost = damage.split(YET).next().unwrap_or(damage);
+    format!("{lost}{YET}{why}")
+}
+
 /// Copies until it is stopped.
 pub(crate) async fn run(shared: Arc<Shared>, owner: String, stop: CancellationToken) {
     // Who made them before does so no more.
@@ -139,7 +146,7 @@ async fn one(shared: &Shared, owner: &str, job: &CopyJob) {
         }
         Ok(Some(Made::Whole { bytes })) => {
             count("complete");
-            if !job.doubted.is_empty() || job.damaged {
+            if job.damage.is_some() {
                 shared.metrics.repairs.with_label_values(&["region"]).inc();
             }
             tracing::info!(%artifact, %region, bytes, "copy complete");
@@ -156,6 +163,10 @@ async fn one(shared: &Shared, owner: &str, job: &CopyJob) {
             let first = seconds(shared.config.copy_retry_s);
             let spread = u32::from(artifact.0[0]) * 256 + u32::from(artifact.0[1]);
             let next = now_ms() + ms(retry_after(first, job.tries, spread));
+            let reason = match &job.damage {
+                Some(damage) => not_repaired(damage, &reason),
+                None => reason,
+            };
             shared.queue.copy_failed(job, owner, &reason, next).await
         }
     };
@@ -299,6 +310,13 @@ mod tests {
     fn rate_start() -> Instant {
         static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
         *START
+    }
+
+    #[test]
+    fn a_reason_says_what_was_lost_and_why_it_is_not_back() {
+        let once = not_repaired("lost part-00001", "no room");
+        assert_eq!(once, "lost part-00001; not repaired yet: no room");
+        assert_eq!(not_repaired(&once, "no key"), "lost part-00001; not repaired yet: no key");
     }
 
     #[test]

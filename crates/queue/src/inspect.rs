@@ -32,6 +32,8 @@ pub struct Damaged {
     pub artifact: ArtifactId,
     /// The encoding.
     pub encoding: EncodingId,
+    /// What it lost.
+    pub damage: String,
     /// The parts whose bytes are wrong, though they are there.
     pub doubted: Vec<u32>,
     /// The regions in service that have it whole.
@@ -265,7 +267,7 @@ impl Queue {
     /// [`crate::QueueError`] when the database fails.
     pub async fn next_repair(&self, now_ms: i64) -> Result<Option<Damaged>> {
         let row = sqlx::query(
-            "SELECT artifact, encoding, doubted, tries FROM encodings WHERE damage IS NOT NULL \
+            "SELECT artifact, encoding, damage, doubted, tries FROM encodings WHERE damage IS NOT NULL \
              AND removal = 0 AND next_try_at <= $1 ORDER BY next_try_at LIMIT 1",
         )
         .bind(now_ms)
@@ -276,6 +278,7 @@ impl Queue {
         Ok(Some(Damaged {
             artifact,
             encoding,
+            damage: get(&row, "damage")?,
             doubted: parts_of(&row, "doubted")?,
             regions: self.regions_with(&artifact, &encoding).await?,
             tries: number(&row, "tries")?,

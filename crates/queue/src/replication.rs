@@ -28,8 +28,8 @@ pub struct CopyJob {
     pub tries: u32,
     /// Parts that are there with wrong bytes, as an inspection found.
     pub doubted: Vec<u32>,
-    /// Whether it was whole before, and was found damaged.
-    pub damaged: bool,
+    /// What its bucket lost of it, when it was whole before.
+    pub damage: Option<String>,
 }
 
 /// The copies of one state in a region.
@@ -65,7 +65,7 @@ async fn due<'c>(
 ) -> Result<Option<sqlx::any::AnyRow>> {
     // COMPLETE rows, nearly all, are never looked at: the index leads with the status.
     let mut sql = String::from(
-        "SELECT c.artifact, c.encoding, c.region, c.tries, c.doubted, c.damaged_at FROM replications c \
+        "SELECT c.artifact, c.encoding, c.region, c.tries, c.doubted, CASE WHEN c.damaged_at IS NULL THEN NULL ELSE c.reason END AS damage FROM replications c \
          JOIN regions r ON r.name = c.region AND r.configured = 1 AND r.drained = 0 \
          WHERE c.status IN ('PENDING', 'COPYING', 'FAILED') AND c.removing = 0",
     );
@@ -117,7 +117,7 @@ impl Queue {
             region: parsed(&row, "region")?,
             tries: tries.saturating_add(1),
             doubted: parts_of(&row, "doubted")?,
-            damaged: get::<Option<i64>>(&row, "damaged_at")?.is_some(),
+            damage: get(&row, "damage")?,
         };
         let taken = sqlx::query(
             "UPDATE replications SET status = 'COPYING', owner = $1, owned_until = $2, \

@@ -39,7 +39,7 @@ const LOG_CHUNK_BYTES: u64 = 256 << 10;
 const FINISH_RETRIES: usize = 60;
 
 /// How often an artifact is uploaded again whose objects are gone when its job's end is told.
-const UPLOADS_AGAIN_MAX: u32 = 5;
+const UPLOADS_AGAIN_MAX: u32 = 20;
 
 /// How long the coordinator is asked to wait until it answers that nobody cancelled the job, and the pause after a
 /// question that failed.

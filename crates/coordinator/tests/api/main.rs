@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod artifacts;
+mod copies;
 mod harness;
 mod jobs;
 mod queue;
