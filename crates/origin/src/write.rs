@@ -81,8 +81,8 @@ pub(crate) trait Chunks: Send {
 impl Bucket {
     /// Writes one part from a stream of its bytes, which may come in any lengths. With `expect`, the
     /// part becomes visible only if length and hash agree, and a part that is there in that length is
-    /// left alone. Without, it is written over whatever is there, unless the encoding is whole already;
-    /// compare the [`Part`] that comes back.
+    /// left alone. Without, it is written over whatever is there, unless the index is there already: then only what
+    /// that says, where it is missing. Compare the [`Part`] that comes back.
     ///
     /// Never tried again, because the stream cannot be read twice.
     ///
@@ -103,13 +103,21 @@ impl Bucket {
     {
         let key = self.part_key(artifact, encoding, number);
         let there = self.len(&key).await?;
-        match expect {
+        let expect = match expect {
             Some(part) if there == Some(part.len) => return Ok(PutPart::Present),
-            None if self.len(&self.index_key(artifact, encoding)).await?.is_some() => {
-                return Err(OriginError::Sealed { key: key.to_string() });
-            }
-            _ => {}
-        }
+            Some(part) => Some(part),
+            // An index says what the part should be. One that is not there though its index is, was lost: it may be
+            // brought again, and nothing else.
+            None => match self.index(artifact, encoding).await? {
+                None => None,
+                Some(bytes) => {
+                    match open_index(&bytes, artifact, encoding)?.parts.get(number as usize) {
+                        Some(part) if there != Some(part.len) => Some(*part),
+                        _ => return Err(OriginError::Sealed { key: key.to_string() }),
+                    }
+                }
+            },
+        };
         let name = key.to_string();
         let stream = futures::stream::try_unfold((Box::pin(stream), name), read_on);
         let chunks = Source::new(stream, &SENT_BUDGET);

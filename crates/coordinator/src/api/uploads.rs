@@ -3,6 +3,7 @@
 use axum::extract::Request;
 use serde::Deserialize;
 use shoal_client::types;
+use shoal_origin::Check;
 use shoal_proto::{
     AppName, ArtifactId, EncodingId,
     manifest::{INDEX_MAX_BYTES, PART_MAX_BYTES, PIECES_MAX},
@@ -42,7 +43,8 @@ pub(super) async fn state(
     Place((artifact, encoding)): Place<(ArtifactId, EncodingId)>,
 ) -> Reply<types::UploadState> {
     let mut parts = shared.main.parts(&artifact, &encoding).await?;
-    let whole = shared.main.index(&artifact, &encoding).await?.is_some();
+    // An index that lacks parts is what a removal at the same moment may leave.
+    let whole = matches!(shared.main.check(&artifact, &encoding).await, Ok(Check::Whole));
     // A part that its index has disproved is to be sent again.
     parts.retain(|number, _| !shared.part_hashes.is_bad(&encoding, *number));
     Ok(axum::Json(types::UploadState { parts, whole }))

@@ -115,6 +115,11 @@ pub(crate) async fn what_is_written_stays(it: Place) {
     it.upload().await.unwrap();
     let sealed = put(None, vec![7; 1_000]).await.unwrap_err();
     assert!(matches!(sealed, OriginError::Sealed { .. }), "{sealed}");
+    // A part that was lost is brought again, by who does not know what it should be, too.
+    std::fs::remove_file(it.file("main", "part-00001")).unwrap();
+    let wrong = put(None, vec![7; 1_000]).await.unwrap_err();
+    assert!(matches!(wrong, OriginError::Mismatch { part: 1, .. }), "{wrong}");
+    assert_eq!(put(None, small).await.unwrap(), PutPart::Written(part));
     it.verify(&it.main).await.unwrap();
 }
 
