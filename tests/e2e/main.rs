@@ -3,6 +3,7 @@
 
 mod access;
 mod by_hand;
+mod copies;
 mod deploys;
 mod events;
 mod faults;

@@ -45,7 +45,7 @@ pub(crate) struct SetArgs {
     /// The app's name.
     name: AppName,
     /// TOML file that says all of the app; flags go over it. Keys: repository, build_command, output,
-    /// activation, health, selector, build_timeout_s, max_attempts, piece_size_bytes,
+    /// activation, health, selector, build_timeout_s, max_attempts, piece_size_bytes, keep_builds,
     /// plan, priority.
     #[arg(long)]
     file: Option<PathBuf>,
@@ -93,6 +93,9 @@ struct AppFlags {
     /// How often a build is started at most [default: as the coordinator is configured].
     #[arg(long, value_name = "ATTEMPTS")]
     max_attempts: Option<u32>,
+    /// How many of its newest artifacts are kept beside those in use [default: as the coordinator is configured].
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
+    keep_builds: Option<u32>,
     /// The length of a piece: a power of two from 256KiB to 16MiB.
     #[arg(long, value_name = "SIZE")]
     piece_size: Option<bytesize::ByteSize>,
@@ -127,6 +130,7 @@ impl AppFlags {
         set(&mut app.selector, self.selector);
         set(&mut app.build_timeout_s, self.build_timeout_s);
         set(&mut app.max_attempts, self.max_attempts.map(Some));
+        set(&mut app.keep_builds, self.keep_builds.map(Some));
         set(&mut app.priority, self.priority);
         set(&mut app.plan.waves_permille, self.waves_permille);
         set(&mut app.plan.max_failed_permille, self.max_failed_permille);
@@ -170,6 +174,7 @@ pub(crate) fn blank(name: AppName) -> App {
         selector: String::new(),
         build_timeout_s: 1_200,
         max_attempts: None,
+        keep_builds: None,
         piece_size_bytes: None,
         plan: RolloutPlan::default(),
         priority: 0,

@@ -17,8 +17,14 @@ use shoal_store::{Cut, CutOptions, INDEX_NAME, cut, part_name};
 
 use crate::{connect::Connection, deploy, jobs::LIST_LIMIT, show};
 
+/// The longest reason in a listing, in characters.
+const REASON_MAX_CHARS: usize = 80;
+
 /// How often an artifact that is waited for is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How often all of it is uploaded again, when some of it is gone at the end.
+const UPLOADS_AGAIN_MAX: usize = 20;
 
 /// How often the upload of an object is tried; with the back-off about half a minute.
 const UPLOAD_RETRIES_MAX: usize = 6;
@@ -129,12 +135,21 @@ pub(crate) async fn publish(
         cut(&source, &out, &options, move |bytes| told("cut", bytes))
     })
     .await??;
-    upload(client, dir.path(), &cut, progress).await?;
+    upload(client, dir.path(), &cut, &progress).await?;
     let request = PublishRequest {
         app: app.clone(),
         artifact: cut.index.manifest.artifact,
         encoding: cut.encoding,
     };
+    for _ in 0..UPLOADS_AGAIN_MAX {
+        match client.publish(&request).await {
+            // Something deleted the same content at this moment.
+            Err(error) if error.code() == Some("not_whole") => {
+                upload(client, dir.path(), &cut, &progress).await?;
+            }
+            other => return Ok(other?),
+        }
+    }
     Ok(client.publish(&request).await?)
 }
 
@@ -142,7 +157,7 @@ async fn upload(
     client: &Client,
     dir: &Path,
     cut: &Cut,
-    progress: impl Fn(&'static str, u64),
+    progress: &impl Fn(&'static str, u64),
 ) -> anyhow::Result<()> {
     let (artifact, encoding) = (&cut.index.manifest.artifact, &cut.encoding);
     let put = |name: String, bytes: Bytes| async move {
@@ -191,8 +206,24 @@ async fn wait_deployable(client: &Client, reference: &str) -> anyhow::Result<Art
     }
 }
 
+/// Whether it may be deployed, and in a few words why not.
+fn deployable(artifact: &Artifact) -> String {
+    match (&artifact.deleted, &artifact.not_deployable_reason) {
+        (Some(_), _) => "deleted".into(),
+        (None, Some(reason)) => {
+            let short: String = reason.chars().take(REASON_MAX_CHARS).collect();
+            let more = if short.len() < reason.len() { "..." } else { "" };
+            format!("no: {short}{more}")
+        }
+        (None, None) => "yes".into(),
+    }
+}
+
 /// In how many of how many regions it is.
 fn regions(artifact: &Artifact) -> String {
+    if artifact.deleted.is_some() {
+        return "-".into();
+    }
     let complete = |status| status == ReplicationStatus::Complete;
     let there = artifact.replication.values().filter(|copy| complete(copy.status)).count();
     format!("{} in {there}/{}", artifact.replication_status, artifact.replication.len())
@@ -200,7 +231,7 @@ fn regions(artifact: &Artifact) -> String {
 
 fn list(artifacts: &[Artifact]) -> String {
     let mut table =
-        show::table(&["NAME", "ARTIFACT", "SIZE", "STORED", "REGIONS", "DEPLOYABLE", "MADE"]);
+        show::table(&["NAME", "ARTIFACT", "SIZE", "STORED", "REGIONS", "MADE", "DEPLOYABLE"]);
     for artifact in artifacts {
         table.add_row([
             artifact.name.clone(),
@@ -208,8 +239,8 @@ fn list(artifacts: &[Artifact]) -> String {
             show::size(artifact.size_bytes),
             show::size(artifact.encoded_bytes),
             regions(artifact),
-            if artifact.deployable { "yes" } else { "no" }.into(),
             show::ago(artifact.created_at_ms),
+            deployable(artifact),
         ]);
     }
     show::render(&table, "no artifacts yet: make one with shoal build or shoal publish")
@@ -233,7 +264,15 @@ fn detail(artifact: &Artifact) -> String {
     for (region, copy) in &artifact.replication {
         let reason = copy.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
         let done = show::size(copy.bytes_done);
-        row(&format!("in {region}"), format!("{} ({done}){reason}", copy.status));
+        let checked = copy.checked_at_ms.map(|at| format!(", inspected {}", show::ago(at)));
+        let checked = checked.unwrap_or_default();
+        row(&format!("in {region}"), format!("{} ({done}{checked}){reason}", copy.status));
+    }
+    if let Some(damage) = &artifact.main_damage {
+        row("in the main bucket", damage.clone());
+    }
+    if let Some(deleted) = &artifact.deleted {
+        row("deleted", format!("{} by {}: {}", show::ago(deleted.at_ms), deleted.by, deleted.why));
     }
     let reason = artifact.not_deployable_reason.as_deref().unwrap_or("not yet");
     row("deployable", if artifact.deployable { "yes".into() } else { format!("no: {reason}") });

@@ -11,6 +11,7 @@ mod apps;
 mod artifacts;
 mod audit;
 mod connect;
+mod copies;
 mod demo;
 mod deploy;
 mod events;
@@ -83,6 +84,16 @@ enum Command {
     Artifacts(artifacts::ArtifactsArgs),
     /// Show one artifact and its copy in each region.
     Artifact(artifacts::ArtifactArgs),
+    /// Show how the copies in the regions are, with bytes, rates and times.
+    Replication(copies::ReplicationArgs),
+    /// Keep an artifact whatever comes.
+    Pin(copies::PinArgs),
+    /// Take an artifact's pin away.
+    Unpin(copies::UnpinArgs),
+    /// List pins.
+    Pins(copies::PinsArgs),
+    /// Delete artifacts that nothing needs from all buckets, or show which would go.
+    Gc(copies::GcArgs),
     /// Make a ready file an artifact of an app.
     Publish(artifacts::PublishArgs),
     /// Set what an app's machines shall run.
@@ -225,6 +236,11 @@ impl Command {
             Self::Cancel(args) => args.run().await,
             Self::Artifacts(args) => args.run().await,
             Self::Artifact(args) => args.run().await,
+            Self::Replication(args) => args.run().await,
+            Self::Pin(args) => args.run().await,
+            Self::Unpin(args) => args.run().await,
+            Self::Pins(args) => args.run().await,
+            Self::Gc(args) => args.run().await,
             Self::Publish(args) => args.run().await,
             Self::Deploy(args) => args.run().await,
             Self::Rollback(args) => args.run().await,

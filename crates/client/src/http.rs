@@ -18,10 +18,11 @@ use shoal_pki::{Identity, Trust};
 use shoal_proto::{AppName, ArtifactId, EncodingId, MachineName, RegionName};
 
 use crate::types::{
-    App, AppStatus, Artifact, BuildRequest, ClaimRequest, ClaimedJob, DeployRequest, Done,
-    ErrorBody, FinishRequest, GoalsQuery, GoalsReply, HaltRequest, HeartbeatReply, Job, LeaseRef,
-    Machine, Page, PublishRequest, QueueStatus, Region, RegionReports, RollbackRequest, Rollout,
-    UploadState, WatchRequest, Worker,
+    App, AppStatus, Artifact, ArtifactRef, BuildRequest, ClaimRequest, ClaimedJob, DeployRequest,
+    Done, ErrorBody, FinishRequest, GcReport, GcRequest, GoalsQuery, GoalsReply, HaltRequest,
+    HeartbeatReply, Job, LeaseRef, Machine, Page, Pin, PinRequest, PublishRequest, QueueStatus,
+    Region, RegionReports, ReplicationStatusPage, RollbackRequest, Rollout, UploadState,
+    WatchRequest, Worker,
 };
 
 pub use events::{EventQuery, EventStream, Streamed};
@@ -428,6 +429,62 @@ impl Client {
     /// [`ClientError`], as for every call.
     pub async fn publish(&self, request: &PublishRequest) -> Result<Artifact> {
         self.post("v1/publish", request).await
+    }
+
+    /// How the copies are: of one artifact, or of all that are not whole in some bucket.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn replication(
+        &self,
+        reference: Option<&str>,
+        limit: u32,
+    ) -> Result<ReplicationStatusPage> {
+        let mut query = vec![("limit", limit.to_string())];
+        query.extend(reference.map(|reference| ("ref", reference.to_string())));
+        self.get("v1/replication", &query).await
+    }
+
+    /// Has an artifact's copies inspected as soon as may be.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn inspect(&self, reference: &str) -> Result<()> {
+        let request = ArtifactRef { artifact: reference.into() };
+        self.post::<_, Done>("v1/inspections", &request).await.map(drop)
+    }
+
+    /// All pins, newest first.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn pins(&self) -> Result<Vec<Pin>> {
+        self.list("v1/pins", Vec::new(), None).await
+    }
+
+    /// Keeps an artifact whatever comes.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn pin(&self, request: &PinRequest) -> Result<Pin> {
+        self.post("v1/pins", request).await
+    }
+
+    /// Takes an artifact's pin away.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn unpin(&self, reference: &str) -> Result<()> {
+        let request = ArtifactRef { artifact: reference.into() };
+        self.post::<_, Done>("v1/unpin", &request).await.map(drop)
+    }
+
+    /// Deletes artifacts that nothing needs, or says which would go.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn gc(&self, request: &GcRequest) -> Result<GcReport> {
+        self.post("v1/gc", request).await
     }
 
     /// Sets an app's goal.

@@ -1,6 +1,7 @@
 //! The JSON of the HTTP API. Times are milliseconds since the Unix epoch (`…_ms`) or seconds (`…_s`).
 
 mod access;
+mod copies;
 mod events;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use shoal_proto::{
     state::{JobStatus, MachineState, Priority, ReplicationStatus, RolloutStatus, WorkerState},
 };
 
+pub use copies::*;
 pub use events::*;
 
 /// The body of every answer that is not 2xx.
@@ -66,6 +68,9 @@ pub struct App {
     /// The piece size, when not the default for the artifact's size.
     #[serde(default)]
     pub piece_size_bytes: Option<u64>,
+    /// How many of its newest artifacts are kept beside those in use; none: as the coordinator is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_builds: Option<u32>,
     /// How its rollouts go.
     #[serde(default)]
     pub plan: RolloutPlan,
@@ -207,6 +212,23 @@ pub struct Artifact {
     pub deployable: bool,
     /// Why not.
     pub not_deployable_reason: Option<String>,
+    /// What the main bucket lost of it; none once that is repaired.
+    #[serde(default)]
+    pub main_damage: Option<String>,
+    /// Its end: its objects are deleted from all buckets; none while it lives.
+    #[serde(default)]
+    pub deleted: Option<Deletion>,
+}
+
+/// The end of an artifact.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Deletion {
+    /// When.
+    pub at_ms: i64,
+    /// By whom.
+    pub by: String,
+    /// Why.
+    pub why: String,
 }
 
 /// An artifact's copy in one region's bucket.
@@ -216,12 +238,24 @@ pub struct Replication {
     pub status: ReplicationStatus,
     /// How much is there.
     pub bytes_done: u64,
+    /// How much came in a second, of late.
+    #[serde(default)]
+    pub bytes_per_s: u64,
+    /// In how many seconds it will be complete at that rate; only while it is being copied.
+    #[serde(default)]
+    pub eta_s: Option<f64>,
     /// When the copying began.
     pub started_at_ms: Option<i64>,
     /// When it was complete.
     pub finished_at_ms: Option<i64>,
-    /// Why it failed last.
+    /// Why it failed last, what it waits for, or what the bucket lost of it.
     pub reason: Option<String>,
+    /// When an inspection found that the bucket had lost some of it; none once that is repaired.
+    #[serde(default)]
+    pub damaged_at_ms: Option<i64>,
+    /// When it was inspected last.
+    #[serde(default)]
+    pub checked_at_ms: Option<i64>,
 }
 
 /// What an uploader has stored under an encoding so far: part number to length in bytes.

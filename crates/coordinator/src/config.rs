@@ -67,7 +67,7 @@ pub struct Args {
 fn parse_region(text: &str) -> Result<RegionConfig, String> {
     let (name, bucket) = text.split_once('=').ok_or("write NAME=BUCKET")?;
     let name = name.parse().map_err(|error: shoal_proto::ids::InvalidId| error.to_string())?;
-    Ok(RegionConfig { name, bucket: bucket.into() })
+    Ok(RegionConfig { name, bucket: bucket.into(), replication: None })
 }
 
 /// A region and its bucket.
@@ -78,6 +78,20 @@ pub struct RegionConfig {
     pub name: RegionName,
     /// Its bucket: a path, file://, s3:// or gs:// URL.
     pub bucket: String,
+    /// Who copies into it; none: as for all regions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replication: Option<Replication>,
+}
+
+/// Who makes the copies in regions' buckets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Replication {
+    /// The coordinator on duty.
+    #[default]
+    Copy,
+    /// The store itself (its cross-region replication): the coordinator only looks until all is there, and proves it.
+    Observe,
 }
 
 /// All that can be set about a coordinator. Times are in seconds, and may be fractions of one.
@@ -146,9 +160,31 @@ pub struct Config {
     /// How often copies to be made are looked for; a finished build starts its copies at once.
     #[serde(default = "replication_interval_default")]
     pub replication_interval_s: f64,
+    /// Who makes the copies, where a region does not say: `copy` (the coordinator on duty) or `observe` (the store itself).
+    #[serde(default)]
+    pub replication: Replication,
+    /// How often a copy that the store makes itself is looked at until it is whole.
+    #[serde(default = "observe_interval_default")]
+    pub observe_interval_s: f64,
     /// How many copies are made at once.
     #[serde(default = "copies_in_parallel_default")]
     pub copies_in_parallel: u32,
+    /// How many of them into one region: a bucket that hangs does not hold up the other regions.
+    #[serde(default = "copies_per_region_default")]
+    pub copies_per_region: u32,
+    /// Within this time every bucket is looked at for every artifact that lives.
+    #[serde(default = "inspect_round_default")]
+    pub inspect_round_s: f64,
+    /// Which share of each copy's pieces is read and proved then; one piece at least, and 64 at most.
+    #[serde(default = "inspect_share_default")]
+    pub inspect_share: f64,
+    /// How many of each app's newest artifacts are kept beside those in use, where the app does not say; none: all of
+    /// them are.
+    #[serde(default)]
+    pub keep_builds: Option<u32>,
+    /// How often artifacts beyond that are deleted.
+    #[serde(default = "retention_interval_default")]
+    pub retention_interval_s: f64,
     /// How long after its first failure a copy is tried again; doubled with each failure, to a minute.
     #[serde(default = "copy_retry_default")]
     pub copy_retry_s: f64,
@@ -233,8 +269,28 @@ fn replication_interval_default() -> f64 {
     10.0
 }
 
+fn observe_interval_default() -> f64 {
+    10.0
+}
+
 fn copies_in_parallel_default() -> u32 {
-    8
+    20
+}
+
+fn copies_per_region_default() -> u32 {
+    2
+}
+
+fn inspect_round_default() -> f64 {
+    86_400.0
+}
+
+fn inspect_share_default() -> f64 {
+    0.001
+}
+
+fn retention_interval_default() -> f64 {
+    3_600.0
 }
 
 fn copy_retry_default() -> f64 {
@@ -296,6 +352,9 @@ impl Config {
             ("long_poll_s", self.long_poll_s),
             ("look_again_s", self.look_again_s),
             ("replication_interval_s", self.replication_interval_s),
+            ("observe_interval_s", self.observe_interval_s),
+            ("inspect_round_s", self.inspect_round_s),
+            ("retention_interval_s", self.retention_interval_s),
             ("copy_retry_s", self.copy_retry_s),
             ("copy_owned_s", self.copy_owned_s),
             ("rollout_interval_s", self.rollout_interval_s),
@@ -320,6 +379,21 @@ impl Config {
             self.copies_in_parallel
         );
         ensure!(
+            (1..=self.copies_in_parallel).contains(&self.copies_per_region),
+            "copies_per_region = {}: give 1 to copies_in_parallel, which is {}",
+            self.copies_per_region,
+            self.copies_in_parallel
+        );
+        ensure!(
+            (0.0..=1.0).contains(&self.inspect_share),
+            "inspect_share = {}: give 0 to 1",
+            self.inspect_share
+        );
+        ensure!(
+            self.keep_builds != Some(0),
+            "keep_builds = 0: give at least 1, or leave it out to keep all"
+        );
+        ensure!(
             (1..=ATTEMPTS_MAX).contains(&self.max_attempts),
             "max_attempts = {}: give 1 to {ATTEMPTS_MAX}",
             self.max_attempts
@@ -339,6 +413,12 @@ impl Config {
             ensure!(names.insert(&region.name), "region {} is named twice", region.name);
         }
         Ok(())
+    }
+
+    /// Whether a region's store makes the copies itself.
+    pub(crate) fn is_observed(&self, region: &RegionName) -> bool {
+        let of = self.regions.iter().find(|of| of.name == *region);
+        of.and_then(|of| of.replication).unwrap_or(self.replication) == Replication::Observe
     }
 
     /// How long a heartbeat may stand still.
@@ -374,6 +454,11 @@ mod tests {
             ("heartbeat_s = 0", "heartbeat_s"),
             ("long_poll_s = -1", "long_poll_s"),
             ("copies_in_parallel = 0", "copies_in_parallel"),
+            ("copies_per_region = 0", "copies_per_region"),
+            ("inspect_share = 2.0", "inspect_share"),
+            ("inspect_round_s = 0", "inspect_round_s"),
+            ("keep_builds = 0", "keep_builds"),
+            ("replication = 'mirror'", "mirror"),
             ("reap_jobs = 0", "reap_jobs"),
             ("reap_share = 1.5", "reap_share"),
             ("backoff_s = 0", "backoff_s"),
@@ -391,6 +476,15 @@ mod tests {
             let error = config(more).unwrap_err().to_string();
             assert!(error.contains(word), "{more}: {error}");
         }
+    }
+
+    #[test]
+    fn a_region_may_differ_in_who_copies() {
+        let both = "replication = 'observe'\n[[regions]]\nname = 'a'\nbucket = 'x'\n\
+                    [[regions]]\nname = 'b'\nbucket = 'y'\nreplication = 'copy'";
+        let config = config(both).unwrap();
+        let observed = |name: &str| config.is_observed(&name.parse().unwrap());
+        assert!(observed("a") && !observed("b"));
     }
 
     #[test]

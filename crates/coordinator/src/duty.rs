@@ -1,5 +1,5 @@
-//! What only one coordinator at a time does: the reaper, the copies, the ends of rollouts, telling the goal store,
-//! numbering events, telling webhooks, deploying main branches, forgetting what is old.
+//! What only one coordinator at a time does: the reaper, the copies, their inspection and end, the ends of rollouts, telling
+//! the goal store, numbering events, telling webhooks, deploying main branches, forgetting what is old.
 //!
 //! Each coordinator asks for the duty every [`Duty::PERIOD`]; the one that has it runs these tasks, and ends them when
 //! it loses it. All that they know is in the database, so a successor goes on where the one before stopped.
@@ -10,7 +10,8 @@ use shoal_queue::Duty;
 use tokio::task::{JoinError, JoinSet};
 
 use crate::{
-    auto_deploy, events, forget, outbox, reaper, replicate, rollout, state::Shared, webhooks,
+    auto_deploy, events, forget, inspect, outbox, reaper, removal, replicate, retention, rollout,
+    state::Shared, webhooks,
 };
 
 /// Asks for the duty and does it, until the process stops. `owner` is this process, in the rows of copies.
@@ -35,6 +36,10 @@ async fn on_duty(shared: &Arc<Shared>, duty: &mut Duty, owner: &str) {
     tasks.spawn(reaper::run(shared.clone(), stop.clone()));
     tasks.spawn(reaper::release(shared.clone(), stop.clone()));
     tasks.spawn(replicate::run(shared.clone(), owner.into(), stop.clone()));
+    tasks.spawn(inspect::run(shared.clone(), stop.clone()));
+    tasks.spawn(inspect::repair(shared.clone(), stop.clone()));
+    tasks.spawn(retention::run(shared.clone(), stop.clone()));
+    tasks.spawn(removal::run(shared.clone(), owner.into(), stop.clone()));
     tasks.spawn(rollout::run(shared.clone(), stop.clone()));
     tasks.spawn(forget::run(shared.clone(), stop.clone()));
     tasks.spawn(events::number(shared.clone(), stop.clone()));

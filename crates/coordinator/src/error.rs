@@ -36,6 +36,11 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "conflict", message)
     }
 
+    /// Its objects are not all in the main bucket: who has them uploads them again.
+    pub(crate) fn not_whole(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "not_whole", message)
+    }
+
     pub(crate) fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
@@ -59,6 +64,7 @@ impl From<QueueError> for ApiError {
             QueueError::NotDeployable { .. } => {
                 Self::new(StatusCode::CONFLICT, "not_deployable", message)
             }
+            QueueError::ObjectsGone(_) => Self::not_whole(message),
             QueueError::Refused(_) => Self::invalid(message),
             QueueError::Corrupt(_) | QueueError::Address(_) | QueueError::Migrate(_) => {
                 tracing::error!(%message, "a call on the database failed");

@@ -10,6 +10,8 @@
 //! because all that it knows is in the database:
 //!
 //! - `replicate` copies artifacts from the main bucket into the regions' buckets;
+//! - `inspect` looks for as long as an artifact lives whether the buckets still have it, and repairs the main one;
+//! - `retention` deletes artifacts that nothing needs, and `removal` takes their objects out of the buckets;
 //! - `rollout` counts machines and ends rollouts by the rules of `shoal-rollout`;
 //! - `reaper` gives on the jobs of workers that are gone, and lets jobs be taken that waited for their next attempt;
 //! - `outbox` tells the goal store (etcd), where there is one, which goals were set;
@@ -37,13 +39,16 @@ mod events;
 mod forget;
 mod goals;
 mod hooks;
+mod inspect;
 mod logs;
 mod metrics;
 mod outbox;
 mod reaper;
 mod recover;
 mod registry;
+mod removal;
 mod replicate;
+mod retention;
 mod rollout;
 mod secrets;
 mod signatures;
@@ -73,7 +78,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Args, Config, RegionConfig};
+pub use config::{Args, Config, RegionConfig, Replication};
 pub use config_told::{EventsConfig, WebhooksConfig};
 
 use state::{Shared, now_ms, random_token};
@@ -236,6 +241,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
         metrics: metrics::Metrics::new()?,
         job_waits: Notify::new(),
         copy_waits: Notify::new(),
+        upkeep: Notify::new(),
+        copies_under_way: removal::UnderWay::default(),
         goals_moved: Notify::new(),
         rollouts_moved: Notify::new(),
         cancels: Notify::new(),

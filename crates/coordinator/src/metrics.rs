@@ -26,6 +26,19 @@ pub(crate) struct Metrics {
     pub(crate) replication_bytes: IntCounterVec,
     /// Copies that ended, by region and result.
     pub(crate) copies_ended: IntCounterVec,
+    /// Copies looked at by inspections, by bucket and what was found.
+    pub(crate) inspections: IntCounterVec,
+    /// Bytes that inspections read and proved, by bucket.
+    pub(crate) inspected_bytes: IntCounterVec,
+    /// Damages that were repaired, by where.
+    pub(crate) repairs: IntCounterVec,
+    damaged: IntGaugeVec,
+    oldest_inspection_seconds: IntGauge,
+    /// Artifacts that were deleted.
+    pub(crate) deleted_artifacts: IntCounter,
+    /// Runs that removed objects, by whether all buckets were reached.
+    pub(crate) removals: IntCounterVec,
+    removals_open: IntGauge,
     /// Goals set.
     pub(crate) goals: IntCounterVec,
     /// Goals that the goal store was told, by result.
@@ -118,6 +131,43 @@ impl Metrics {
                 "copies_ended_total",
                 "Copies into regional buckets that ended",
                 &["region", "result"],
+            )?,
+            inspections: counters(
+                "inspections_total",
+                "Copies looked at, by bucket and what was found: whole, damaged, unreachable",
+                &["bucket", "result"],
+            )?,
+            inspected_bytes: counters(
+                "inspected_bytes_total",
+                "Stored bytes that inspections read and proved",
+                &["bucket"],
+            )?,
+            repairs: counters(
+                "repairs_total",
+                "Damaged copies that are whole again, by whether in a region or the main bucket",
+                &["where"],
+            )?,
+            damaged: gauges(
+                "damaged",
+                "Copies in regions, or encodings in the main bucket, that are damaged now",
+                &["where"],
+            )?,
+            oldest_inspection_seconds: gauge(
+                "oldest_inspection_seconds",
+                "How long ago the artifact was inspected whose turn it is",
+            )?,
+            deleted_artifacts: counter(
+                "deleted_artifacts_total",
+                "Artifacts that were deleted, through this coordinator",
+            )?,
+            removals: counters(
+                "removals_total",
+                "Runs that removed a deleted encoding's objects: gone everywhere, or later in some bucket",
+                &["result"],
+            )?,
+            removals_open: gauge(
+                "removals_open",
+                "Deleted encodings of which some bucket still has objects",
             )?,
             goals: counters("goals_set_total", "Goals set", &["kind"])?,
             goal_store_writes: counters(
@@ -213,9 +263,16 @@ pub(crate) async fn refresh(shared: &Shared) {
             None => OutboxDepth::default(),
         };
         let webhooks = shared.queue.deliveries_waiting().await?;
-        Ok::<_, shoal_queue::QueueError>((queue, copies, rollouts, machines, outbox, webhooks))
+        let upkeep = (
+            shared.queue.damaged().await?,
+            shared.queue.oldest_inspection_ms().await?,
+            shared.queue.removals_open().await?,
+        );
+        Ok::<_, shoal_queue::QueueError>((
+            queue, copies, rollouts, machines, outbox, webhooks, upkeep,
+        ))
     };
-    let Ok((queue, copies, rollouts, machines, outbox, webhooks)) = all.await else {
+    let Ok((queue, copies, rollouts, machines, outbox, webhooks, upkeep)) = all.await else {
         metrics.gauge_failures.inc();
         return;
     };
@@ -240,6 +297,12 @@ pub(crate) async fn refresh(shared: &Shared) {
         let oldest_s = waiting.map_or(0.0, |waiting| waiting.oldest_wait_s);
         metrics.oldest_wait_seconds.with_label_values(&labels).set(oldest_s as i64);
     }
+    let ((main, copies_damaged), oldest, removals) = upkeep;
+    metrics.damaged.with_label_values(&["main"]).set(gauge(main));
+    metrics.damaged.with_label_values(&["region"]).set(gauge(copies_damaged));
+    let ago_ms = oldest.map_or(0, |oldest| (now_ms() - oldest).max(0));
+    metrics.oldest_inspection_seconds.set(ago_ms / 1_000);
+    metrics.removals_open.set(gauge(removals));
     metrics.goal_outbox.set(gauge(outbox.goals));
     let waits_ms = outbox.oldest_since_ms.map_or(0, |since_ms| (now_ms() - since_ms).max(0));
     metrics.goal_outbox_oldest_seconds.set(waits_ms / 1_000);

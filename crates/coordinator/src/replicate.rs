@@ -9,11 +9,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use shoal_proto::RegionName;
-use shoal_queue::{Bell, CopyJob, QueueError};
+use shoal_origin::{Bucket, Check, OriginError};
+use shoal_proto::{ArtifactId, EncodingId, RegionName};
+use shoal_queue::{Bell, CopyJob, CopyProgress, QueueError};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -25,17 +26,24 @@ use crate::{
 /// How often a copy says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many copies go into one region at once: a bucket that hangs does not hold up the other regions.
-const PER_REGION_MAX: usize = 2;
+/// How much a second's rate counts against those before it.
+const RATE_WEIGHT: f64 = 0.3;
 
 /// The longest pause before a failed copy is tried again.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// When a copy that has failed `tries` times is due again: doubled each time, spread by a quarter.
-fn retry_after(first: Duration, tries: u32, spread: u32) -> Duration {
+pub(crate) fn retry_after(first: Duration, tries: u32, spread: u32) -> Duration {
     let doubled = first.saturating_mul(1 << tries.saturating_sub(1).min(16));
     let pause = doubled.min(RETRY_MAX);
     pause + pause.mul_f64(f64::from(spread % 1_000) / 4_000.0)
+}
+
+/// What was lost, and why it is not there again yet: the last reason takes the place of the one before.
+pub(crate) fn not_repaired(damage: &str, why: &str) -> String {
+    const YET: &str = "; not repaired yet: ";
+    let lost = damage.split(YET).next().unwrap_or(damage);
+    format!("{lost}{YET}{why}")
 }
 
 /// Copies until it is stopped.
@@ -108,7 +116,8 @@ async fn take(
     owner: &str,
     under_way: &BTreeMap<RegionName, usize>,
 ) -> Result<Option<CopyJob>, QueueError> {
-    let busy = under_way.iter().filter(|(_, count)| **count >= PER_REGION_MAX);
+    let most = shared.config.copies_per_region as usize;
+    let busy = under_way.iter().filter(|(_, count)| **count >= most);
     let busy: Vec<_> = busy.map(|(region, _)| region.clone()).collect();
     let now = now_ms();
     shared.queue.take_copy(owner, &busy, now, owned_until(shared, now)).await
@@ -122,13 +131,24 @@ fn owned_until(shared: &Shared, now: i64) -> i64 {
 async fn one(shared: &Shared, owner: &str, job: &CopyJob) {
     let (artifact, region) = (job.artifact, job.region.clone());
     tracing::info!(%artifact, %region, tries = job.tries, "copying");
+    let goes = shared.copies_under_way.begin(job.encoding);
     let result = copy(shared, owner, job).await;
+    drop(goes);
     let count = |result| {
         shared.metrics.copies_ended.with_label_values(&[region.as_str(), result]).inc();
     };
     let told = match result {
-        Ok(Some(bytes)) => {
+        Ok(Some(Made::Awaited { bytes, reason })) => {
+            count("awaited");
+            tracing::debug!(%artifact, %region, reason, "the store has not brought it yet");
+            let next = now_ms() + ms(seconds(shared.config.observe_interval_s));
+            shared.queue.copy_awaited(job, owner, (bytes, &reason), next).await
+        }
+        Ok(Some(Made::Whole { bytes })) => {
             count("complete");
+            if job.damage.is_some() {
+                shared.metrics.repairs.with_label_values(&["region"]).inc();
+            }
             tracing::info!(%artifact, %region, bytes, "copy complete");
             let complete = shared.queue.copy_complete(job, owner, bytes, now_ms()).await;
             shared.ring(Bell::Events);
@@ -145,6 +165,10 @@ async fn one(shared: &Shared, owner: &str, job: &CopyJob) {
             let first = seconds(shared.config.copy_retry_s);
             let spread = u32::from(artifact.0[0]) * 256 + u32::from(artifact.0[1]);
             let next = now_ms() + ms(retry_after(first, job.tries, spread));
+            let reason = match &job.damage {
+                Some(damage) => not_repaired(damage, &reason),
+                None => reason,
+            };
             shared.queue.copy_failed(job, owner, &reason, next).await
         }
     };
@@ -154,29 +178,82 @@ async fn one(shared: &Shared, owner: &str, job: &CopyJob) {
     }
 }
 
-/// Copies; the bytes that are there in the end, or none when another coordinator took it over.
-async fn copy(shared: &Shared, owner: &str, job: &CopyJob) -> Result<Option<u64>, String> {
+/// What became of a copy.
+enum Made {
+    /// It is whole and proved.
+    Whole {
+        /// How long it is.
+        bytes: u64,
+    },
+    /// The store has not brought all of it.
+    Awaited {
+        /// How much is there.
+        bytes: u64,
+        /// What is waited for.
+        reason: String,
+    },
+}
+
+/// How fast a copy goes, of late.
+struct Rate {
+    at: Instant,
+    bytes: u64,
+    bytes_per_s: Option<f64>,
+}
+
+impl Rate {
+    fn new() -> Self {
+        Self { at: Instant::now(), bytes: 0, bytes_per_s: None }
+    }
+
+    /// Takes in how far the copy is now. What was there before it began counts for nothing, nor does a step back.
+    fn saw(&mut self, bytes: u64, at: Instant) -> u64 {
+        let took = at.saturating_duration_since(self.at).as_secs_f64();
+        if took > 0.0 && self.bytes > 0 {
+            let now = bytes.saturating_sub(self.bytes) as f64 / took;
+            let before = self.bytes_per_s.unwrap_or(now);
+            self.bytes_per_s = Some(before + RATE_WEIGHT * (now - before));
+        }
+        (self.at, self.bytes) = (at, bytes);
+        self.bytes_per_s.unwrap_or_default() as u64
+    }
+}
+
+/// Copies, or looks at a copy that the store makes; none when another coordinator took it over, or nobody wants it any
+/// more.
+async fn copy(shared: &Shared, owner: &str, job: &CopyJob) -> Result<Option<Made>, String> {
     let CopyJob { artifact, encoding, region, .. } = job;
     let no_bucket =
         |region: &RegionName| format!("region {region} is not in this coordinator's configuration");
     let bucket = shared.buckets.get(region).ok_or_else(|| no_bucket(region))?;
     let bytes_done = AtomicU64::new(0);
     let progress = |bytes: u64| bytes_done.store(bytes, Ordering::Relaxed);
-    let mut copying = std::pin::pin!(bucket.copy_from(&shared.main, artifact, encoding, progress));
+    // What the main bucket has lost may still be in another region's.
+    let others = shared.queue.regions_with(artifact, encoding).await;
+    let others = others.map_err(|error| error.to_string())?;
+    let others = others.iter().filter_map(|region| shared.buckets.get(region));
+    let sources: Vec<&Bucket> = std::iter::once(&shared.main).chain(others).collect();
+    let mut making = std::pin::pin!(async {
+        if shared.config.is_observed(region) {
+            return observe(bucket, artifact, encoding).await;
+        }
+        let stats = bucket.mend_from(&sources, artifact, encoding, &job.doubted, progress).await?;
+        let written = shared.metrics.replication_bytes.with_label_values(&[region.as_str()]);
+        written.inc_by(stats.bytes);
+        Ok(Made::Whole { bytes: stats.bytes + stats.skipped_bytes })
+    });
     let period = PROGRESS_INTERVAL.min(seconds(shared.config.copy_owned_s) / 3);
     let mut tick = tokio::time::interval(period);
+    let mut rate = Rate::new();
     loop {
         tokio::select! {
-            copied = &mut copying => {
-                let stats = copied.map_err(|error| error.to_string())?;
-                let written = shared.metrics.replication_bytes.with_label_values(&[region.as_str()]);
-                written.inc_by(stats.bytes);
-                return Ok(Some(stats.bytes + stats.skipped_bytes));
-            }
+            made = &mut making => return made.map(Some).map_err(|error: OriginError| error.to_string()),
             _ = tick.tick() => {
                 let (done, now) = (bytes_done.load(Ordering::Relaxed), now_ms());
                 let until = owned_until(shared, now);
-                match shared.queue.copy_progress(job, owner, done, until).await {
+                let bytes_per_s = rate.saw(done, Instant::now());
+                let progress = CopyProgress { bytes_done: done, bytes_per_s };
+                match shared.queue.copy_progress(job, owner, progress, until).await {
                     Ok(true) => {}
                     Ok(false) => return Ok(None),
                     // The copy itself goes on: objects are write-once, a second copier does no harm.
@@ -190,9 +267,59 @@ async fn copy(shared: &Shared, owner: &str, job: &CopyJob) -> Result<Option<u64>
     }
 }
 
+/// Looks whether a store has brought all of an encoding, and proves it then.
+async fn observe(
+    bucket: &Bucket,
+    artifact: &ArtifactId,
+    encoding: &EncodingId,
+) -> Result<Made, OriginError> {
+    let there = bucket.parts(artifact, encoding).await?;
+    let bytes = there.values().sum();
+    let reason = match bucket.check(artifact, encoding).await? {
+        Check::Whole => {
+            bucket.verify(artifact, encoding).await?;
+            return Ok(Made::Whole { bytes });
+        }
+        Check::Absent => "the store's own replication has brought nothing yet".to_string(),
+        Check::Missing { index: false, .. } => {
+            format!(
+                "the store's own replication has brought {} parts and no index yet",
+                there.len()
+            )
+        }
+        Check::Missing { index: true, parts } => {
+            format!("the store's own replication has not brought {} parts yet", parts.len())
+        }
+    };
+    Ok(Made::Awaited { bytes, reason })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rate_is_of_what_comes_and_not_of_what_was_there() {
+        let mut rate = Rate::new();
+        let second = |at| rate_start() + Duration::from_secs(at);
+        rate.at = second(0);
+        assert_eq!(rate.saw(1_000_000, second(1)), 0, "that was there");
+        assert_eq!(rate.saw(1_000_500, second(2)), 500);
+        assert_eq!(rate.saw(1_001_500, second(3)), 650);
+        assert_eq!(rate.saw(900_000, second(4)), 455, "a part is tried again");
+    }
+
+    fn rate_start() -> Instant {
+        static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+        *START
+    }
+
+    #[test]
+    fn a_reason_says_what_was_lost_and_why_it_is_not_back() {
+        let once = not_repaired("lost part-00001", "no room");
+        assert_eq!(once, "lost part-00001; not repaired yet: no room");
+        assert_eq!(not_repaired(&once, "no key"), "lost part-00001; not repaired yet: no key");
+    }
 
     #[test]
     fn failed_copies_wait_longer_each_time_and_never_much_over_a_minute() {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config, hooks::Limit, logs::Logs, metrics::Metrics, recover::Recovery,
-    registry::Registry, secrets::Secrets, uploads::PartHashes,
+    registry::Registry, removal::UnderWay, secrets::Secrets, uploads::PartHashes,
 };
 
 /// How often a region process's being alive is written down.
@@ -49,6 +49,10 @@ pub(crate) struct Shared {
     pub(crate) job_waits: Notify,
     /// A copy waits.
     pub(crate) copy_waits: Notify,
+    /// Objects are to be removed, or inspected at once.
+    pub(crate) upkeep: Notify,
+    /// The copies that this process makes.
+    pub(crate) copies_under_way: UnderWay,
     /// The cursor of the goals moved.
     pub(crate) goals_moved: Notify,
     /// Something happened that may end a rollout.
@@ -131,6 +135,7 @@ impl Shared {
         match bell {
             Bell::Jobs => self.job_waits.notify_waiters(),
             Bell::Copies => self.copy_waits.notify_one(),
+            Bell::Upkeep => self.upkeep.notify_waiters(),
             Bell::Goals => self.goals_moved.notify_waiters(),
             Bell::Rollouts => self.rollouts_moved.notify_one(),
             Bell::Cancels => self.cancels.notify_waiters(),

@@ -169,18 +169,18 @@ pub(crate) async fn stored(
 ) -> ApiResult<Stored> {
     let there = bucket.parts(artifact, encoding).await?;
     let Some(bytes) = bucket.index(artifact, encoding).await? else {
-        return Err(ApiError::conflict(format!(
+        return Err(ApiError::not_whole(format!(
             "encoding {encoding} of {artifact} is not whole in the main bucket: its index is missing; \
              upload its parts and last the index"
         )));
     };
     let index: EncodingIndex = open_index(&bytes, artifact, encoding).map_err(|error| {
-        ApiError::conflict(format!("the index in the main bucket is damaged: {error}"))
+        ApiError::not_whole(format!("the index in the main bucket is damaged: {error}"))
     })?;
     let missing =
         (0..).zip(&index.parts).find(|(number, part)| there.get(number) != Some(&part.len));
     if let Some((number, _)) = missing {
-        return Err(ApiError::conflict(format!(
+        return Err(ApiError::not_whole(format!(
             "encoding {encoding} of {artifact} is not whole in the main bucket: part-{number:05} is \
              missing or too short"
         )));

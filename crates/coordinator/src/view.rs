@@ -101,46 +101,27 @@ pub(crate) async fn queue_status(shared: &Shared) -> queue::Result<types::QueueS
     })
 }
 
-/// The state of all copies that count: the least advanced one.
-fn overall(states: &[(&RegionName, ReplicationStatus)]) -> ReplicationStatus {
-    use ReplicationStatus::{Complete, Copying, Failed, Pending};
-    let any = |status| states.iter().any(|(_, of)| *of == status);
-    if any(Failed) {
-        Failed
-    } else if any(Copying) {
-        Copying
-    } else if any(Pending) {
-        // Some are done and the others wait for their turn: under way.
-        if any(Complete) { Copying } else { Pending }
-    } else {
-        Complete
-    }
+/// In how many seconds `bytes_left` come at a rate; none when nothing comes or nothing is left.
+pub(crate) fn eta_s(bytes_left: u64, bytes_per_s: u64) -> Option<f64> {
+    (bytes_left > 0 && bytes_per_s > 0).then(|| bytes_left as f64 / bytes_per_s as f64)
 }
 
 pub(crate) fn artifact(artifact: queue::Artifact, regions: &[queue::Region]) -> types::Artifact {
-    let in_service: Vec<_> = regions
-        .iter()
-        .filter(|region| !region.drained)
-        .map(|region| {
-            let copy = artifact.copies.get(&region.name);
-            (&region.name, copy.map_or(ReplicationStatus::Pending, |copy| copy.status))
-        })
-        .collect();
-    let status = overall(&in_service);
-    let pending: Vec<_> = in_service
-        .iter()
-        .filter(|(_, status)| *status != ReplicationStatus::Complete)
-        .map(|(region, status)| format!("{region} ({status})"))
-        .collect();
-    let reason =
-        (!pending.is_empty()).then(|| format!("not yet copied to: {}", pending.join(", ")));
+    let standing = artifact.standing(regions);
+    let encoded_bytes = artifact.stored.encoded_bytes;
     let copies = artifact.copies.into_iter().map(|(region, copy)| {
+        let bytes_left = encoded_bytes.saturating_sub(copy.bytes_done);
+        let copying = copy.status == ReplicationStatus::Copying;
         let copy = types::Replication {
             status: copy.status,
             bytes_done: copy.bytes_done,
+            bytes_per_s: copy.bytes_per_s,
+            eta_s: eta_s(bytes_left, copy.bytes_per_s).filter(|_| copying),
             started_at_ms: copy.started_at_ms,
             finished_at_ms: copy.finished_at_ms,
             reason: copy.reason,
+            damaged_at_ms: copy.damaged_at_ms,
+            checked_at_ms: copy.checked_at_ms,
         };
         (region, copy)
     });
@@ -157,9 +138,15 @@ pub(crate) fn artifact(artifact: queue::Artifact, regions: &[queue::Region]) -> 
         commit: artifact.origin.commit,
         created_at_ms: artifact.created_at_ms,
         replication: copies.collect(),
-        replication_status: status,
-        deployable: reason.is_none(),
-        not_deployable_reason: reason,
+        replication_status: standing.status,
+        deployable: standing.reason.is_none(),
+        not_deployable_reason: standing.reason,
+        main_damage: artifact.main_damage,
+        deleted: artifact.deleted.map(|deleted| types::Deletion {
+            at_ms: deleted.at_ms,
+            by: deleted.by,
+            why: deleted.why,
+        }),
     }
 }
 
@@ -253,25 +240,5 @@ pub(crate) fn region(region: queue::Region) -> types::Region {
         drained: region.drained,
         processes: region.processes,
         machines: region.machines,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_artifact_is_as_far_as_its_slowest_region() {
-        use ReplicationStatus::{Complete, Copying, Failed, Pending};
-        let region = RegionName::new("r").unwrap();
-        let of = |states: &[ReplicationStatus]| {
-            overall(&states.iter().map(|status| (&region, *status)).collect::<Vec<_>>())
-        };
-        assert_eq!(of(&[Complete, Complete]), Complete);
-        assert_eq!(of(&[Complete, Pending]), Copying);
-        assert_eq!(of(&[Pending, Pending]), Pending);
-        assert_eq!(of(&[Copying, Complete]), Copying);
-        assert_eq!(of(&[Failed, Complete, Copying]), Failed);
-        assert_eq!(of(&[]), Complete, "no region holds it up");
     }
 }

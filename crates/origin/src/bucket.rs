@@ -5,7 +5,10 @@ use std::{
     ffi::OsString,
     fmt,
     path::{Path as FsPath, PathBuf},
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -26,6 +29,8 @@ pub struct Bucket {
 }
 
 struct Inner {
+    /// Tells it from all other buckets of this process.
+    number: u64,
     store: Arc<dyn ObjectStore>,
     /// Put in front of every key.
     prefix: Path,
@@ -137,7 +142,9 @@ impl Bucket {
         signer: Option<Arc<dyn Signer>>,
     ) -> Self {
         let unconditional = AtomicBool::new(false);
-        Self { inner: Arc::new(Inner { store, prefix, url, root, signer, unconditional }) }
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { inner: Arc::new(Inner { number, store, prefix, url, root, signer, unconditional }) }
     }
 
     fn open_directory(path: &FsPath) -> Result<Self, OriginError> {
@@ -153,6 +160,11 @@ impl Bucket {
     #[cfg(test)]
     pub(crate) fn over(store: Arc<dyn ObjectStore>) -> Self {
         Self::with(store, Path::default(), "test".into(), None, None)
+    }
+
+    /// Its number among the buckets that this process has opened.
+    pub(crate) fn number(&self) -> u64 {
+        self.inner.number
     }
 
     /// Its address, without credentials.
@@ -175,7 +187,7 @@ impl Bucket {
         Some(root.join("artifacts").join(artifact.to_string()).join(encoding.to_string()))
     }
 
-    fn encoding_key(&self, artifact: &ArtifactId, encoding: &EncodingId) -> Path {
+    pub(crate) fn encoding_key(&self, artifact: &ArtifactId, encoding: &EncodingId) -> Path {
         let prefix = self.inner.prefix.clone();
         prefix.join("artifacts").join(artifact.to_string()).join(encoding.to_string())
     }

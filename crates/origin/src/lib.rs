@@ -50,10 +50,13 @@
 mod bucket;
 mod cloud;
 mod error;
+mod inspect;
 mod pool;
 mod profile;
 mod read;
+mod remove;
 mod retry;
+mod share;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -62,7 +65,9 @@ mod write;
 
 pub use bucket::{Bucket, Check};
 pub use error::OriginError;
+pub use inspect::Finding;
 pub use read::GET_MAX_BYTES;
+pub use share::{set_sharing, source_reads};
 pub use transfer::{CopyStats, PARTS_IN_PARALLEL};
 pub use urls::UrlReader;
 pub use write::{CHUNK_BYTES, CHUNKS_READ_MAX, CHUNKS_SENT_MAX, PutPart, STREAM_IDLE_MAX};

@@ -22,12 +22,16 @@ use crate::{
     error::OriginError,
     read::read_file,
     retry::retried,
-    write::{CHUNK_BYTES, READ_BUDGET, verify},
+    share::{self, SharedPart},
+    write::{CHUNK_BYTES, Chunk, Chunks, READ_BUDGET, Source, verify},
 };
 
 /// How many parts of one encoding move at once: enough to cover a bucket's latency; the memory is
 /// bounded by [`crate::CHUNKS_READ_MAX`].
 pub const PARTS_IN_PARALLEL: usize = 4;
+
+/// How often a transfer begins again when objects that it found are gone at its end: somebody removed what had no name.
+const LOST_TRIES_MAX: u32 = 3;
 
 /// What a transfer did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -80,11 +84,15 @@ impl Bucket {
         let artifact = index.manifest.artifact;
         let opened = open_index(index_bytes, &artifact, encoding)?;
         let bytes = Bytes::copy_from_slice(index_bytes);
-        let open = |number: u32, part: Part| {
+        let open = |number: u32, part: Part, _| {
             let path = dir.join(part_name(number));
-            async move { Ok(read_local_part(open_part(path, number, part).await?, part.len)) }
+            async move {
+                let bytes = read_local_part(open_part(path, number, part).await?, part.len);
+                Ok(Source::new(bytes, &READ_BUDGET))
+            }
         };
-        self.transfer(&artifact, encoding, &opened, bytes, open, progress).await
+        let what = Todo { index: &opened, doubted: &[], sources: &[] };
+        self.transfer(&artifact, encoding, what, bytes, open, progress).await
     }
 
     /// Copies an encoding from another bucket, part by part, and last the index. Each part is
@@ -102,12 +110,27 @@ impl Bucket {
         encoding: &EncodingId,
         progress: impl Fn(u64) + Send + Sync,
     ) -> Result<CopyStats, OriginError> {
-        let Some(bytes) = source.index(artifact, encoding).await? else {
-            let key = source.index_key(artifact, encoding).to_string();
-            return Err(OriginError::NotFound { bucket: source.url().into(), key });
-        };
-        let index = open_index(&bytes, artifact, encoding)?;
-        let open = |number: u32, part: Part| async move {
+        self.mend_from(&[source], artifact, encoding, &[], progress).await
+    }
+
+    /// [`Bucket::copy_from`] the first of `sources` that has it, part by part: what one has lost comes from the next. The
+    /// parts in `doubted` are written again, though they are there in their right length.
+    ///
+    /// # Errors
+    /// As [`Bucket::copy_from`]; what the first source lacks counts, when no other one has it.
+    pub async fn mend_from(
+        &self,
+        sources: &[&Bucket],
+        artifact: &ArtifactId,
+        encoding: &EncodingId,
+        doubted: &[u32],
+        progress: impl Fn(u64) + Send + Sync,
+    ) -> Result<CopyStats, OriginError> {
+        let (bytes, index) = any_index(sources, artifact, encoding).await?;
+        let _copying = share::Copying::begin();
+        let open = |number: u32, part: Part, turn: usize| async move {
+            // There is one at least: it gave the index.
+            let source = sources[turn % sources.len()];
             let key = source.part_key(artifact, encoding, number);
             match source.len(&key).await? {
                 Some(len) => verify_len(number, part, len)?,
@@ -116,9 +139,10 @@ impl Bucket {
                     return Err(OriginError::NotFound { bucket, key: key.to_string() });
                 }
             }
-            Ok(source.read_part(artifact, encoding, number, part.len))
+            Ok(SharedPart::new(source, key, part.len))
         };
-        self.transfer(artifact, encoding, &index, bytes.clone(), open, progress).await
+        let plan = Todo { index: &index, doubted, sources };
+        self.transfer(artifact, encoding, plan, bytes.clone(), open, progress).await
     }
 
     /// Reads every part and compares it with the index. Memory is bounded as for a copy.
@@ -137,28 +161,40 @@ impl Bucket {
         };
         let index = open_index(&bytes, artifact, encoding)?;
         for (number, expect) in (0..).zip(&index.parts) {
-            let key = self.part_key(artifact, encoding, number);
-            let Some(len) = self.len(&key).await? else {
-                let (bucket, key) = (self.url().into(), key.to_string());
-                return Err(OriginError::NotFound { bucket, key });
-            };
-            verify_len(number, *expect, len)?;
-            let mut hasher = blake3::Hasher::new();
-            let mut chunks = Box::pin(self.read_part(artifact, encoding, number, len));
-            loop {
-                let Ok(permit) = READ_BUDGET.acquire().await else { break };
-                let Some(chunk) = chunks.try_next().await? else { break };
-                let hashed = tokio::task::spawn_blocking(move || {
-                    hasher.update(&chunk);
-                    hasher
-                });
-                hasher =
-                    hashed.await.map_err(|source| object_store::Error::JoinError { source })?;
-                drop(permit);
-            }
-            verify(number, Some(*expect), Part { len, hash: *hasher.finalize().as_bytes() })?;
+            self.verify_part(artifact, encoding, number, *expect).await?;
         }
         Ok(())
+    }
+
+    /// Reads a part and compares it with what the index says.
+    ///
+    /// # Errors
+    /// As [`Bucket::verify`].
+    pub(crate) async fn verify_part(
+        &self,
+        artifact: &ArtifactId,
+        encoding: &EncodingId,
+        number: u32,
+        expect: Part,
+    ) -> Result<(), OriginError> {
+        let key = self.part_key(artifact, encoding, number);
+        let Some(len) = self.len(&key).await? else {
+            return Err(OriginError::NotFound { bucket: self.url().into(), key: key.to_string() });
+        };
+        verify_len(number, expect, len)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut chunks = Box::pin(self.read_part(artifact, encoding, number, len));
+        loop {
+            let Ok(permit) = READ_BUDGET.acquire().await else { break };
+            let Some(chunk) = chunks.try_next().await? else { break };
+            let hashed = tokio::task::spawn_blocking(move || {
+                hasher.update(&chunk);
+                hasher
+            });
+            hasher = hashed.await.map_err(|source| object_store::Error::JoinError { source })?;
+            drop(permit);
+        }
+        verify(number, Some(expect), Part { len, hash: *hasher.finalize().as_bytes() }).map(drop)
     }
 
     /// A part's bytes; a chunk at a time is read, when it is asked for.
@@ -185,55 +221,142 @@ impl Bucket {
     }
 
     /// What [`Bucket::upload`] and [`Bucket::copy_from`] share: the parts that are missing, several
-    /// at a time, each from the stream that `open` gives; and then the index.
+    /// at a time, each from what `open` gives, in turn for each source; and then the index. What was taken away meanwhile
+    /// is written once more.
     async fn transfer<S, Fut>(
         &self,
         artifact: &ArtifactId,
         encoding: &EncodingId,
-        index: &EncodingIndex,
+        what: Todo<'_>,
         index_bytes: Bytes,
-        open: impl Fn(u32, Part) -> Fut + Sync,
+        open: impl Fn(u32, Part, usize) -> Fut + Sync,
         progress: impl Fn(u64) + Send + Sync,
     ) -> Result<CopyStats, OriginError>
     where
-        S: Stream<Item = Result<Bytes, OriginError>> + Send,
+        S: Chunks,
         Fut: Future<Output = Result<S, OriginError>> + Send,
     {
-        let there: BTreeMap<u32, u64> = self.parts(artifact, encoding).await?;
+        let Todo { index, doubted, sources } = what;
         let total: u64 = index.parts.iter().map(|part| part.len).sum();
-        let todo: Vec<(u32, Part)> = missing(index, &there)
-            .into_iter()
-            .filter_map(|number| Some((number, *index.parts.get(number as usize)?)))
-            .collect();
-        let bytes: u64 = todo.iter().map(|(_, part)| part.len).sum();
-        let stats = CopyStats { bytes, skipped_bytes: total - bytes };
-        let progress = &Progress::new(stats.skipped_bytes, progress);
-        let (open, there) = (&open, &there);
-
-        stream::iter(todo)
-            .map(|(number, part)| async move {
+        let mut written = 0;
+        let mut tries = 0;
+        loop {
+            let there: BTreeMap<u32, u64> = self.parts(artifact, encoding).await?;
+            let mut right = there.clone();
+            if tries == 0 {
+                right.retain(|number, _| !doubted.contains(number));
+            }
+            let todo: Vec<(u32, Part)> = missing(index, &right)
+                .into_iter()
+                .filter_map(|number| Some((number, *index.parts.get(number as usize)?)))
+                .collect();
+            let bytes: u64 = todo.iter().map(|(_, part)| part.len).sum();
+            let told = &Progress::new(total - bytes, &progress);
+            let (open, there) = (&open, &there);
+            let parts = stream::iter(todo).map(|(number, part)| async move {
+                let is_there = there.contains_key(&number);
                 let key = &self.part_key(artifact, encoding, number);
-                retried("copy part", || async move {
-                    let counted = &AtomicU64::new(0);
-                    let bytes = open(number, part).await?.inspect_ok(move |bytes| {
-                        counted.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                        progress.add(bytes.len() as u64);
+                let mut first = None;
+                for turn in 0..sources.len().max(1) {
+                    let one = retried("copy part", || async move {
+                        let counted = &AtomicU64::new(0);
+                        let chunks =
+                            Counted { chunks: open(number, part, turn).await?, counted, told };
+                        let written =
+                            self.write_part(key, number, Some(part), is_there, chunks).await;
+                        if written.is_err() {
+                            told.take_off(counted.load(Ordering::Relaxed));
+                        }
+                        written
                     });
-                    let there = there.contains_key(&number);
-                    let written =
-                        self.write_part(key, number, Some(part), there, bytes, &READ_BUDGET).await;
-                    if written.is_err() {
-                        progress.take_off(counted.load(Ordering::Relaxed));
+                    match one.await {
+                        Ok(_) => return Ok(()),
+                        Err(error) => {
+                            if let Some(source) = sources.get(turn) {
+                                share::forget(source, &source.part_key(artifact, encoding, number));
+                            }
+                            if !lacks(&error) {
+                                return Err(error);
+                            }
+                            first = first.or(Some(error));
+                        }
                     }
-                    written
-                })
-                .await
-            })
-            .buffer_unordered(PARTS_IN_PARALLEL)
-            .try_for_each(|_| async { Ok(()) })
-            .await?;
-        self.put_index(artifact, encoding, index_bytes).await?;
-        Ok(stats)
+                }
+                first.map_or(Ok(()), Err)
+            });
+            parts.buffer_unordered(PARTS_IN_PARALLEL).try_for_each(|()| async { Ok(()) }).await?;
+            written += bytes;
+            match self.put_index(artifact, encoding, index_bytes.clone()).await {
+                Err(OriginError::Incomplete { .. }) if tries < LOST_TRIES_MAX => tries += 1,
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    let skipped_bytes = total.saturating_sub(written);
+                    return Ok(CopyStats { bytes: written, skipped_bytes });
+                }
+            }
+        }
+    }
+}
+
+/// What a transfer is of.
+struct Todo<'a> {
+    index: &'a EncodingIndex,
+    /// Parts that are to be written though they are there.
+    doubted: &'a [u32],
+    /// The buckets that it is read from; none when it comes from files.
+    sources: &'a [&'a Bucket],
+}
+
+/// Whether another source may do better.
+fn lacks(error: &OriginError) -> bool {
+    matches!(
+        error,
+        OriginError::NotFound { .. }
+            | OriginError::Mismatch { .. }
+            | OriginError::WrongRange { .. }
+    )
+}
+
+/// The index of the first source that has it.
+async fn any_index(
+    sources: &[&Bucket],
+    artifact: &ArtifactId,
+    encoding: &EncodingId,
+) -> Result<(Bytes, EncodingIndex), OriginError> {
+    let mut first = None;
+    for source in sources {
+        let read = match source.index(artifact, encoding).await {
+            Ok(Some(bytes)) => open_index(&bytes, artifact, encoding).map(|index| (bytes, index)),
+            Ok(None) => {
+                let key = source.index_key(artifact, encoding).to_string();
+                Err(OriginError::NotFound { bucket: source.url().into(), key })
+            }
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok(found) => return Ok(found),
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    Err(first
+        .unwrap_or(OriginError::NotFound { bucket: "no bucket".into(), key: encoding.to_string() }))
+}
+
+/// Chunks that are counted as they come.
+struct Counted<'a, S, F> {
+    chunks: S,
+    counted: &'a AtomicU64,
+    told: &'a Progress<F>,
+}
+
+impl<S: Chunks, F: Fn(u64) + Send + Sync> Chunks for Counted<'_, S, F> {
+    async fn next(&mut self) -> Result<Option<Chunk>, OriginError> {
+        let chunk = self.chunks.next().await?;
+        if let Some(chunk) = &chunk {
+            self.counted.fetch_add(chunk.len as u64, Ordering::Relaxed);
+            self.told.add(chunk.len as u64);
+        }
+        Ok(chunk)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::{LazyLock, atomic::Ordering},
+    sync::{Arc, LazyLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use crate::{
     bucket::{Bucket, missing, open_index},
     error::OriginError,
     retry::retried,
+    share::Slot,
 };
 
 /// How many bytes move at a time. S3 wants at least 5 MiB, all but the last alike; a 64 MiB part is
@@ -30,8 +31,8 @@ use crate::{
 pub const CHUNK_BYTES: usize = 8 << 20;
 
 /// How many chunks that this process reads by itself (uploads and copies) are in memory at once, all
-/// operations together: 64 MiB.
-pub const CHUNKS_READ_MAX: usize = 8;
+/// operations together: 128 MiB.
+pub const CHUNKS_READ_MAX: usize = 16;
 
 /// How many chunks that callers send (see [`Bucket::put_part`]) are in memory at once, all calls
 /// together: 32 MiB. Apart from the others, so that slow senders cannot hold up a copy.
@@ -54,17 +55,34 @@ pub enum PutPart {
 }
 
 /// One chunk in memory, and its share of the budget.
-struct Chunk {
-    pieces: Vec<Bytes>,
-    len: usize,
-    permit: SemaphorePermit<'static>,
+pub(crate) struct Chunk {
+    pub(crate) pieces: Vec<Bytes>,
+    pub(crate) len: usize,
+    pub(crate) hold: Hold,
+}
+
+/// What keeps a chunk's place in the budget until it is dropped.
+pub(crate) enum Hold {
+    Own {
+        _permit: SemaphorePermit<'static>,
+    },
+    /// With others who write the same bytes elsewhere.
+    Shared {
+        _slot: Arc<Slot>,
+    },
+}
+
+/// A part's bytes in chunks of [`CHUNK_BYTES`], the last one shorter.
+pub(crate) trait Chunks: Send {
+    /// The next chunk, full unless it is the last.
+    fn next(&mut self) -> impl Future<Output = Result<Option<Chunk>, OriginError>> + Send;
 }
 
 impl Bucket {
     /// Writes one part from a stream of its bytes, which may come in any lengths. With `expect`, the
     /// part becomes visible only if length and hash agree, and a part that is there in that length is
-    /// left alone. Without, it is written over whatever is there, unless the encoding is whole already;
-    /// compare the [`Part`] that comes back.
+    /// left alone. Without, it is written over whatever is there, unless the index is there already: then only what
+    /// that says, where it is missing. Compare the [`Part`] that comes back.
     ///
     /// Never tried again, because the stream cannot be read twice.
     ///
@@ -85,24 +103,25 @@ impl Bucket {
     {
         let key = self.part_key(artifact, encoding, number);
         let there = self.len(&key).await?;
-        match expect {
+        let expect = match expect {
             Some(part) if there == Some(part.len) => return Ok(PutPart::Present),
-            None if self.len(&self.index_key(artifact, encoding)).await?.is_some() => {
-                return Err(OriginError::Sealed { key: key.to_string() });
-            }
-            _ => {}
-        }
-        let stream = futures::stream::try_unfold(Box::pin(stream), |mut stream| async {
-            let item = tokio::time::timeout(STREAM_IDLE_MAX, stream.next()).await;
-            let item = item.map_err(|_| OriginError::Stalled {
-                key: key.to_string(),
-                seconds: STREAM_IDLE_MAX.as_secs(),
-            })?;
-            let failed = |source| OriginError::Stream { key: key.to_string(), source };
-            let bytes = item.transpose().map_err(|e| failed(e.into()))?;
-            Ok(bytes.map(|bytes| (bytes, stream)))
-        });
-        let part = self.write_part(&key, number, expect, there.is_some(), stream, &SENT_BUDGET);
+            Some(part) => Some(part),
+            // An index says what the part should be. One that is not there though its index is, was lost: it may be
+            // brought again, and nothing else.
+            None => match self.index(artifact, encoding).await? {
+                None => None,
+                Some(bytes) => {
+                    match open_index(&bytes, artifact, encoding)?.parts.get(number as usize) {
+                        Some(part) if there != Some(part.len) => Some(*part),
+                        _ => return Err(OriginError::Sealed { key: key.to_string() }),
+                    }
+                }
+            },
+        };
+        let name = key.to_string();
+        let stream = futures::stream::try_unfold((Box::pin(stream), name), read_on);
+        let chunks = Source::new(stream, &SENT_BUDGET);
+        let part = self.write_part(&key, number, expect, there.is_some(), chunks);
         Ok(PutPart::Written(part.await?))
     }
 
@@ -147,10 +166,14 @@ impl Bucket {
 
     /// Takes away what uploads that were cut off have left in a directory. Only once the index is
     /// there: another writer of the same encoding that loses its file finds the part in place.
-    async fn sweep(&self, artifact: &ArtifactId, encoding: &EncodingId) {
+    pub(crate) async fn sweep(&self, artifact: &ArtifactId, encoding: &EncodingId) {
         let Some(dir) = self.directory(artifact, encoding) else { return };
         let swept = tokio::task::spawn_blocking(move || {
-            for entry in std::fs::read_dir(&dir)? {
+            let entries = match std::fs::read_dir(&dir) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                entries => entries?,
+            };
+            for entry in entries {
                 let entry = entry?;
                 // `object_store` writes to NAME#N and renames.
                 if entry.file_name().to_string_lossy().contains('#') {
@@ -205,11 +228,9 @@ impl Bucket {
         number: u32,
         expect: Option<Part>,
         there: bool,
-        stream: impl Stream<Item = Result<Bytes, OriginError>> + Send,
-        budget: &'static Semaphore,
+        mut source: impl Chunks,
     ) -> Result<Part, OriginError> {
         let limit = expect.map_or(PART_MAX_BYTES, |part| part.len);
-        let mut source = Source { stream: Box::pin(stream), rest: Bytes::new(), budget };
         let mut hasher = Hasher::new();
         let mut len = 0u64;
         let Some(mut chunk) = source.next().await? else {
@@ -257,17 +278,17 @@ impl Bucket {
                 if len > limit {
                     return Err(too_long(len));
                 }
-                let Chunk { pieces, permit, .. } = chunk;
+                let Chunk { pieces, hold, .. } = chunk;
                 let put = upload.put_part(pieces.into_iter().collect());
                 sending.spawn(async move {
                     let sent = put.await;
-                    drop(permit);
+                    drop(hold);
                     sent
                 });
                 while let Some(sent) = sending.try_join_next() {
                     self.sent(key, sent)?;
                 }
-                // The last chunk's permit has gone with it: nobody holds one and waits for another.
+                // The last chunk's place has gone with it: nobody holds one and waits for another.
                 chunk = match source.next().await? {
                     Some(chunk) => chunk,
                     None => break,
@@ -301,6 +322,23 @@ impl Bucket {
     ) -> Result<(), OriginError> {
         let sent = sent.map_err(|source| object_store::Error::JoinError { source });
         sent.and_then(|sent| sent).map_err(|e| self.error(key, e))
+    }
+}
+
+/// The next bytes of a caller's stream, which belong to the part of this name.
+async fn read_on<S, E>(
+    (mut stream, name): (Pin<Box<S>>, String),
+) -> Result<Option<(Bytes, (Pin<Box<S>>, String))>, OriginError>
+where
+    S: Stream<Item = Result<Bytes, E>> + Send,
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let Ok(item) = tokio::time::timeout(STREAM_IDLE_MAX, stream.next()).await else {
+        return Err(OriginError::Stalled { key: name, seconds: STREAM_IDLE_MAX.as_secs() });
+    };
+    match item.transpose() {
+        Ok(bytes) => Ok(bytes.map(|bytes| (bytes, (stream, name)))),
+        Err(error) => Err(OriginError::Stream { key: name, source: error.into() }),
     }
 }
 
@@ -342,19 +380,25 @@ async fn hash(mut hasher: Hasher, chunk: Chunk) -> Result<(Hasher, Chunk), Origi
 }
 
 /// Cuts a stream into chunks of [`CHUNK_BYTES`] without copying.
-struct Source<S> {
+pub(crate) struct Source<S> {
     stream: Pin<Box<S>>,
     /// What the last item had beyond its chunk.
     rest: Bytes,
     budget: &'static Semaphore,
 }
 
-impl<S: Stream<Item = Result<Bytes, OriginError>> + Send> Source<S> {
-    /// The next chunk; full unless it is the last. A place in the budget is waited for first.
+impl<S> Source<S> {
+    pub(crate) fn new(stream: S, budget: &'static Semaphore) -> Self {
+        Self { stream: Box::pin(stream), rest: Bytes::new(), budget }
+    }
+}
+
+impl<S: Stream<Item = Result<Bytes, OriginError>> + Send> Chunks for Source<S> {
+    // A place in the budget is waited for first.
     async fn next(&mut self) -> Result<Option<Chunk>, OriginError> {
         // Never closed, so this only waits.
         let Ok(permit) = self.budget.acquire().await else { return Ok(None) };
-        let mut chunk = Chunk { pieces: Vec::new(), len: 0, permit };
+        let mut chunk = Chunk { pieces: Vec::new(), len: 0, hold: Hold::Own { _permit: permit } };
         while chunk.len < CHUNK_BYTES {
             if self.rest.is_empty() {
                 match self.stream.next().await {

@@ -49,4 +49,7 @@ on_each_bucket!(
     a_copy_that_was_cut_off_goes_on,
     damage_is_found_and_not_passed_on,
     an_artifact_of_no_bytes_is_an_index,
+    what_a_bucket_lost_is_found_and_mended,
+    what_is_removed_is_gone_and_comes_again,
+    copies_side_by_side_are_each_right,
 );

@@ -39,12 +39,21 @@ pub enum Bell {
     Cancels,
     /// Something happened that is told, or was numbered to be told.
     Events,
+    /// Objects are to be removed, or inspected at once.
+    Upkeep,
 }
 
 impl Bell {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Jobs, Self::Copies, Self::Goals, Self::Rollouts, Self::Cancels, Self::Events];
+    pub const ALL: [Self; 7] = [
+        Self::Jobs,
+        Self::Copies,
+        Self::Goals,
+        Self::Rollouts,
+        Self::Cancels,
+        Self::Events,
+        Self::Upkeep,
+    ];
 
     fn bit(self) -> u8 {
         1 << self as u8

@@ -114,13 +114,14 @@ impl DerefMut for Write {
 }
 
 /// The migrations, and whether each is for SQLite, too.
-const MIGRATIONS: [(i64, &str, bool, &str); 7] = [
+const MIGRATIONS: [(i64, &str, bool, &str); 8] = [
     (1, "first", true, include_str!("../migrations/0001_first.sql")),
     (2, "several coordinators", true, include_str!("../migrations/0002_several_coordinators.sql")),
     (3, "postgres", false, include_str!("../migrations/0003_postgres.sql")),
     (4, "queue", true, include_str!("../migrations/0004_queue.sql")),
     (5, "goal outbox", true, include_str!("../migrations/0005_goal_outbox.sql")),
     (6, "access", true, include_str!("../migrations/0006_access.sql")),
+    (7, "copies", true, include_str!("../migrations/0007_copies.sql")),
     (8, "events", true, include_str!("../migrations/0008_events.sql")),
 ];
 

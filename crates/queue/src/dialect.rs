@@ -70,11 +70,15 @@ pub(crate) const POSTGRES_CLAIM: &str = concat!(
 );
 
 /// Ends a job well: the job, its attempt, its artifact, the copies to be made and the events in one round trip and one
-/// commit. `whole` reads from `told` so that its event comes after that. No row: the job is not held so, or is to be cancelled.
+/// commit. `whole` reads from `told` so that its event comes after that. No row: the job is not held so, or is to be cancelled,
+/// or its objects were or are to be removed. Who removes objects locks the table of artifacts; a statement has its locks on
+/// tables before it takes what it sees.
 pub(crate) const POSTGRES_SUCCEED: &str = "
     WITH ended AS (
         UPDATE jobs SET status = 'SUCCEEDED', lease = NULL, finished_at = $4, reason = NULL, artifact = $5
         WHERE id = $1 AND attempt = $2 AND lease = $3 AND status = 'RUNNING' AND cancel_requested = 0
+        AND NOT EXISTS (SELECT 1 FROM encodings e WHERE e.artifact = $5 AND e.encoding = $7
+            AND (e.removal <> 0 OR e.checked_at IS NULL OR e.generation <> $13))
         RETURNING jobs.*
     ), noted AS (
         UPDATE attempts SET finished_at = $4, reason = NULL, outcome = $6
@@ -148,6 +152,14 @@ impl Dialect {
         match self {
             Self::Sqlite => "(SELECT COALESCE(MAX(place), 0) + 1 FROM event_outbox)",
             Self::Postgres => "nextval('event_places')",
+        }
+    }
+
+    /// Keeps all others from writing artifacts' rows, and from locking them, until the transaction ends.
+    pub(crate) fn lock_artifacts(self) -> Option<&'static str> {
+        match self {
+            Self::Sqlite => None,
+            Self::Postgres => Some("LOCK TABLE artifacts IN EXCLUSIVE MODE"),
         }
     }
 

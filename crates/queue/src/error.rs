@@ -1,6 +1,6 @@
 //! Why a call on the database failed.
 
-use shoal_proto::{AppName, RegionName, state::ReplicationStatus};
+use shoal_proto::{AppName, EncodingId};
 
 /// Why a call on the database failed.
 #[derive(Debug, thiserror::Error)]
@@ -17,14 +17,17 @@ pub enum QueueError {
         /// The job.
         job: i64,
     },
-    /// The artifact is not yet in every region that is in service.
-    #[error("{}", not_deployable(.name, .pending))]
+    /// The artifact is not whole in every region that is in service, or was deleted.
+    #[error("{name} cannot be deployed: {reason}")]
     NotDeployable {
         /// The artifact's name.
         name: String,
-        /// The regions without it.
-        pending: Vec<(RegionName, ReplicationStatus)>,
+        /// Why, in words.
+        reason: String,
     },
+    /// The objects of an encoding were removed, or are being removed, though its upload found some of them there.
+    #[error("the objects of encoding {0} were being removed at this moment: upload it again")]
+    ObjectsGone(EncodingId),
     /// The caller's step inside a transaction failed, such as signing a goal.
     #[error("{0}")]
     Refused(String),
@@ -62,14 +65,3 @@ impl QueueError {
 
 /// The result of a call on the database.
 pub type Result<T> = std::result::Result<T, QueueError>;
-
-fn not_deployable(name: &str, pending: &[(RegionName, ReplicationStatus)]) -> String {
-    let list: Vec<_> =
-        pending.iter().map(|(region, status)| format!("{region} ({status})")).collect();
-    format!(
-        "{name} is not yet copied to: {}; wait until it is COMPLETE there, or take the region out of \
-         service with: shoal drain {}",
-        list.join(", "),
-        pending.first().map_or("REGION", |(region, _)| region.as_str()),
-    )
-}

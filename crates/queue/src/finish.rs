@@ -12,6 +12,7 @@ use crate::{
     error::{QueueError, Result},
     events::{self, EventKind},
     jobs::{Job, Lease, REASON_MAX_BYTES, job, job_in},
+    removal,
 };
 
 /// How an attempt ended, by its worker.
@@ -159,8 +160,24 @@ impl Queue {
         regions: &[RegionName],
         now_ms: i64,
     ) -> Result<Job> {
+        self.finish_seen(id, lease, (end, None), regions, now_ms).await
+    }
+
+    /// [`Queue::finish`] for a success whose objects were seen in the main bucket: `seen` is what [`Queue::generation`] said
+    /// before that. Without it, that they are there is certain.
+    ///
+    /// # Errors
+    /// As [`Queue::finish`]; [`QueueError::ObjectsGone`] when they were removed since. The job runs on.
+    pub async fn finish_seen(
+        &self,
+        id: i64,
+        lease: &Lease,
+        (end, seen): (&End, Option<i64>),
+        regions: &[RegionName],
+        now_ms: i64,
+    ) -> Result<Job> {
         if let (Dialect::Postgres, End::Succeeded(stored)) = (self.dialect(), end)
-            && let Some(job) = self.succeed(id, lease, (stored, end), regions, now_ms).await?
+            && let Some(job) = self.succeed(id, lease, (stored, end, seen), regions, now_ms).await?
         {
             return Ok(job);
         }
@@ -227,6 +244,7 @@ impl Queue {
                 let taken = format!("the name {} is another artifact's already", job.name);
                 return Err(QueueError::Conflict(taken));
             }
+            removal::admit(&mut tx, stored, seen, now_ms).await?;
             artifacts::want_copies(&mut tx, stored, regions, now_ms).await?;
             // The same bytes may have been copied before, for another name.
             events::of_artifact(&mut tx, &job.name, now_ms).await?;
@@ -241,7 +259,7 @@ impl Queue {
         &self,
         id: i64,
         lease: &Lease,
-        (stored, end): (&Stored, &End),
+        (stored, end, seen): (&Stored, &End, Option<i64>),
         regions: &[RegionName],
         now_ms: i64,
     ) -> Result<Option<Job>> {
@@ -259,7 +277,8 @@ impl Queue {
             .bind(count(stored.encoded_bytes))
             .bind(count(stored.piece_size_bytes))
             .bind(i64::from(stored.pieces))
-            .bind(regions.join(","));
+            .bind(regions.join(","))
+            .bind(seen.unwrap_or_default());
         self.once(query).await?.first().map(job).transpose()
     }
 

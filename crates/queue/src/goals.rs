@@ -1,17 +1,19 @@
 //! Goals: numbered and stored with their rollout and audit rows in one transaction, and read by a cursor.
 
 use shoal_proto::{AppName, Revision, goal::RolloutPlan, state::RolloutStatus};
+use sqlx::AnyConnection;
 
 use crate::{
     apps::{self, AppRow},
     artifacts::{self, Artifact},
     audit::{self, Actor},
     auto_deploy,
-    db::{self, Queue, Write, count, get, number, parsed, to_json},
+    db::{self, Queue, count, get, number, parsed, to_json},
     error::{QueueError, Result},
     events::{self, EventKind},
     outbox, requests,
     rollouts::{self, Ending, Rollout, Targets},
+    standing,
 };
 
 /// The most goals of one answer: one an app, and each is under 2 KB of hexadecimal.
@@ -69,12 +71,12 @@ pub struct GoalsAfter {
     pub halted: Vec<(AppName, Revision)>,
 }
 
-async fn previous(tx: &mut Write, app: &AppName) -> Result<String> {
+pub(crate) async fn previous(db: &mut AnyConnection, app: &AppName) -> Result<String> {
     let present = sqlx::query(
         "SELECT id, artifact_name FROM rollouts WHERE app = $1 ORDER BY id DESC LIMIT 1",
     )
     .bind(app.as_str())
-    .fetch_optional(&mut **tx)
+    .fetch_optional(&mut *db)
     .await?;
     let never = || {
         QueueError::Conflict(format!("{app} was never deployed: there is nothing to go back to"))
@@ -88,7 +90,7 @@ async fn previous(tx: &mut Write, app: &AppName) -> Result<String> {
     .bind(app.as_str())
     .bind(id)
     .bind(name.as_str())
-    .fetch_optional(&mut **tx)
+    .fetch_optional(&mut *db)
     .await?;
     let first = || {
         QueueError::Conflict(format!(
@@ -138,9 +140,8 @@ impl Queue {
                 artifact.app
             )));
         }
-        let pending = artifacts::not_complete(&mut tx, &artifact.stored).await?;
-        if !pending.is_empty() {
-            return Err(QueueError::NotDeployable { name, pending });
+        if let Some(reason) = standing::standing_in(&mut tx, &artifact).await?.reason {
+            return Err(QueueError::NotDeployable { name, reason });
         }
         let row = sqlx::query("SELECT name, spec FROM apps WHERE name = $1")
             .bind(app.as_str())

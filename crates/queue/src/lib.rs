@@ -13,6 +13,9 @@
 //!   at once, [`Queue::reap`] gives them on in their old place, or fails them after their last attempt;
 //! - **artifacts** and their **replication**: copies to be made are taken by one coordinator at a time
 //!   ([`Queue::take_copy`]);
+//! - their **inspection** for as long as they live ([`Queue::next_inspection`]), and their **retention**: which stay
+//!   ([`Queue::retain`]), and the removal of the others' objects, which never meets an upload of the same
+//!   ([`Queue::take_removals`]);
 //! - **goals** and **rollouts**: [`Queue::set_goal`] gives the next revision, has it signed, starts its rollout,
 //!   ends the one before and writes the audit row in one transaction, or does none of it; a goal store outside of the
 //!   database is told from an **outbox** that is part of it ([`Queue::outbox`]);
@@ -51,6 +54,7 @@ mod finish;
 mod goals;
 mod hand;
 mod history;
+mod inspect;
 mod jobs;
 mod machines;
 mod outbox;
@@ -58,9 +62,12 @@ mod pages;
 mod pushes;
 mod reaper;
 mod regions;
+mod removal;
 mod replication;
 mod requests;
+mod retention;
 mod rollouts;
+mod standing;
 mod submit;
 mod tokens;
 mod waiting;
@@ -68,7 +75,7 @@ mod webhooks;
 mod workers;
 
 pub use apps::AppRow;
-pub use artifacts::{Artifact, Copy, Origin, Stored};
+pub use artifacts::{Artifact, Copy, Deleted, Origin, Stored};
 pub use audit::{Actor, AuditFilter, AuditRow};
 pub use auto_deploy::{AutoDeploy, Suspension, Upcoming};
 pub use backoff::Backoff;
@@ -81,15 +88,19 @@ pub use events::{Event, EventFilter, EventKind};
 pub use finish::End;
 pub use goals::{Choice, GOALS_MAX, GoalDraft, GoalsAfter, SealedGoal};
 pub use history::HistoryRow;
+pub use inspect::{Damaged, Inspection};
 pub use jobs::{Attempt, Claimant, Job, Lease, REASON_MAX_BYTES};
 pub use machines::{Machine, MachineCursor, MachineLabels, MachineSeen, StateSeen};
 pub use outbox::{OutboxDepth, OutboxGoal, StoreDifference};
 pub use pushes::{Push, PushSource, Taken};
 pub use reaper::{Lost, ReapLimit, Watch};
 pub use regions::Region;
-pub use replication::CopyJob;
+pub use removal::Removal;
+pub use replication::{CopyJob, CopyProgress, RegionCopies};
 pub use requests::{Known, REQUESTS_MAX};
+pub use retention::{Kept, Pin, Plan};
 pub use rollouts::{Progress, RegionProgress, Rollout, Targets};
+pub use standing::Standing;
 pub use submit::{Ask, Submitted};
 pub use tokens::{NewToken, TOKENS_MAX, Token};
 pub use waiting::{Depth, Pause, Waiting};

@@ -147,9 +147,9 @@ async fn put_reports(tx: &mut Write, region: &RegionName, reports: &[StateSeen])
     for chunk in rows.chunks(ROWS_CHUNK) {
         let mut sql = String::from(
             "INSERT INTO machine_apps (machine, app, region, epoch, number, sequence, artifact, state, \
-             reason, pieces, pieces_total, peer_bytes, origin_bytes, corrupt_pieces, state_at) VALUES ",
+             reason, pieces, pieces_total, peer_bytes, origin_bytes, corrupt_pieces, state_at, active) VALUES ",
         );
-        placeholders(&mut sql, chunk.len(), 15);
+        placeholders(&mut sql, chunk.len(), 16);
         sql.push_str(
             " ON CONFLICT (machine, app) DO UPDATE SET region = excluded.region, \
              epoch = excluded.epoch, number = excluded.number, sequence = excluded.sequence, \
@@ -157,6 +157,9 @@ async fn put_reports(tx: &mut Write, region: &RegionName, reports: &[StateSeen])
              pieces = excluded.pieces, pieces_total = excluded.pieces_total, \
              peer_bytes = excluded.peer_bytes, origin_bytes = excluded.origin_bytes, \
              corrupt_pieces = excluded.corrupt_pieces, \
+             was_active = CASE WHEN excluded.active <> machine_apps.active \
+             THEN machine_apps.active ELSE machine_apps.was_active END, \
+             active = COALESCE(excluded.active, machine_apps.active), \
              state_at = CASE WHEN machine_apps.epoch = excluded.epoch \
              AND machine_apps.number = excluded.number AND machine_apps.state = excluded.state \
              THEN machine_apps.state_at ELSE excluded.state_at END \
@@ -183,7 +186,8 @@ async fn put_reports(tx: &mut Write, region: &RegionName, reports: &[StateSeen])
                 .bind(count(report.progress.peer_bytes))
                 .bind(count(report.progress.origin_bytes))
                 .bind(i64::from(report.progress.corrupt_pieces))
-                .bind(*state_at_ms);
+                .bind(*state_at_ms)
+                .bind((report.state == MachineState::Active).then(|| report.artifact.to_string()));
         }
         kept += query.execute(&mut **tx).await?.rows_affected();
     }

@@ -7,7 +7,7 @@ use shoal_proto::{MachineName, RegionName};
 use crate::{
     artifacts,
     audit::{self, Actor},
-    db::{self, Queue, flag, get, number, parsed},
+    db::{self, Queue, Write, flag, get, number, parsed},
     error::{QueueError, Result},
 };
 
@@ -22,6 +22,28 @@ pub struct Region {
     pub processes: BTreeMap<MachineName, i64>,
     /// How many machines it knows.
     pub machines: u64,
+}
+
+/// What a region that comes back into service missed: copies, which are made in the order that [`Queue::take_copy`] says,
+/// removals, and the inspection of what it should still have.
+async fn come_back(tx: &mut Write, name: &RegionName, now_ms: i64) -> Result<()> {
+    sqlx::query("UPDATE regions SET back_at = $1 WHERE name = $2")
+        .bind(now_ms)
+        .bind(name.as_str())
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query("UPDATE encodings SET next_try_at = 0 WHERE removal = 1")
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query(
+        "UPDATE encodings SET urgent = 1 WHERE checked_at IS NOT NULL AND removal = 0 \
+         AND EXISTS (SELECT 1 FROM replications c WHERE c.artifact = encodings.artifact \
+         AND c.encoding = encodings.encoding AND c.region = $1 AND c.status = 'COMPLETE')",
+    )
+    .bind(name.as_str())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
 }
 
 impl Queue {
@@ -61,15 +83,19 @@ impl Queue {
         tx.commit().await
     }
 
-    /// Wants a copy of an artifact in each region that has none yet (a region that came later). Returns how
+    /// Wants a copy of a living artifact in each region that has none yet (a region that came later). Returns how
     /// many were added.
     ///
     /// # Errors
     /// [`QueueError`] when the database fails.
-    pub async fn want_everywhere(&self, stored: &crate::Stored, now_ms: i64) -> Result<u64> {
+    pub async fn want_everywhere(&self, name: &str, now_ms: i64) -> Result<u64> {
         let regions: Vec<_> = self.regions().await?.into_iter().map(|region| region.name).collect();
         let mut tx = self.write().await?;
-        let added = artifacts::want_copies(&mut tx, stored, &regions, now_ms).await?;
+        let artifact = artifacts::by_name(&mut tx, name).await?;
+        let Some(artifact) = artifact.filter(|artifact| artifact.deleted.is_none()) else {
+            return Ok(0);
+        };
+        let added = artifacts::want_copies(&mut tx, &artifact.stored, &regions, now_ms).await?;
         tx.commit().await?;
         Ok(added)
     }
@@ -129,6 +155,18 @@ impl Queue {
             return Err(QueueError::NotFound(format!(
                 "no region '{name}' in the coordinator's configuration: shoal regions lists them"
             )));
+        }
+        let change = if drained {
+            // Who copies into it finds at its next word that it does so no more.
+            "UPDATE replications SET status = 'PENDING', owner = NULL, owned_until = 0 \
+             WHERE region = $1 AND status = 'COPYING'"
+        } else {
+            "UPDATE replications SET next_try_at = 0, tries = 0 \
+             WHERE region = $1 AND status IN ('PENDING', 'FAILED')"
+        };
+        sqlx::query(change).bind(name.as_str()).execute(&mut *tx).await?;
+        if !drained {
+            come_back(&mut tx, name, now_ms).await?;
         }
         let what = if drained { "region.drain" } else { "region.undrain" };
         audit::record(&mut tx, now_ms, actor, what, name.as_str(), "").await?;

@@ -41,6 +41,7 @@ macro_rules! on_each_database {
             let all: Vec<_> = [
                 include_str!("suite/access.rs"),
                 include_str!("suite/events.rs"),
+                include_str!("suite/copies.rs"),
                 include_str!("suite/jobs.rs"),
                 include_str!("suite/outbox.rs"),
                 include_str!("suite/queue.rs"),
@@ -127,6 +128,18 @@ on_each_database!(
     the_main_branch_is_deployed_forward_and_never_over_a_rollback,
     history_shows_builds_deployments_and_rollbacks,
     old_history_goes_but_not_what_is_there,
+    a_damaged_copy_is_not_deployable_until_it_is_copied_again,
+    a_damaged_main_bucket_is_told_and_repaired,
+    what_was_inspected_longest_ago_is_next,
+    what_a_region_missed_comes_in_use_first_then_the_newest,
+    the_last_of_each_app_and_what_is_used_stay,
+    names_that_share_an_encoding_share_its_end,
+    a_deleted_artifact_stays_on_record_and_is_made_again,
+    a_removal_is_begun_once_and_taken_over,
+    what_is_drained_is_removed_later_unless_it_is_wanted_again,
+    objects_seen_before_a_removal_give_no_name,
+    names_given_and_removals_begun_at_once_never_meet,
+    a_goal_or_a_pin_at_the_moment_of_deletion_wins_or_is_refused,
 );
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,7 +19,7 @@ use shoal_client::{
 };
 use shoal_origin::Bucket;
 use shoal_proto::manifest::PieceSize;
-use shoal_store::{CutOptions, cut};
+use shoal_store::{Cut, CutOptions, cut};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +37,9 @@ const LOG_CHUNK_BYTES: u64 = 256 << 10;
 
 /// How long a finished job is reported before it is given up: then it is lost, and will be built again.
 const FINISH_RETRIES: usize = 60;
+
+/// How often an artifact is uploaded again whose objects are gone when its job's end is told.
+const UPLOADS_AGAIN_MAX: u32 = 20;
 
 /// How long the coordinator is asked to wait until it answers that nobody cancelled the job, and the pause after a
 /// question that failed.
@@ -98,9 +101,9 @@ pub(crate) async fn work(worker: Arc<Worker>, claimed: ClaimedJob, stopping: Can
                 outcome = attempt(&worker, &claimed, &dir.0, &log) => Ok(outcome),
                 stop = heartbeats(&worker.client, &claimed, &lease) => Err(stop),
                 stop = cancelled(&worker.client, id, &lease) => Err(stop),
-                () = stopping.cancelled() => Ok(Outcome::Failed {
-                    reason: "the worker was stopped".into(),
-                    retry: true,
+                () = stopping.cancelled() => Ok(Ended {
+                    outcome: Outcome::Failed { reason: "the worker was stopped".into(), retry: true },
+                    upload: None,
                 }),
             }
         };
@@ -113,13 +116,17 @@ pub(crate) async fn work(worker: Arc<Worker>, claimed: ClaimedJob, stopping: Can
     dir.end_processes();
     // Told for as long as it takes, but a worker that is to stop stops.
     let told = async {
+        let (outcome, upload) = match outcome {
+            Ok(Ended { outcome, upload }) => (Ok(outcome), upload),
+            Err(stop) => (Err(stop), None),
+        };
         let rest = send_rest_of_log(&worker.client, id, &lease, &log, &sent);
         if matches!(outcome, Err(Stop::Cancelled)) {
             let _ = tokio::time::timeout(CANCELLED_LOG_TIMEOUT, rest).await;
         } else {
             rest.await;
         }
-        tell(&worker, id, &lease, outcome).await;
+        tell(&worker, &claimed, &lease, outcome, upload.as_ref()).await;
     };
     let stopped = async {
         stopping.cancelled().await;
@@ -133,8 +140,45 @@ pub(crate) async fn work(worker: Arc<Worker>, claimed: ClaimedJob, stopping: Can
     let _ = std::fs::remove_file(&log);
 }
 
-/// Tells how an attempt ended, unless it is another worker's by now.
-async fn tell(worker: &Worker, id: i64, lease: &LeaseRef, outcome: Result<Outcome, Stop>) {
+/// How an attempt's work ended.
+struct Ended {
+    outcome: Outcome,
+    /// With a success: what was uploaded, in case that it is wanted again.
+    upload: Option<Upload>,
+}
+
+/// What is uploaded, and where it goes.
+struct Upload {
+    parts: PathBuf,
+    cut: Cut,
+    bucket: String,
+}
+
+impl Upload {
+    /// Uploads what the main bucket lacks of it.
+    async fn run(&self, worker: &Worker) -> Result<(), Failure> {
+        let failed = |error: &dyn std::fmt::Display| Failure {
+            reason: format!("cannot upload to the main bucket: {error}"),
+            retry: true,
+        };
+        let bucket = Bucket::open(&self.bucket).map_err(|error| failed(&error))?;
+        let Cut { index, index_bytes, encoding, .. } = &self.cut;
+        let stats = bucket.upload(&self.parts, index, index_bytes, encoding, |_| {}).await;
+        worker.metrics.uploaded_bytes.inc_by(stats.map_err(|error| failed(&error))?.bytes);
+        Ok(())
+    }
+}
+
+/// Tells how an attempt ended, unless it is another worker's by now. When the main bucket has not all of it any more
+/// (something deleted the same content at this moment), `upload` brings it again, and the job is held for as long as that takes.
+async fn tell(
+    worker: &Worker,
+    claimed: &ClaimedJob,
+    lease: &LeaseRef,
+    outcome: Result<Outcome, Stop>,
+    upload: Option<&Upload>,
+) {
+    let id = claimed.job.id;
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(Stop::Cancelled) => Outcome::Cancelled,
@@ -160,19 +204,42 @@ async fn tell(worker: &Worker, id: i64, lease: &LeaseRef, outcome: Result<Outcom
         .with_max_delay(Duration::from_secs(10))
         .with_max_times(FINISH_RETRIES)
         .with_jitter();
-    match tell.retry(patient).when(shoal_client::ClientError::is_transient).await {
-        Ok(job) => tracing::info!(job = id, status = %job.status, "ended"),
-        Err(error) => {
-            tracing::warn!(job = id, %error, "the coordinator did not take the job's end")
+    for left in (0..=UPLOADS_AGAIN_MAX).rev() {
+        match tell.retry(patient).when(shoal_client::ClientError::is_transient).await {
+            Ok(job) => {
+                tracing::info!(job = id, status = %job.status, "ended");
+                return;
+            }
+            Err(error) if error.code() == Some("not_whole") && left > 0 => {
+                tracing::warn!(job = id, %error, "uploading again");
+                let Some(upload) = upload else { return };
+                tokio::select! {
+                    uploaded = upload.run(worker) => match uploaded {
+                        Ok(()) => continue,
+                        Err(Failure { reason, .. }) => tracing::warn!(job = id, reason, "not uploaded"),
+                    },
+                    _ = heartbeats(&worker.client, claimed, lease) => {}
+                }
+            }
+            Err(error) => {
+                tracing::warn!(job = id, %error, "the coordinator did not take the job's end");
+            }
         }
+        return;
     }
 }
 
 /// Fetches, builds, cuts and uploads.
-async fn attempt(worker: &Worker, claimed: &ClaimedJob, dir: &Path, log: &Path) -> Outcome {
+async fn attempt(worker: &Worker, claimed: &ClaimedJob, dir: &Path, log: &Path) -> Ended {
     match steps(worker, claimed, dir, log).await {
-        Ok(outcome) => outcome,
-        Err(Failure { reason, retry }) => Outcome::Failed { reason, retry },
+        Ok(upload) => {
+            let (artifact, encoding) = (upload.cut.index.manifest.artifact, upload.cut.encoding);
+            let outcome = Outcome::Succeeded { artifact, encoding };
+            Ended { outcome, upload: Some(upload) }
+        }
+        Err(Failure { reason, retry }) => {
+            Ended { outcome: Outcome::Failed { reason, retry }, upload: None }
+        }
     }
 }
 
@@ -195,7 +262,7 @@ async fn steps(
     claimed: &ClaimedJob,
     dir: &Path,
     log: &Path,
-) -> Result<Outcome, Failure> {
+) -> Result<Upload, Failure> {
     let (app, job) = (&claimed.app, &claimed.job);
     let local = |error: std::io::Error| Failure {
         reason: format!("the worker's disk: {error}"),
@@ -244,17 +311,9 @@ async fn steps(
             reason: format!("cannot cut the output: {error}"),
             retry: true,
         })?;
-    let network = |error: &dyn std::fmt::Display| Failure {
-        reason: format!("cannot upload to the main bucket: {error}"),
-        retry: true,
-    };
-    let bucket = Bucket::open(&claimed.bucket).map_err(|error| network(&error))?;
-    let stats = bucket
-        .upload(&parts, &cut.index, &cut.index_bytes, &cut.encoding, |_| {})
-        .await
-        .map_err(|error| network(&error))?;
-    worker.metrics.uploaded_bytes.inc_by(stats.bytes);
-    Ok(Outcome::Succeeded { artifact: cut.index.manifest.artifact, encoding: cut.encoding })
+    let upload = Upload { parts, cut, bucket: claimed.bucket.clone() };
+    upload.run(worker).await?;
+    Ok(upload)
 }
 
 /// Says that the worker still builds, until it is told to stop. A coordinator that is away is no reason to.

@@ -24,6 +24,7 @@ pub fn plain_app(name: &str) -> App {
         selector: String::new(),
         build_timeout_s: 60,
         max_attempts: None,
+        keep_builds: None,
         piece_size_bytes: None,
         plan: RolloutPlan { deadline_s: 600, ..RolloutPlan::default() },
         priority: 0,

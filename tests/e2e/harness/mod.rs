@@ -24,7 +24,7 @@ use shoal_pki::{Identity, Trust};
 
 pub use self::{
     apps::{Repo, plain_app, script_app},
-    cluster::{Cluster, Remote, Shape},
+    cluster::{Cluster, Remote, Shape, region_name},
     keys::Keys,
     network::{ip, own_network},
     process::Process,

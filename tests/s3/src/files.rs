@@ -120,6 +120,28 @@ impl S3 for Files {
         self.0.abort_multipart_upload(request).await
     }
 
+    async fn delete_object(
+        &self,
+        mut request: S3Request<DeleteObjectInput>,
+    ) -> S3Result<S3Response<DeleteObjectOutput>> {
+        request.input.key = on_disk(&request.input.key);
+        self.0.delete_object(request).await
+    }
+
+    async fn delete_objects(
+        &self,
+        mut request: S3Request<DeleteObjectsInput>,
+    ) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        for object in &mut request.input.delete.objects {
+            object.key = on_disk(&object.key);
+        }
+        let mut answer = self.0.delete_objects(request).await?;
+        for object in answer.output.deleted.iter_mut().flatten() {
+            object.key = object.key.as_deref().map(as_asked);
+        }
+        Ok(answer)
+    }
+
     async fn list_objects_v2(
         &self,
         mut request: S3Request<ListObjectsV2Input>,

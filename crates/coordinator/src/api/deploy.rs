@@ -41,13 +41,12 @@ async fn set(
         None => Choice::Previous,
     };
     let rollout = match goals::set(shared, &app, &choice, rollback, actor).await {
-        Err(QueueError::NotDeployable { name, pending }) => {
+        Err(QueueError::NotDeployable { name, reason }) => {
             // A region that came after the artifact gets its copy now.
-            let artifact = shared.queue.artifact(&name, Some(&app)).await?;
-            if shared.queue.want_everywhere(&artifact.stored, now_ms()).await? > 0 {
+            if shared.queue.want_everywhere(&name, now_ms()).await? > 0 {
                 shared.ring(Bell::Copies);
             }
-            return Err(QueueError::NotDeployable { name, pending }.into());
+            return Err(QueueError::NotDeployable { name, reason }.into());
         }
         other => other?,
     };

@@ -7,6 +7,7 @@
 mod access;
 mod apps;
 mod audit;
+mod copies;
 mod deploy;
 mod describe;
 mod events;
@@ -146,6 +147,17 @@ fn routes() -> Routes {
         )
         .get("/v1/artifacts", VIEWER, "Artifacts, newest first.", uploads::list)
         .get("/v1/artifact", VIEWER, "One artifact, by its name or its id.", uploads::one)
+        .get("/v1/replication", VIEWER, "How the copies are.", copies::replication)
+        .post(
+            "/v1/inspections",
+            DEPLOYER,
+            "Have an artifact's copies inspected soon.",
+            copies::inspect,
+        )
+        .get("/v1/pins", VIEWER, "Pins, newest first.", copies::pins)
+        .post("/v1/pins", DEPLOYER, "Keep an artifact whatever comes.", copies::pin)
+        .post("/v1/unpin", DEPLOYER, "Take a pin away.", copies::unpin)
+        .post("/v1/gc", ADMIN, "Delete what nothing needs, or say what would go.", copies::gc)
         .get(
             "/v1/uploads/{artifact}/{encoding}",
             UPLOADER,

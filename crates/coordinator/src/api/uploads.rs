@@ -4,6 +4,7 @@ use axum::extract::Request;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_client::types;
+use shoal_origin::Check;
 use shoal_proto::{
     AppName, ArtifactId, EncodingId,
     manifest::{INDEX_MAX_BYTES, PART_MAX_BYTES, PIECES_MAX},
@@ -16,6 +17,7 @@ use super::{
 };
 use crate::{
     error::{ApiError, ApiResult},
+    removal,
     state::{Shared, now_ms},
     uploads, view,
 };
@@ -75,7 +77,8 @@ pub(super) async fn state(
     Place((artifact, encoding)): Place<(ArtifactId, EncodingId)>,
 ) -> Reply<types::UploadState> {
     let mut parts = shared.main.parts(&artifact, &encoding).await?;
-    let whole = shared.main.index(&artifact, &encoding).await?.is_some();
+    // An index that lacks parts is what a removal at the same moment may leave.
+    let whole = matches!(shared.main.check(&artifact, &encoding).await, Ok(Check::Whole));
     // A part that its index has disproved is to be sent again.
     parts.retain(|number, _| !shared.part_hashes.is_bad(&encoding, *number));
     Ok(axum::Json(types::UploadState { parts, whole }))
@@ -132,15 +135,19 @@ pub(super) async fn publish(
     by.may(&request.app)?;
     // First the app: the other check reads a bucket.
     shared.queue.app(&request.app).await?;
+    let (artifact, encoding) = (&request.artifact, &request.encoding);
+    let seen = removal::generation(&shared, artifact, encoding).await?;
     let stored = uploads::stored(&shared.main, &request.artifact, &request.encoding).await?;
     let name = published_name(&request.app, &request.artifact);
     let regions = shared.region_names();
     let queue = &shared.queue;
-    let artifact = queue.publish(&request.app, &name, &stored, &regions, &actor, now_ms()).await?;
+    let stored = (&stored, Some(seen));
+    let published =
+        queue.publish_seen(&request.app, &name, stored, &regions, &actor, now_ms()).await?;
     shared.ring(Bell::Copies);
     tracing::info!(name, by = actor.name, "artifact published");
     let regions: Vec<_> = queue.regions().await?;
-    Ok(axum::Json(view::artifact(artifact, &regions)))
+    Ok(axum::Json(view::artifact(published, &regions)))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use shoal_queue::{Bell, Claimant, End, Lease};
 use super::{App, Args, JSON_MAX_BYTES, Json, Maybe, Peer, Place, Reply, apps, done, whole};
 use crate::{
     error::{ApiError, ApiResult},
+    removal,
     state::{Shared, WORKER_GONE, bell, ms, now_ms, random_token},
     uploads, view,
 };
@@ -151,10 +152,15 @@ pub(super) async fn finish(
     Json(request): Json<types::FinishRequest>,
 ) -> Reply<types::Job> {
     let lease = lease(request.lease);
+    let mut seen = None;
     let end = match request.outcome {
         // Believed only when it is there: the index is the last object of an upload.
         Outcome::Succeeded { artifact, encoding } => {
-            match uploads::stored(&shared.main, &artifact, &encoding).await {
+            let there = async {
+                seen = Some(removal::generation(&shared, &artifact, &encoding).await?);
+                uploads::stored(&shared.main, &artifact, &encoding).await
+            };
+            match there.await {
                 Ok(stored) => End::Succeeded(stored),
                 Err(error) => {
                     // Who lost the job hears that first: there is nothing to upload again.
@@ -169,7 +175,8 @@ pub(super) async fn finish(
         Outcome::Cancelled => End::Cancelled,
     };
     let regions = shared.region_names();
-    let job = shared.queue.finish(job, &lease, &end, &regions, now_ms()).await?;
+    let end = (&end, seen);
+    let job = shared.queue.finish_seen(job, &lease, end, &regions, now_ms()).await?;
     shared.metrics.job_transitions.with_label_values(&[job.status.as_str()]).inc();
     match job.status {
         JobStatus::Succeeded => shared.ring(Bell::Copies),

@@ -21,7 +21,7 @@ async fn a_file_is_uploaded_published_and_copied() {
         encoding: cut.encoding,
     };
     let early = refusal(operator.publish(&request).await);
-    assert_eq!((early.0, early.1.as_str()), (409, "conflict"));
+    assert_eq!((early.0, early.1.as_str()), (409, "not_whole"));
     // The index before its part.
     let early = refusal(operator.upload(artifact, encoding, "index", cut.index.clone()).await);
     assert!(early.0 == 409 && early.2.contains("part-00000"), "{early:?}");

@@ -258,6 +258,7 @@ pub(crate) fn app(name: &str, selector: &str) -> App {
         selector: selector.into(),
         build_timeout_s: 60,
         max_attempts: None,
+        keep_builds: None,
         piece_size_bytes: None,
         plan: RolloutPlan::default(),
         priority: 0,

@@ -43,7 +43,7 @@ async fn a_job_lives_from_its_commit_to_active_machines() {
     // Success is believed only when the artifact is there.
     let cut = cut(1, 3);
     let early = refusal(worker.finish(job.id, &succeeded(&lease, &cut)).await);
-    assert_eq!((early.0, early.1.as_str()), (409, "conflict"));
+    assert_eq!((early.0, early.1.as_str()), (409, "not_whole"));
     assert!(early.2.contains("index"), "{}", early.2);
     store(claimed.bucket.as_ref(), &cut).await;
     let ended = worker.finish(job.id, &succeeded(&lease, &cut)).await.unwrap();

@@ -4,6 +4,7 @@
 mod access;
 mod artifacts;
 mod contract;
+mod copies;
 mod events;
 mod harness;
 mod jobs;

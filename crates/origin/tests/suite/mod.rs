@@ -9,7 +9,7 @@ use std::sync::{
 
 use bytes::Bytes;
 use futures::{future, stream};
-use shoal_origin::{Check, CopyStats, OriginError, PutPart};
+use shoal_origin::{Bucket, Check, CopyStats, Finding, OriginError, PutPart};
 use shoal_proto::{ArtifactId, EncodingId};
 
 pub(crate) use self::place::{Kind, Place, TWO_PARTS_BYTES, change};
@@ -115,6 +115,11 @@ pub(crate) async fn what_is_written_stays(it: Place) {
     it.upload().await.unwrap();
     let sealed = put(None, vec![7; 1_000]).await.unwrap_err();
     assert!(matches!(sealed, OriginError::Sealed { .. }), "{sealed}");
+    // A part that was lost is brought again, by who does not know what it should be, too.
+    std::fs::remove_file(it.file("main", "part-00001")).unwrap();
+    let wrong = put(None, vec![7; 1_000]).await.unwrap_err();
+    assert!(matches!(wrong, OriginError::Mismatch { part: 1, .. }), "{wrong}");
+    assert_eq!(put(None, small).await.unwrap(), PutPart::Written(part));
     it.verify(&it.main).await.unwrap();
 }
 
@@ -212,4 +217,106 @@ pub(crate) async fn an_artifact_of_no_bytes_is_an_index(it: Place) {
     assert_eq!(it.check(&it.main).await, Check::Whole);
     let other = it.main.check(&it.artifact, &EncodingId([7; 32])).await.unwrap();
     assert_eq!(other, Check::Absent);
+}
+
+pub(crate) async fn what_a_bucket_lost_is_found_and_mended(it: Place) {
+    let inspect = |bucket: &Bucket, pieces: &[u32]| {
+        let (bucket, pieces) = (bucket.clone(), pieces.to_vec());
+        let (artifact, encoding) = (it.artifact, it.encoding);
+        async move { bucket.inspect(&artifact, &encoding, |_| pieces).await.unwrap() }
+    };
+    let damaged = |reason: &str, doubted: &[u32]| Finding::Damaged {
+        reason: reason.into(),
+        doubted: doubted.to_vec(),
+    };
+    it.upload().await.unwrap();
+    it.copy().await.unwrap();
+    let read = it.piece(0).len() as u64 + it.piece(4).len() as u64;
+    let whole = Finding::Whole { read_bytes: read };
+    assert_eq!(inspect(&it.regional, &[0, 4]).await, whole);
+    let file = |name: &str| it.file("regional", name);
+    // Gone, too short, and of other bytes in a piece that is read, or in one that is not.
+    std::fs::remove_file(file("part-00001")).unwrap();
+    assert_eq!(inspect(&it.regional, &[0, 4]).await, damaged("lost part-00001", &[]));
+    assert_eq!(it.copy().await.unwrap().bytes, 1_000);
+    change(&file("part-00000"), |bytes| bytes.truncate(1 << 20));
+    assert_eq!(inspect(&it.regional, &[]).await, damaged("lost part-00000", &[]));
+    assert_eq!(it.copy().await.unwrap().bytes, 64 << 20);
+    change(&file("part-00000"), |bytes| bytes[1] ^= 1);
+    assert_eq!(inspect(&it.regional, &[1]).await, Finding::Whole { read_bytes: 16 << 20 });
+    let wrong = damaged("has wrong bytes in part-00000", &[0]);
+    assert_eq!(inspect(&it.regional, &[1, 0]).await, wrong);
+    // Of the right length, it is written again only because it is doubted.
+    assert_eq!(it.copy().await.unwrap().bytes, 0);
+    let (main, regional) = (it.main.clone(), it.regional.clone());
+    let stats =
+        regional.mend_from(&[&main], &it.artifact, &it.encoding, &[0], |_| {}).await.unwrap();
+    assert_eq!(stats, CopyStats { bytes: 64 << 20, skipped_bytes: 1_000 });
+    it.verify(&regional).await.unwrap();
+    // The index.
+    change(&file("index"), |bytes| bytes[9] ^= 1);
+    assert_eq!(inspect(&regional, &[]).await, damaged("has a damaged index", &[]));
+    it.copy().await.unwrap();
+    std::fs::remove_file(file("index")).unwrap();
+    assert_eq!(inspect(&regional, &[]).await, damaged("lost its index", &[]));
+    it.copy().await.unwrap();
+    assert_eq!(inspect(&regional, &[0, 4]).await, whole);
+    // The main bucket has lost one part, the region another: each is mended from the other.
+    std::fs::remove_file(it.file("main", "part-00000")).unwrap();
+    std::fs::remove_file(it.file("main", "index")).unwrap();
+    std::fs::remove_file(file("part-00001")).unwrap();
+    let lost = main.mend_from(&[&regional], &it.artifact, &it.encoding, &[], |_| {}).await.unwrap();
+    assert_eq!(lost.bytes, 64 << 20);
+    let both = regional.mend_from(&[&main], &it.artifact, &it.encoding, &[], |_| {}).await.unwrap();
+    assert_eq!(both.bytes, 1_000);
+    // A part that one source has wrong comes from the next one.
+    change(&it.file("main", "part-00000"), |bytes| bytes[1] ^= 1);
+    let third = Bucket::open(it.dir.path().join("third").to_str().unwrap()).unwrap();
+    assert!(third.copy_from(&main, &it.artifact, &it.encoding, |_| {}).await.is_err());
+    third.mend_from(&[&main, &regional], &it.artifact, &it.encoding, &[], |_| {}).await.unwrap();
+    it.verify(&third).await.unwrap();
+}
+
+pub(crate) async fn what_is_removed_is_gone_and_comes_again(it: Place) {
+    it.upload().await.unwrap();
+    it.copy().await.unwrap();
+    let (artifact, encoding) = (&it.artifact, &it.encoding);
+    let other = EncodingId([7; 32]);
+    it.regional.remove_index(artifact, &other).await.unwrap();
+    assert!(it.regional.remove_parts(artifact, &other, || true).await.unwrap());
+    it.regional.remove_index(artifact, encoding).await.unwrap();
+    it.regional.remove_index(artifact, encoding).await.unwrap();
+    let there = it.check(&it.regional).await;
+    assert_eq!(there, Check::Missing { index: false, parts: vec![] }, "the parts are there");
+    // Who may not go on takes nothing.
+    assert!(!it.regional.remove_parts(artifact, encoding, || false).await.unwrap());
+    assert_eq!(it.regional.parts(artifact, encoding).await.unwrap().len(), 2);
+    // Gone is what a listing says is gone.
+    assert!(!it.regional.remove_parts(artifact, encoding, || true).await.unwrap());
+    assert!(it.regional.remove_parts(artifact, encoding, || true).await.unwrap());
+    assert_eq!(it.check(&it.regional).await, Check::Absent);
+    if let Kind::Directory = it.kind {
+        assert!(!it.file("regional", "index").parent().unwrap().exists());
+    }
+    assert_eq!(it.check(&it.main).await, Check::Whole, "another bucket is none of its business");
+    assert_eq!(it.copy().await.unwrap().bytes, it.total());
+    it.verify(&it.regional).await.unwrap();
+}
+
+pub(crate) async fn copies_side_by_side_are_each_right(it: Place) {
+    it.upload().await.unwrap();
+    let open = |at: u32| Bucket::open(it.dir.path().join(format!("side-{at}")).to_str().unwrap());
+    let targets: Vec<_> = (0..4).map(|at| open(at).unwrap()).collect();
+    let before = shoal_origin::source_reads();
+    let copies =
+        targets.iter().map(|to| to.copy_from(&it.main, &it.artifact, &it.encoding, |_| {}));
+    for stats in future::join_all(copies).await {
+        assert_eq!(stats.unwrap(), CopyStats { bytes: it.total(), skipped_bytes: 0 });
+    }
+    for target in &targets {
+        it.verify(target).await.unwrap();
+    }
+    // Other tests of this process may read, too: less than each for itself is what can be said.
+    let read = shoal_origin::source_reads() - before;
+    assert!(read >= it.total(), "{read}");
 }

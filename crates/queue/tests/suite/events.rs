@@ -310,7 +310,7 @@ pub(crate) async fn a_delivery_is_tried_until_it_is_taken_or_given_up(url: &str)
 }
 
 fn pusher() -> Actor {
-    Actor { name: "github:octocat".into(), origin: "192.0.2.1".into() }
+    Actor { name: "github:octocat".into(), origin: "192.0.2.1".into(), request: None }
 }
 
 /// A push of a new commit, and its job.
@@ -373,7 +373,7 @@ async fn upcoming(queue: &Queue) -> Vec<i64> {
 /// Sets the goal that is to be set by itself.
 async fn follow(queue: &Queue, job: i64) -> Result<i64, QueueError> {
     let choice = Choice::Following { name: queue.job(job).await.unwrap().name, job };
-    let by = Actor { name: "auto_deploy".into(), origin: String::new() };
+    let by = Actor { name: "auto_deploy".into(), origin: String::new(), request: None };
     let set = queue.set_goal(&name("web"), &choice, false, seal, &by, 50).await;
     set.map(|rollout| rollout.id)
 }

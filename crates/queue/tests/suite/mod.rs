@@ -1,6 +1,7 @@
 //! What every database must do: functions over its URL, each of which wants an empty database.
 
 mod access;
+mod copies;
 mod events;
 mod jobs;
 mod outbox;
@@ -11,6 +12,7 @@ mod together;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) use access::*;
+pub(crate) use copies::*;
 pub(crate) use events::*;
 pub(crate) use jobs::*;
 pub(crate) use outbox::*;

@@ -9,8 +9,8 @@ use shoal_proto::{
     state::{MachineState, ReplicationStatus, RolloutStatus},
 };
 use shoal_queue::{
-    Choice, End, GoalDraft, MachineCursor, MachineSeen, Progress, Queue, QueueError, Result,
-    Rollout, SealedGoal, StateSeen, Targets,
+    Choice, CopyProgress, End, GoalDraft, MachineCursor, MachineSeen, Progress, Queue, QueueError,
+    Result, Rollout, SealedGoal, StateSeen, Targets,
 };
 
 use super::{actor, app, claim, name, regions, stored, submit};
@@ -41,13 +41,13 @@ pub(super) async fn publish(queue: &Queue, app: &str, artifact: &str, seed: u8) 
     queue.publish(&name(app), artifact, &stored(seed), &all, &actor(), 10).await.unwrap();
 }
 
-async fn copy_all(queue: &Queue) {
+pub(super) async fn copy_all(queue: &Queue) {
     while let Some(job) = queue.take_copy("me", &[], 20, 1_000).await.unwrap() {
         assert!(queue.copy_complete(&job, "me", 7, 30).await.unwrap());
     }
 }
 
-async fn end(queue: &Queue, rollout: &Rollout, status: RolloutStatus) -> bool {
+pub(super) async fn end(queue: &Queue, rollout: &Rollout, status: RolloutStatus) -> bool {
     let none = Progress::new();
     queue.end_rollout(rollout.id, status, "done", &none, &actor(), 60).await.unwrap().1
 }
@@ -71,11 +71,14 @@ pub(crate) async fn copies_are_owned_tried_again_and_taken_over(url: &str) {
     publish(&queue, "web", "web/a", 1).await;
     queue.drain(&EU.parse().unwrap(), true, &actor(), 1).await.unwrap();
     let us = queue.take_copy("one", &[], 100, 200).await.unwrap().unwrap();
-    assert_eq!(us.region.as_str(), "us", "a drained region comes last");
+    assert_eq!(us.region.as_str(), "us");
+    assert_eq!(queue.take_copy("one", &[], 100, 200).await.unwrap(), None, "eu is drained");
+    queue.drain(&EU.parse().unwrap(), false, &actor(), 2).await.unwrap();
+    let at = |bytes_done| CopyProgress { bytes_done, bytes_per_s: 1 };
     let eu = queue.take_copy("one", &[], 100, 200).await.unwrap().unwrap();
     assert_eq!((eu.region.as_str(), eu.tries), (EU, 1));
     assert_eq!(queue.take_copy("two", &[], 150, 250).await.unwrap(), None, "both are owned");
-    assert!(queue.copy_progress(&eu, "one", 5, 300).await.unwrap());
+    assert!(queue.copy_progress(&eu, "one", at(5), 300).await.unwrap());
     let artifact = queue.artifact("web/a", None).await.unwrap();
     let copy = &artifact.copies[&eu.region];
     assert_eq!((copy.status, copy.bytes_done), (ReplicationStatus::Copying, 5));
@@ -83,7 +86,7 @@ pub(crate) async fn copies_are_owned_tried_again_and_taken_over(url: &str) {
     assert_eq!(queue.take_copy("two", &[], 250, 350).await.unwrap().unwrap().region, us.region);
     let taken = queue.take_copy("two", &[], 301, 400).await.unwrap().unwrap();
     assert_eq!((&taken.region, taken.tries), (&eu.region, 2));
-    assert!(!queue.copy_progress(&eu, "one", 6, 500).await.unwrap());
+    assert!(!queue.copy_progress(&eu, "one", at(6), 500).await.unwrap());
     assert!(!queue.copy_complete(&eu, "one", 6, 310).await.unwrap());
     assert!(!queue.copy_failed(&eu, "one", "x", 310).await.unwrap());
     // A failure is due again at its time, not before.
@@ -479,8 +482,8 @@ pub(crate) async fn regions_follow_the_configuration(url: &str) {
     let copy = queue.take_copy("me", &[], 100, 200).await.unwrap().unwrap();
     assert_eq!((copy.region.as_str(), copy.artifact), ("us", stored(2).artifact));
     assert_eq!(queue.take_copy("me", &[], 100, 200).await.unwrap(), None);
-    assert_eq!(queue.want_everywhere(&stored(1), 100).await.unwrap(), 1);
-    assert_eq!(queue.want_everywhere(&stored(1), 100).await.unwrap(), 0);
+    assert_eq!(queue.want_everywhere("web/a", 100).await.unwrap(), 1);
+    assert_eq!(queue.want_everywhere("web/a", 100).await.unwrap(), 0);
     assert!(queue.take_copy("me", &[], 100, 200).await.unwrap().is_some());
     // A region that comes back is as it was.
     queue.set_regions(&regions(&["eu", "us"]), 20).await.unwrap();
