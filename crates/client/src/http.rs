@@ -1,7 +1,10 @@
 //! The client: one method a call.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -9,7 +12,7 @@ use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
 use reqwest::{Body, Method, StatusCode, Url};
 use serde::{Serialize, de::DeserializeOwned};
-use shoal_pki::{Identity, Trust};
+use shoal_pki::{Credentials, Identity, Trust};
 use shoal_proto::{AppName, ArtifactId, EncodingId, MachineName, RegionName};
 
 use crate::types::{
@@ -90,9 +93,23 @@ impl ClientError {
 
 type Result<T> = std::result::Result<T, ClientError>;
 
+fn http(credentials: &Credentials) -> Result<reqwest::Client> {
+    let config = |text: String| ClientError::Config(text);
+    let tls = shoal_pki::client_config(credentials, &[b"http/1.1"])
+        .map_err(|error| config(error.to_string()))?;
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(CALL_TIMEOUT)
+        .no_proxy()
+        .build()
+        .map_err(|error| config(error.to_string()))
+}
+
 /// A client of one or several coordinators.
 pub struct Client {
-    http: reqwest::Client,
+    http: RwLock<reqwest::Client>,
+    credentials: Credentials,
     coordinators: Vec<Url>,
     current: AtomicUsize,
 }
@@ -103,6 +120,14 @@ impl Client {
     /// # Errors
     /// [`ClientError::Config`] when there is no address, or one is not an `https://` URL.
     pub fn new(coordinators: &[String], identity: &Identity, trust: &Trust) -> Result<Self> {
+        Self::of(coordinators, &Credentials::new(identity.clone(), trust.clone()))
+    }
+
+    /// Makes a client that goes by what `credentials` are at each handshake.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn of(coordinators: &[String], credentials: &Credentials) -> Result<Self> {
         let config = |text: String| ClientError::Config(text);
         let coordinators = coordinators
             .iter()
@@ -116,22 +141,27 @@ impl Client {
         if coordinators.is_empty() {
             return Err(config("no coordinator: give --coordinator https://HOST:PORT".into()));
         }
-        let tls = shoal_pki::client_config(identity, trust, &[b"http/1.1"])
-            .map_err(|error| config(error.to_string()))?;
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(CALL_TIMEOUT)
-            .no_proxy()
-            .build()
-            .map_err(|error| config(error.to_string()))?;
-        Ok(Self { http, coordinators, current: AtomicUsize::new(0) })
+        let http = RwLock::new(http(credentials)?);
+        let credentials = credentials.clone();
+        Ok(Self { http, credentials, coordinators, current: AtomicUsize::new(0) })
+    }
+
+    /// Makes new connections for the calls from now on: the certificates at both ends of those that are there were looked
+    /// at before trust changed.
+    pub fn reconnect(&self) {
+        if let Ok(http) = http(&self.credentials) {
+            *self.http.write().unwrap_or_else(PoisonError::into_inner) = http;
+        }
     }
 
     /// The address of the coordinator that calls go to at present.
     #[must_use]
     pub fn url(&self) -> &str {
         self.base().as_str()
+    }
+
+    fn http(&self) -> reqwest::Client {
+        self.http.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn base(&self) -> &Url {
@@ -147,7 +177,7 @@ impl Client {
         let base = self.base();
         let wrong = |text: String| ClientError::Unexpected { url: base.to_string(), text };
         let url = base.join(path).map_err(|error| wrong(error.to_string()))?;
-        let response = build(self.http.request(method, url)).send().await.map_err(|source| {
+        let response = build(self.http().request(method, url)).send().await.map_err(|source| {
             self.current.fetch_add(1, Ordering::Relaxed);
             ClientError::Unreachable { url: base.to_string(), source: source.without_url() }
         })?;

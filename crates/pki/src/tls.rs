@@ -6,24 +6,21 @@ use rustls::{
     CertificateError as TlsError, CipherSuite, ClientConfig, DigitallySignedStruct,
     DistinguishedName, Error, OtherError, ServerConfig, SignatureScheme,
     client::{
-        Resumption,
+        ResolvesClientCert, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::{
-        NoServerSessionStorage,
+        ClientHello, NoServerSessionStorage, ResolvesServerCert,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
+    sign::CertifiedKey,
     version::TLS13,
 };
 use webpki::EndEntityCert;
 
-use crate::{
-    identity::Identity,
-    member::PkiError,
-    trust::{CertificateError, Trust},
-};
+use crate::{credentials::Credentials, member::PkiError, trust::CertificateError};
 
 /// Whether a server lets clients in that show no certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,25 +31,22 @@ pub enum ClientAuth {
     Optional,
 }
 
-/// A server's TLS settings: TLS 1.3 only, AES-128-GCM first, clients checked by `trust`.
+/// A server's TLS settings: TLS 1.3 only, AES-128-GCM first, clients checked by the trust of the moment.
 ///
 /// # Errors
 /// [`PkiError::Tls`] when rustls refuses the identity.
 pub fn server_config(
-    identity: &Identity,
-    trust: &Trust,
+    credentials: &Credentials,
     alpn: &[&[u8]],
     client: ClientAuth,
 ) -> Result<ServerConfig, PkiError> {
     let provider = provider();
-    let verifier = Verifier::new(trust, &provider, client == ClientAuth::Required);
-    let (chain, key) = identity.for_tls();
+    let verifier = Verifier::new(credentials, &provider, client == ClientAuth::Required);
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(tls)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(tls)?;
+        .with_cert_resolver(Own::new(credentials)?);
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     // A resumed session would not look at the certificate again, and so not at its revocation.
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -60,37 +54,31 @@ pub fn server_config(
     Ok(config)
 }
 
-/// A client's TLS settings: TLS 1.3 only, AES-128-GCM first, the server checked by `trust` and by the
+/// A client's TLS settings: TLS 1.3 only, AES-128-GCM first, the server checked by the trust of the moment and by the
 /// name that the client asks for; [`crate::server_name`] is a name that every member has.
 ///
 /// # Errors
 /// [`PkiError::Tls`] when rustls refuses the identity.
-pub fn client_config(
-    identity: &Identity,
-    trust: &Trust,
-    alpn: &[&[u8]],
-) -> Result<ClientConfig, PkiError> {
+pub fn client_config(credentials: &Credentials, alpn: &[&[u8]]) -> Result<ClientConfig, PkiError> {
     let provider = provider();
-    let verifier = Verifier::new(trust, &provider, true);
-    let (chain, key) = identity.for_tls();
+    let verifier = Verifier::new(credentials, &provider, true);
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(tls)?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_auth_cert(chain, key)
-        .map_err(tls)?;
+        .with_client_cert_resolver(Own::new(credentials)?);
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.resumption = Resumption::disabled();
     Ok(config)
 }
 
-fn tls(error: Error) -> PkiError {
+pub(crate) fn tls(error: Error) -> PkiError {
     PkiError::Tls(error.to_string())
 }
 
 /// aws-lc-rs with AES-128-GCM first: it takes the least processor time of all suites.
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider
         .cipher_suites
@@ -98,27 +86,58 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-/// [`Trust::verify_certificate`] at both ends of a handshake.
+/// The own certificate as it is at each handshake.
+#[derive(Debug)]
+struct Own(Credentials);
+
+impl Own {
+    fn new(credentials: &Credentials) -> Result<Arc<Self>, PkiError> {
+        // What rustls refuses is said now, not at the first handshake.
+        credentials.identity().for_tls()?;
+        Ok(Arc::new(Self(credentials.clone())))
+    }
+
+    fn at_present(&self) -> Option<Arc<CertifiedKey>> {
+        self.0.identity().for_tls().ok()
+    }
+}
+
+impl ResolvesServerCert for Own {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.at_present()
+    }
+}
+
+impl ResolvesClientCert for Own {
+    fn resolve(
+        &self,
+        _root_hint_subjects: &[&[u8]],
+        _sigschemes: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
+        self.at_present()
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// [`crate::Trust::verify_certificate`] at both ends of a handshake.
 #[derive(Debug)]
 struct Verifier {
-    trust: Trust,
+    credentials: Credentials,
     provider: Arc<CryptoProvider>,
     required: bool,
-    ca_names: Vec<DistinguishedName>,
 }
 
 impl Verifier {
-    fn new(trust: &Trust, provider: &Arc<CryptoProvider>, required: bool) -> Arc<Self> {
-        let ca_names = trust
-            .anchors()
-            .iter()
-            .map(|anchor| DistinguishedName::in_sequence(anchor.subject.as_ref()))
-            .collect();
-        Arc::new(Self { trust: trust.clone(), provider: provider.clone(), required, ca_names })
+    fn new(credentials: &Credentials, provider: &Arc<CryptoProvider>, required: bool) -> Arc<Self> {
+        let (credentials, provider) = (credentials.clone(), provider.clone());
+        Arc::new(Self { credentials, provider, required })
     }
 
     fn check(&self, der: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
-        self.trust.verify_certificate_at(der, now).map(drop).map_err(|error| {
+        self.credentials.trust().verify_certificate_at(der, now).map(drop).map_err(|error| {
             Error::InvalidCertificate(match error {
                 CertificateError::UnknownIssuer => TlsError::UnknownIssuer,
                 CertificateError::Expired(_) => TlsError::Expired,
@@ -151,8 +170,9 @@ impl ClientCertVerifier for Verifier {
         self.required
     }
 
+    /// None: a member has one certificate, and shows that. Names would be those of one moment.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.ca_names
+        &[]
     }
 
     fn verify_client_cert(

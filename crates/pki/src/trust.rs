@@ -107,6 +107,7 @@ pub struct Trust(Arc<Inner>);
 struct Inner {
     bundle: TrustBundle,
     signed: Vec<u8>,
+    signed_by: u32,
     anchors: Vec<TrustAnchor<'static>>,
     goal_keys: BTreeMap<u32, [u8; 32]>,
     revoked: BTreeSet<NodeId>,
@@ -144,8 +145,9 @@ impl Trust {
             anchors.push(anchor.to_owned());
         }
         let revoked = bundle.revoked.iter().copied().collect();
+        let signed_by = signed.key_id;
         let signed = bytes.to_vec();
-        Ok(Self(Arc::new(Inner { bundle, signed, anchors, goal_keys, revoked })))
+        Ok(Self(Arc::new(Inner { bundle, signed, signed_by, anchors, goal_keys, revoked })))
     }
 
     /// Reads the bundle that replaces this one: of the same cluster, with a higher number, and signed by
@@ -167,6 +169,39 @@ impl Trust {
             return Err(TrustError::Signature);
         }
         Ok(next)
+    }
+
+    /// [`Self::successor`], over bundles that each lead on from the one before; the last one. Those that are no newer
+    /// than this one are passed over.
+    ///
+    /// # Errors
+    /// [`TrustError`]: of the first that does not follow; [`TrustError::Old`] when none is newer.
+    pub fn follow<'a>(
+        &self,
+        chain: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<Self, TrustError> {
+        let mut last = self.clone();
+        let mut old = TrustError::Old { offered: 0, held: self.number() };
+        for bytes in chain {
+            match last.successor(bytes) {
+                Ok(next) => last = next,
+                Err(error @ TrustError::Old { .. }) => old = error,
+                Err(error) => return Err(error),
+            }
+        }
+        if last.number() > self.number() { Ok(last) } else { Err(old) }
+    }
+
+    /// Whether a machine's certificates no longer count.
+    #[must_use]
+    pub fn is_revoked(&self, node: &NodeId) -> bool {
+        self.0.revoked.contains(node)
+    }
+
+    /// The goal key that signed this bundle.
+    #[must_use]
+    pub fn signed_by(&self) -> u32 {
+        self.0.signed_by
     }
 
     /// The cluster.
@@ -268,10 +303,6 @@ impl Trust {
             ) => Err(CertificateError::UnknownIssuer),
             Err(error) => Err(refused(error)),
         }
-    }
-
-    pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
-        &self.0.anchors
     }
 }
 

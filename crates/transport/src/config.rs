@@ -12,7 +12,7 @@ use quinn::{
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use quinn_proto::HashedConnectionIdGenerator;
-use shoal_pki::{ClientAuth, Identity, Trust};
+use shoal_pki::{ClientAuth, Credentials};
 use shoal_proto::peer::{VERSIONS, alpn};
 
 use crate::{
@@ -67,10 +67,8 @@ const HANDSHAKES_BYTES: u64 = 4 << 20;
 pub struct EndpointConfig {
     /// The UDP address to listen on and to dial from; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Who the process is.
-    pub identity: Identity,
-    /// Whom it believes.
-    pub trust: Trust,
+    /// Who the process is and whom it believes, at each handshake anew.
+    pub credentials: Credentials,
     /// The protocol versions that it speaks, newest first. A connection has the newest that both ends speak.
     pub versions: Vec<u16>,
     /// Connections at a time; a further peer is closed with
@@ -93,11 +91,10 @@ pub struct EndpointConfig {
 impl EndpointConfig {
     /// The defaults.
     #[must_use]
-    pub fn new(listen: SocketAddr, identity: Identity, trust: Trust) -> Self {
+    pub fn new(listen: SocketAddr, credentials: Credentials) -> Self {
         Self {
             listen,
-            identity,
-            trust,
+            credentials,
             versions: VERSIONS.to_vec(),
             max_connections: 256,
             mtu_max: MTU_JUMBO_BYTES,
@@ -146,8 +143,7 @@ impl EndpointConfig {
         let names: Vec<_> = self.versions.iter().map(|version| alpn(*version)).collect();
         let names: Vec<_> = names.iter().map(String::as_bytes).collect();
 
-        let tls =
-            shoal_pki::server_config(&self.identity, &self.trust, &names, ClientAuth::Required)?;
+        let tls = shoal_pki::server_config(&self.credentials, &names, ClientAuth::Required)?;
         let tls = QuicServerConfig::try_from(tls).map_err(no_initial_suite)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
         server
@@ -156,7 +152,7 @@ impl EndpointConfig {
             .incoming_buffer_size(HANDSHAKE_BYTES)
             .incoming_buffer_size_total(HANDSHAKES_BYTES);
 
-        let tls = shoal_pki::client_config(&self.identity, &self.trust, &names)?;
+        let tls = shoal_pki::client_config(&self.credentials, &names)?;
         let tls = QuicClientConfig::try_from(tls).map_err(no_initial_suite)?;
         let mut client = quinn::ClientConfig::new(Arc::new(tls));
         client.transport_config(transport);
@@ -194,7 +190,7 @@ impl EndpointConfig {
     /// Keys of stateless resets and connection ids follow from the identity: a peer whose connection a
     /// restart has ended is told so by the new process, instead of waiting for its idle timeout.
     fn endpoint(&self) -> Result<quinn::EndpointConfig, TransportError> {
-        let secret = hmac::Key::new(hmac::HMAC_SHA256, &self.identity.ed25519_seed());
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, &self.credentials.identity().ed25519_seed());
         let derive = |purpose: &[u8]| hmac::sign(&secret, purpose);
         let reset = hmac::Key::new(hmac::HMAC_SHA256, derive(b"shoal quic reset v1").as_ref());
         let mut id_key = [0; 8];
