@@ -9,7 +9,7 @@ use std::{
 use shoal_pki::Role;
 use shoal_proto::{
     ArtifactId, EncodingId, MachineName, NodeId,
-    peer::{PeerAddr, StreamReply, StreamRequest},
+    peer::{PeerAddr, StreamReply, StreamRequest, TRUST_SINCE},
     region::{LEASE_BLOCK_PIECES, RegionReply, RegionRequest, SIGNED_LEASES_SINCE},
 };
 use shoal_swarm::lease_owners;
@@ -18,6 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a region process may take to answer before the next one is asked.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a certificate may take: the coordinator is asked for it.
+const RENEW_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long to wait before a region process that did not answer is tried again, at first and at most.
 const REDIAL_MIN: Duration = Duration::from_millis(250);
@@ -189,6 +192,25 @@ impl Regions {
             }
         }
         Err(NoAnswer)
+    }
+
+    /// A renewed certificate of this machine's key, PEM, from the first region process that gives one; or why none did.
+    pub(crate) async fn renewed(&self) -> Result<String, String> {
+        let mut why = "no region process answers".to_string();
+        for (_, connection) in self.preferred() {
+            if connection.version().is_none_or(|version| version < TRUST_SINCE) {
+                continue;
+            }
+            let asked = connection.request(StreamRequest::Renew);
+            match tokio::time::timeout(RENEW_TIMEOUT, asked).await {
+                Ok(Ok((StreamReply::Certificate(pem), _))) => return Ok(pem),
+                Ok(Ok((StreamReply::Error(reason), _))) => why = reason,
+                Ok(Ok(_)) => why = "a region process answered something else".into(),
+                Ok(Err(error)) => why = error.to_string(),
+                Err(_) => why = "a region process did not answer in time".into(),
+            }
+        }
+        Err(why)
     }
 
     /// Asks all of them for neighbours, and makes this machine known to all: any of them may be the one that

@@ -168,7 +168,7 @@ impl Client {
         &self.coordinators[self.current.load(Ordering::Relaxed) % self.coordinators.len()]
     }
 
-    async fn send(
+    pub(crate) async fn send(
         &self,
         method: Method,
         path: &str,
@@ -198,7 +198,7 @@ impl Client {
         }
     }
 
-    async fn read<T: DeserializeOwned>(&self, response: reqwest::Response) -> Result<T> {
+    pub(crate) async fn read<T: DeserializeOwned>(&self, response: reqwest::Response) -> Result<T> {
         let bytes = response.bytes().await.map_err(|source| ClientError::Unreachable {
             url: self.url().into(),
             source: source.without_url(),
@@ -217,7 +217,11 @@ impl Client {
             .with_jitter()
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, String)]) -> Result<T> {
+    pub(crate) async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> Result<T> {
         let once = || async {
             let response = self.send(Method::GET, path, |request| request.query(query)).await?;
             self.read(response).await
@@ -225,13 +229,17 @@ impl Client {
         once.retry(Self::backoff()).when(ClientError::is_transient).await
     }
 
-    async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T> {
+    pub(crate) async fn post<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T> {
         let response = self.send(Method::POST, path, |request| request.json(body)).await?;
         self.read(response).await
     }
 
     /// [`Self::post`] for a call that the server recognises when it comes twice.
-    async fn post_again<B: Serialize, T: DeserializeOwned>(
+    pub(crate) async fn post_again<B: Serialize, T: DeserializeOwned>(
         &self,
         path: &str,
         body: &B,

@@ -5,7 +5,9 @@
 //! several coordinators and goes to the next when one does not answer; what is safe to repeat (reads, and
 //! calls that the server recognises by their lease or cursor) is repeated with back-off and jitter.
 
+mod follow;
 mod http;
+mod trust;
 pub mod types;
 
 pub use http::{Client, ClientError};

@@ -1,14 +1,18 @@
 //! The JSON of the HTTP API. Times are milliseconds since the Unix epoch (`…_ms`) or seconds (`…_s`).
 
+mod trust;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use shoal_proto::{
-    AppName, ArtifactId, CommitSha, EncodingId, MachineName, RegionName, Revision,
+    AppName, ArtifactId, CommitSha, EncodingId, MachineName, NodeId, RegionName, Revision,
     goal::{Activation, HealthCheck, Labels, RolloutPlan},
     region::MachineReport,
     state::{JobStatus, MachineState, Priority, ReplicationStatus, RolloutStatus, WorkerState},
 };
+
+pub use trust::*;
 
 /// The body of every answer that is not 2xx.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -560,6 +564,9 @@ pub struct MachineSeen {
     pub version: String,
     /// Where its data plane is.
     pub address: String,
+    /// Its key.
+    #[serde(default)]
+    pub node: Option<NodeId>,
     /// How long ago it was heard of.
     pub age_ms: u64,
 }

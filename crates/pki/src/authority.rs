@@ -19,6 +19,7 @@ use crate::{
         Member, PkiError, Role, ca_uri, check_cluster_name, cluster_of_ca, hosts_of,
         member_of_parsed, member_uri, parse, server_name,
     },
+    trust::Trust,
 };
 
 /// How long a certificate counts by default, in days; it is renewed at 60.
@@ -87,7 +88,6 @@ pub struct Issued {
 pub struct CertificateAuthority {
     cluster: String,
     certificate: CertificateDer<'static>,
-    cert_pem: String,
     key: Key,
 }
 
@@ -104,12 +104,7 @@ impl CertificateAuthority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.subject_alt_names = vec![SanType::URI(ca_uri(cluster).try_into()?)];
         let certificate = params.self_signed(&key.for_issuing()?)?;
-        Ok(Self {
-            cluster: cluster.to_string(),
-            cert_pem: certificate.pem(),
-            certificate: certificate.into(),
-            key,
-        })
+        Ok(Self { cluster: cluster.to_string(), certificate: certificate.into(), key })
     }
 
     /// Reads a CA back from its certificate and its key.
@@ -125,7 +120,23 @@ impl CertificateAuthority {
         if parsed.public_key().subject_public_key.data.as_ref() != key.public() {
             return Err(PkiError::KeyMismatch);
         }
-        Ok(Self { cluster, certificate, cert_pem: cert_pem.to_string(), key })
+        Ok(Self { cluster, certificate, key })
+    }
+
+    /// The CA of `trust` that has this key.
+    ///
+    /// # Errors
+    /// [`PkiError`] when it is no key, or that of none of the bundle's CAs.
+    pub fn of_trust(trust: &Trust, key_pem: &str) -> Result<Self, PkiError> {
+        let key = Key::from_pem(key_pem)?;
+        for der in &trust.bundle().ca_certificates {
+            let parsed = parse(der)?;
+            if parsed.public_key().subject_public_key.data.as_ref() == key.public() {
+                let cluster = trust.cluster().to_string();
+                return Ok(Self { cluster, certificate: der.clone().into(), key });
+            }
+        }
+        Err(PkiError::Request("the key is of none of the CAs in the trust bundle".into()))
     }
 
     /// The cluster that it is for.
@@ -136,8 +147,8 @@ impl CertificateAuthority {
 
     /// Its certificate, for everybody.
     #[must_use]
-    pub fn cert_pem(&self) -> &str {
-        &self.cert_pem
+    pub fn cert_pem(&self) -> String {
+        pem::encode(&pem::Pem::new("CERTIFICATE", self.certificate.to_vec()))
     }
 
     /// Its certificate, as a trust bundle holds it.

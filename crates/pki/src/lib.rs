@@ -21,6 +21,7 @@ mod authority;
 mod credentials;
 mod goal;
 mod identity;
+mod join;
 mod key;
 mod member;
 mod tls;
@@ -36,8 +37,10 @@ pub use authority::{
 pub use credentials::Credentials;
 pub use goal::{GoalSigner, SignError};
 pub use identity::Identity;
+pub use join::{NewKey, join_signature_holds};
 pub use member::{
-    Member, PkiError, Role, ca_id, check_cluster_name, issuer_of, member_of, server_name,
+    Member, PkiError, Role, ca_certificate, ca_id, check_cluster_name, issuer_of, member_of,
+    server_name,
 };
 pub use tls::{ClientAuth, client_config, server_config};
 pub use trust::{CLOCK_LEEWAY_S, CertificateError, GoalError, Trust, TrustError};

@@ -239,6 +239,22 @@ pub(crate) fn cluster_of_ca(der: &[u8]) -> Result<String, PkiError> {
     Ok(cluster.to_string())
 }
 
+/// Reads a CA's certificate of `cluster` from PEM: its DER.
+///
+/// # Errors
+/// [`PkiError`] when it is none, or another cluster's.
+pub fn ca_certificate(pem: &str, cluster: &str) -> Result<Vec<u8>, PkiError> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+    let der = CertificateDer::from_pem_slice(pem.as_bytes())
+        .map_err(|_| PkiError::Pem("no CERTIFICATE section"))?;
+    let parsed = parse(&der)?;
+    let of = cluster_of_ca(&der)?;
+    if of != cluster || !parsed.is_ca() {
+        return Err(PkiError::Request(format!("it is no CA of cluster {cluster}")));
+    }
+    Ok(der.to_vec())
+}
+
 /// Reads the member that a certificate names. This does not check who issued it:
 /// [`crate::Trust::verify_certificate`] does both.
 ///

@@ -19,7 +19,7 @@ use webpki::{EndEntityCert, KeyUsage};
 use crate::{
     goal::trust_input,
     key::signature_holds,
-    member::{Member, PkiError, cluster_of_ca, member_of_parsed, parse},
+    member::{Member, PkiError, ca_id, cluster_of_ca, member_of_parsed, parse},
 };
 
 /// How far two machines' clocks may be apart, in seconds: a certificate counts this long before and
@@ -190,6 +190,25 @@ impl Trust {
             }
         }
         if last.number() > self.number() { Ok(last) } else { Err(old) }
+    }
+
+    /// The CA that certificates come from at present: the last of the bundle's, by [`crate::ca_id`].
+    #[must_use]
+    pub fn newest_ca(&self) -> Option<u64> {
+        ca_id(self.0.bundle.ca_certificates.last()?)
+    }
+
+    /// Whether goal key `one` is a later one of the bundle than `other`, which may have gone from it.
+    #[must_use]
+    pub fn is_later_key(&self, one: u32, other: u32) -> bool {
+        let place = |id| self.0.bundle.goal_keys.iter().position(|key| key.id == id);
+        place(one).is_some() && place(one) > place(other)
+    }
+
+    /// Whether goals signed with key `id` are believed.
+    #[must_use]
+    pub fn has_goal_key(&self, id: u32) -> bool {
+        self.0.goal_keys.contains_key(&id)
     }
 
     /// Whether a machine's certificates no longer count.

@@ -10,6 +10,7 @@ mod https;
 mod logging;
 mod membership;
 mod metrics;
+mod renewal;
 
 pub use config::load_config;
 pub use files::{announce, load_identity, write_atomic};
@@ -17,3 +18,4 @@ pub use https::{Caller, serve_https, serve_metrics};
 pub use logging::{LogFormat, init_tracing, shutdown};
 pub use membership::{Membership, Taken};
 pub use metrics::Meters;
+pub use renewal::keep_renewed;

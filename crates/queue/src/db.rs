@@ -114,12 +114,13 @@ impl DerefMut for Write {
 }
 
 /// The migrations, and whether each is for SQLite, too.
-const MIGRATIONS: [(i64, &str, bool, &str); 5] = [
+const MIGRATIONS: [(i64, &str, bool, &str); 6] = [
     (1, "first", true, include_str!("../migrations/0001_first.sql")),
     (2, "several coordinators", true, include_str!("../migrations/0002_several_coordinators.sql")),
     (3, "postgres", false, include_str!("../migrations/0003_postgres.sql")),
     (4, "queue", true, include_str!("../migrations/0004_queue.sql")),
     (5, "goal outbox", true, include_str!("../migrations/0005_goal_outbox.sql")),
+    (9, "trust", true, include_str!("../migrations/0009_trust.sql")),
 ];
 
 fn migrations(dialect: Dialect) -> Migrator {

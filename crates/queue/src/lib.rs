@@ -18,6 +18,8 @@
 //!   database is told from an **outbox** that is part of it ([`Queue::outbox`]);
 //! - **regions** and **machines**: [`Queue::keep_reports`] takes a region's batch whole, and an older
 //!   report never replaces a newer one;
+//! - **trust**: the numbered bundles ([`Queue::change_trust`], [`Queue::revoke`]), who has which key, and the tokens by which
+//!   new machines **join** ([`Queue::use_join_token`]);
 //! - the **audit** log: a row for each change, in the change's transaction.
 //!
 //! What belongs together is one transaction, and what is acknowledged is on the disk: a job's end with its
@@ -46,6 +48,7 @@ mod finish;
 mod goals;
 mod hand;
 mod jobs;
+mod join;
 mod machines;
 mod outbox;
 mod reaper;
@@ -53,6 +56,7 @@ mod regions;
 mod replication;
 mod rollouts;
 mod submit;
+mod trust;
 mod waiting;
 mod workers;
 
@@ -68,6 +72,7 @@ pub use error::{QueueError, Result};
 pub use finish::End;
 pub use goals::{Choice, GOALS_MAX, GoalDraft, GoalsAfter, SealedGoal};
 pub use jobs::{Attempt, Claimant, Job, Lease, REASON_MAX_BYTES};
+pub use join::{JOIN_TOKENS_MAX, JoinGrant, JoinToken};
 pub use machines::{Machine, MachineCursor, MachineLabels, MachineSeen, StateSeen};
 pub use outbox::{OutboxDepth, OutboxGoal, StoreDifference};
 pub use reaper::{Lost, ReapLimit, Watch};
@@ -75,5 +80,6 @@ pub use regions::Region;
 pub use replication::CopyJob;
 pub use rollouts::{Progress, RegionProgress, Rollout, Targets};
 pub use submit::{Ask, Submitted};
+pub use trust::{MemberSeen, TrustChange, TrustRow};
 pub use waiting::{Depth, Pause, Waiting};
 pub use workers::{Drain, Worker};

@@ -1,16 +1,21 @@
 //! The HTTP API: the routes, who may call them, and how requests are read.
 //!
-//! Three groups of routes, one a role, each behind a check of the caller's certificate; everything else, wrong
+//! Three groups of routes, one a role, and a few for everybody. Each group is behind a check of the caller's certificate; everything else, wrong
 //! paths, methods and bodies included, is answered in the one shape of errors.
 
 mod apps;
 mod deploy;
 mod fleet;
 mod jobs;
+mod join;
 mod queue;
 mod regions;
+mod trust;
 mod uploads;
 mod workers;
+
+pub(crate) use join::Failures;
+pub(crate) use trust::Noted;
 
 use std::{sync::Arc, time::Instant};
 
@@ -76,6 +81,14 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/regions", get(fleet::regions))
         .route("/v1/regions/{region}/drain", post(fleet::drain))
         .route("/v1/regions/{region}/undrain", post(fleet::undrain))
+        .route("/v1/trust/status", get(trust::status))
+        .route("/v1/trust/revoke", post(trust::revoke))
+        .route("/v1/trust/ca/begin", post(trust::begin_ca))
+        .route("/v1/trust/ca/finish", post(trust::finish_ca))
+        .route("/v1/trust/goal-key/begin", post(trust::begin_goal_key))
+        .route("/v1/trust/goal-key/finish", post(trust::finish_goal_key))
+        .route("/v1/join-tokens", get(join::list).post(join::make))
+        .route("/v1/join-tokens/{id}/revoke", post(join::revoke))
         .route_layer(middleware::from_fn_with_state(Role::Operator, require));
     let worker = Router::new()
         .route("/v1/worker/claim", post(workers::claim))
@@ -87,13 +100,22 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
     let region = Router::new()
         .route("/v1/region/goals", get(regions::goals))
         .route("/v1/region/reports", post(regions::reports))
+        .route("/v1/region/renew", post(trust::renew_for))
+        .route("/v1/region/standing", post(trust::standing))
         .route_layer(middleware::from_fn_with_state(Role::Region, require));
+    // For everybody: what they need who have no certificate yet, or one of any role.
+    let open = Router::new()
+        .route("/v1/trust", get(trust::bundles))
+        .route("/v1/join", post(join::join))
+        .route("/v1/certificate/renew", post(trust::renew));
     Router::new()
+        .merge(open)
         .merge(operator)
         .merge(worker)
         .merge(region)
         .method_not_allowed_fallback(wrong_method)
         .fallback(wrong_path)
+        .layer(middleware::from_fn_with_state(shared.clone(), trust::note))
         .layer(middleware::from_fn_with_state(shared.clone(), count))
         .with_state(shared)
 }

@@ -19,7 +19,9 @@ use shoal_client::{
 use shoal_coordinator::{Args, Config, Coordinator};
 use shoal_origin::Bucket;
 use shoal_pieces::{merge, piece_hash, seal_index};
-use shoal_pki::{CertificateAuthority, GoalSigner, Identity, IssueRequest, Role, Trust};
+use shoal_pki::{
+    CertificateAuthority, Credentials, GoalSigner, Identity, IssueRequest, Role, Trust,
+};
 use shoal_proto::{
     ArtifactId, EncodingId, PieceIndex, Revision, codec,
     goal::{Activation, Labels, RolloutPlan},
@@ -188,7 +190,8 @@ impl Cluster {
 
     fn tls(&self, role: Role) -> impl 'static + Clone + use<> {
         let identity = self.identity(role, "raw", None);
-        shoal_pki::client_config(&identity, &self.trust, &[b"http/1.1"]).unwrap()
+        shoal_pki::client_config(&Credentials::new(identity, self.trust.clone()), &[b"http/1.1"])
+            .unwrap()
     }
 
     pub(crate) fn client(&self, role: Role, name: &str, region: Option<&str>) -> Client {
@@ -338,6 +341,7 @@ pub(crate) fn machine(name: &str, role: &str) -> MachineSeen {
         labels: Labels::from([("role".into(), role.into()), ("machine".into(), name.into())]),
         version: "0.1.0".into(),
         address: "127.0.0.1:9".into(),
+        node: None,
         age_ms: 0,
     }
 }
