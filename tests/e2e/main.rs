@@ -14,3 +14,4 @@ mod postgres;
 mod pressure;
 mod queue;
 mod s3;
+mod trust;

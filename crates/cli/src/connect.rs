@@ -1,8 +1,9 @@
 //! How an operator's command reaches the coordinator.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use shoal_client::Client;
+use shoal_process::Membership;
 
 /// The flags that every command against the API has.
 #[derive(clap::Args)]
@@ -25,19 +26,27 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// The operator's identity directory, opened.
+    pub(crate) fn membership(&self) -> anyhow::Result<Membership> {
+        crate::trust::membership(self.identity_dir()?)
+    }
+
+    fn identity_dir(&self) -> anyhow::Result<&Path> {
+        self.identity.as_deref().ok_or_else(|| {
+            anyhow::anyhow!(
+                "who are you? give --identity DIR or set SHOAL_IDENTITY \
+                 (make one with: shoal pki issue --role operator)"
+            )
+        })
+    }
+
     /// A client of the coordinators.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
         anyhow::ensure!(
             !self.coordinators.is_empty(),
             "which coordinator? give --coordinator https://HOST:PORT or set SHOAL_COORDINATOR"
         );
-        let Some(identity) = &self.identity else {
-            anyhow::bail!(
-                "who are you? give --identity DIR or set SHOAL_IDENTITY \
-                 (make one with: shoal pki issue --role operator)"
-            );
-        };
-        let (identity, trust) = shoal_process::load_identity(identity)?;
+        let (identity, trust) = shoal_process::load_identity(self.identity_dir()?)?;
         Ok(Client::new(&self.coordinators, &identity, &trust)?)
     }
 }

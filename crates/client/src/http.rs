@@ -97,6 +97,11 @@ fn http(credentials: &Credentials) -> Result<reqwest::Client> {
     let config = |text: String| ClientError::Config(text);
     let tls = shoal_pki::client_config(credentials, &[b"http/1.1"])
         .map_err(|error| config(error.to_string()))?;
+    http_with(tls)
+}
+
+fn http_with(tls: rustls::ClientConfig) -> Result<reqwest::Client> {
+    let config = |text: String| ClientError::Config(text);
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .connect_timeout(CONNECT_TIMEOUT)
@@ -109,7 +114,8 @@ fn http(credentials: &Credentials) -> Result<reqwest::Client> {
 /// A client of one or several coordinators.
 pub struct Client {
     http: RwLock<reqwest::Client>,
-    credentials: Credentials,
+    /// What it shows; none for a machine that has no certificate yet.
+    credentials: Option<Credentials>,
     coordinators: Vec<Url>,
     current: AtomicUsize,
 }
@@ -128,6 +134,22 @@ impl Client {
     /// # Errors
     /// As for [`Self::new`].
     pub fn of(coordinators: &[String], credentials: &Credentials) -> Result<Self> {
+        let client = Self::with(coordinators, http(credentials)?)?;
+        Ok(Self { credentials: Some(credentials.clone()), ..client })
+    }
+
+    /// Makes a client that has no certificate to show, for those who want to join. It believes coordinators by `trust`;
+    /// without one whoever answers.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn stranger(coordinators: &[String], trust: Option<Trust>) -> Result<Self> {
+        let tls = shoal_pki::stranger_config(trust, &[b"http/1.1"])
+            .map_err(|error| ClientError::Config(error.to_string()))?;
+        Self::with(coordinators, http_with(tls)?)
+    }
+
+    fn with(coordinators: &[String], http: reqwest::Client) -> Result<Self> {
         let config = |text: String| ClientError::Config(text);
         let coordinators = coordinators
             .iter()
@@ -141,15 +163,14 @@ impl Client {
         if coordinators.is_empty() {
             return Err(config("no coordinator: give --coordinator https://HOST:PORT".into()));
         }
-        let http = RwLock::new(http(credentials)?);
-        let credentials = credentials.clone();
-        Ok(Self { http, credentials, coordinators, current: AtomicUsize::new(0) })
+        let http = RwLock::new(http);
+        Ok(Self { http, credentials: None, coordinators, current: AtomicUsize::new(0) })
     }
 
     /// Makes new connections for the calls from now on: the certificates at both ends of those that are there were looked
     /// at before trust changed.
     pub fn reconnect(&self) {
-        if let Ok(http) = http(&self.credentials) {
+        if let Some(Ok(http)) = self.credentials.as_ref().map(http) {
             *self.http.write().unwrap_or_else(PoisonError::into_inner) = http;
         }
     }

@@ -20,7 +20,11 @@ use rustls::{
 };
 use webpki::EndEntityCert;
 
-use crate::{credentials::Credentials, member::PkiError, trust::CertificateError};
+use crate::{
+    credentials::Credentials,
+    member::PkiError,
+    trust::{CertificateError, Trust},
+};
 
 /// Whether a server lets clients in that show no certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +72,26 @@ pub fn client_config(credentials: &Credentials, alpn: &[&[u8]]) -> Result<Client
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Own::new(credentials)?);
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// The TLS settings of a client that has no certificate yet. The server is checked by `trust`; without that it may be
+/// anybody, and what it says is to be proved by other means.
+///
+/// # Errors
+/// [`PkiError::Tls`] when rustls refuses.
+pub fn stranger_config(trust: Option<Trust>, alpn: &[&[u8]]) -> Result<ClientConfig, PkiError> {
+    let provider = provider();
+    let whom = trust.map_or(Whom::Anybody, Whom::Fixed);
+    let verifier = Arc::new(Verifier { whom, provider: provider.clone(), required: false });
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(tls)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.resumption = Resumption::disabled();
     Ok(config)
@@ -125,19 +149,35 @@ impl ResolvesClientCert for Own {
 /// [`crate::Trust::verify_certificate`] at both ends of a handshake.
 #[derive(Debug)]
 struct Verifier {
-    credentials: Credentials,
+    whom: Whom,
     provider: Arc<CryptoProvider>,
     required: bool,
 }
 
+/// By whose word the other end is believed.
+#[derive(Debug)]
+enum Whom {
+    /// The trust of each moment.
+    Following(Credentials),
+    /// This one.
+    Fixed(Trust),
+    /// Nobody's.
+    Anybody,
+}
+
 impl Verifier {
     fn new(credentials: &Credentials, provider: &Arc<CryptoProvider>, required: bool) -> Arc<Self> {
-        let (credentials, provider) = (credentials.clone(), provider.clone());
-        Arc::new(Self { credentials, provider, required })
+        let whom = Whom::Following(credentials.clone());
+        Arc::new(Self { whom, provider: provider.clone(), required })
     }
 
     fn check(&self, der: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
-        self.credentials.trust().verify_certificate_at(der, now).map(drop).map_err(|error| {
+        let trust = match &self.whom {
+            Whom::Following(credentials) => credentials.trust(),
+            Whom::Fixed(trust) => trust.clone(),
+            Whom::Anybody => return Ok(()),
+        };
+        trust.verify_certificate_at(der, now).map(drop).map_err(|error| {
             Error::InvalidCertificate(match error {
                 CertificateError::UnknownIssuer => TlsError::UnknownIssuer,
                 CertificateError::Expired(_) => TlsError::Expired,
@@ -218,6 +258,9 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         self.check(end_entity, now)?;
+        if matches!(self.whom, Whom::Anybody) {
+            return Ok(ServerCertVerified::assertion());
+        }
         let wrong_name = |_| Error::InvalidCertificate(TlsError::NotValidForName);
         EndEntityCert::try_from(end_entity)
             .and_then(|leaf| leaf.verify_is_valid_for_subject_name(server_name))

@@ -150,6 +150,28 @@ impl Trust {
         Ok(Self(Arc::new(Inner { bundle, signed, signed_by, anchors, goal_keys, revoked })))
     }
 
+    /// A trust in one CA alone, known by other means: enough to see who a coordinator is. No goal counts by it.
+    ///
+    /// # Errors
+    /// [`TrustError::Ca`] when it is no CA's certificate.
+    pub fn of_ca(der: &[u8]) -> Result<Self, TrustError> {
+        let cluster = cluster_of_ca(der).map_err(|error| TrustError::Ca(error.to_string()))?;
+        let ca_certificates = vec![der.to_vec()];
+        let (goal_keys, revoked) = (Vec::new(), Vec::new());
+        let bundle = TrustBundle { cluster, number: 0, ca_certificates, goal_keys, revoked };
+        let der = CertificateDer::from(der);
+        let anchor = webpki::anchor_from_trusted_cert(&der)
+            .map_err(|error| TrustError::Ca(error.to_string()))?;
+        Ok(Self(Arc::new(Inner {
+            bundle,
+            signed: Vec::new(),
+            signed_by: 0,
+            anchors: vec![anchor.to_owned()],
+            goal_keys: BTreeMap::new(),
+            revoked: BTreeSet::new(),
+        })))
+    }
+
     /// Reads the bundle that replaces this one: of the same cluster, with a higher number, and signed by
     /// a goal key that this one already believes.
     ///

@@ -44,6 +44,7 @@ macro_rules! on_each_database {
                 include_str!("suite/queue.rs"),
                 include_str!("suite/records.rs"),
                 include_str!("suite/together.rs"),
+                include_str!("suite/trust.rs"),
             ]
             .iter()
             .flat_map(|text| text.split("pub(crate) async fn ").skip(1))
@@ -110,6 +111,12 @@ on_each_database!(
     batches_and_forgetting_do_not_block_each_other,
     a_copy_is_taken_once_and_taken_over,
     goals_are_told_in_the_order_of_their_commits,
+    bundles_are_numbered_one_after_the_other_and_lead_on,
+    a_revoked_machine_is_forgotten_with_all_its_keys,
+    present_goals_are_signed_again_and_told_again,
+    a_join_token_is_used_as_often_as_it_says_and_not_after_its_time,
+    of_many_who_use_a_token_at_once_one_gets_it,
+    region_processes_say_how_their_machines_stand,
 );
 
 #[tokio::test(flavor = "multi_thread")]
