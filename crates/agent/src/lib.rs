@@ -200,7 +200,13 @@ async fn start(
         data: config.advertised(endpoint.local_addr())?,
         gossip: config.advertised(gossip.local_addr())?,
     };
-    let regions = Regions::start(endpoint.clone(), member.machine.clone(), &config.regions, token);
+    let regions = Regions::start(
+        endpoint.clone(),
+        member.machine.clone(),
+        membership.clone(),
+        &config.regions,
+        token,
+    );
     let standing = trust::Standing::new(membership.clone());
     let origin_pacer = Pacer::default();
     let parts = Parts {

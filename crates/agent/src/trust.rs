@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use shoal_pki::issuer_of;
@@ -28,8 +28,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long nobody is asked after an answer that led nowhere: what somebody says of its bundle proves nothing.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How often every neighbour is told again, and certificates are looked at again.
+/// How often every neighbour is told again.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
+
+/// How often certificates are looked at again: they expire.
+const LOOK_AGAIN: Duration = Duration::from_secs(600);
 
 /// What this machine goes by, and the questions about it.
 #[derive(Clone)]
@@ -95,7 +98,17 @@ impl Standing {
     }
 
     /// Gossip says that there is a bundle: whoever said so is asked, or else a region process.
-    pub(crate) fn gossiped(&self, endpoint: &Endpoint, from: &NodeId, number: u64) {
+    pub(crate) fn gossiped(
+        &self,
+        endpoint: &Endpoint,
+        from: &NodeId,
+        number: u64,
+        hash: &[u8; 32],
+    ) {
+        let held = self.membership.trust();
+        if held.number() == number && blake3::hash(held.signed_bytes()).as_bytes() != hash {
+            tracing::warn!(%from, number, "another trust bundle of this number goes round: was the database restored?");
+        }
         let near = endpoint.connection(from).filter(speaks);
         let region = || {
             let all = endpoint.connections().into_iter();
@@ -111,29 +124,36 @@ impl Standing {
 pub(crate) async fn keep(machine: Arc<Machine>, gossip: shoal_gossip::Gossip) {
     let membership = machine.membership.clone();
     let mut changes = membership.watch();
+    let (mut changed, mut look) = (true, Instant::now());
     loop {
         changes.borrow_and_update();
-        let endpoint = machine.endpoint.clone();
-        let closed = tokio::task::spawn_blocking(move || endpoint.recheck()).await.unwrap_or(0);
-        if closed > 0 {
-            tracing::info!(closed, "closed connections that are not trusted any more");
-        }
-        // It has ended only when the agent does.
-        let _ = gossip.recheck().await;
-        for revoked in &membership.trust().bundle().revoked {
-            machine.neighbours.forget(revoked);
+        if changed || look <= Instant::now() {
+            look = Instant::now() + LOOK_AGAIN;
+            let endpoint = machine.endpoint.clone();
+            let closed = tokio::task::spawn_blocking(move || endpoint.recheck()).await.unwrap_or(0);
+            if closed > 0 {
+                tracing::info!(closed, "closed connections that are not trusted any more");
+            }
+            // It has ended only when the agent does.
+            let _ = gossip.recheck().await;
+            for revoked in &membership.trust().bundle().revoked {
+                machine.neighbours.forget(revoked);
+            }
         }
         for connection in machine.endpoint.connections() {
             machine.standing.tell(&connection);
         }
-        tokio::select! {
-            changed = changes.changed() => match changed {
-                // Goals signed with a key that is gone are asked for soon.
-                Ok(()) => machine.ask_for_wave(machine.goals.largest_fleet()),
+        changed = tokio::select! {
+            ended = changes.changed() => match ended {
+                Ok(()) => {
+                    // Goals signed with a key that is gone are asked for soon.
+                    machine.ask_for_wave(machine.goals.largest_fleet());
+                    true
+                }
                 Err(_) => return,
             },
-            () = tokio::time::sleep(spread(TELL_AGAIN)) => {}
-        }
+            () = tokio::time::sleep(spread(TELL_AGAIN)) => false,
+        };
     }
 }
 

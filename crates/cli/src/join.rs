@@ -138,7 +138,6 @@ fn list(tokens: &[JoinToken]) -> String {
 }
 
 #[derive(clap::Args)]
-#[group(id = "token", required = true, multiple = false, args = ["token_file", "token_stdin"])]
 pub(crate) struct JoinArgs {
     /// A coordinator's address, https://HOST:PORT; repeat for each.
     #[arg(
@@ -149,10 +148,10 @@ pub(crate) struct JoinArgs {
     )]
     coordinators: Vec<String>,
     /// The file with the token.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", required_unless_present = "token_stdin")]
     token_file: Option<PathBuf>,
     /// Read the token from standard input.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "token_file")]
     token_stdin: bool,
     /// The cluster's CA, as shoal join-token create and shoal pki status say it: blake3:HEX.
     #[arg(long, value_name = "HASH")]

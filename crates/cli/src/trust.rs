@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use shoal_client::types::{
-    CaBeginRequest, FinishRotation, GoalKeyBeginRequest, RevokeRequest, TrustQuery, TrustStatus,
+    CaBeginRequest, FinishRotation, GoalKeyBeginRequest, RevokeRequest, TrustStatus,
 };
 use shoal_pki::{CertificateAuthority, GoalSigner};
 use shoal_process::Membership;
@@ -169,7 +169,8 @@ pub(crate) async fn refresh(connection: &Connection) -> anyhow::Result<()> {
     let membership = connection.membership()?;
     let client = connection.client()?;
     let after = membership.trust().number();
-    let reply = client.trust(&TrustQuery { after, wait_s: 0 }).await?;
+    // Their certificates may be of a CA that this directory does not know yet; the bundles prove themselves.
+    let reply = client.trust_from_anybody(after).await?;
     let bundles = reply.bundles.iter().map(|text| unhex(text)).collect::<Option<Vec<_>>>();
     let Some(bundles) = bundles else { bail!("the coordinator sent something that is no trust") };
     if let shoal_process::Taken::Refused(why) = membership.take_trust(&bundles, "the coordinator") {

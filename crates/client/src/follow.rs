@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::{Client, ClientError, types::TrustQuery};
+use crate::{
+    Client, ClientError,
+    types::{TrustQuery, TrustReply},
+};
 
 /// How long the coordinator holds a question: DESIGN's 5 s.
 const LONG_POLL_S: u32 = 5;
@@ -14,6 +17,16 @@ const RETRY: Duration = Duration::from_secs(2);
 const RETRY_OLD: Duration = Duration::from_secs(60);
 
 impl Client {
+    /// The trust bundles that lead on from number `after`, from whoever answers: for those who believe no coordinator's
+    /// certificate any more. What comes is to be checked by its signatures.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn trust_from_anybody(&self, after: u64) -> Result<TrustReply, ClientError> {
+        let anybody = Self::stranger(&self.urls(), None)?;
+        anybody.trust(&TrustQuery { after, wait_s: 0 }).await
+    }
+
     /// Gives `take` the bundles that are newer than what `held` says, the encoded bytes, until it is dropped.
     pub async fn follow_trust(&self, held: impl Fn() -> u64, take: impl Fn(&[Vec<u8>])) {
         loop {
@@ -30,12 +43,23 @@ impl Client {
                 Err(ClientError::Refused { status: 404, .. }) => RETRY_OLD,
                 Err(error) => {
                     tracing::debug!(%error, "cannot follow the trust");
+                    // The CA may have been replaced while this process was off.
+                    if let Ok(reply) = self.trust_from_anybody(after).await {
+                        take(&unhex_all(&reply.bundles));
+                        if held() != after {
+                            self.reconnect();
+                        }
+                    }
                     RETRY
                 }
             };
             tokio::time::sleep(pause).await;
         }
     }
+}
+
+fn unhex_all(texts: &[String]) -> Vec<Vec<u8>> {
+    texts.iter().filter_map(|text| unhex(text)).collect()
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {

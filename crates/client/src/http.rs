@@ -185,6 +185,10 @@ impl Client {
         self.http.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    pub(crate) fn urls(&self) -> Vec<String> {
+        self.coordinators.iter().map(ToString::to_string).collect()
+    }
+
     fn base(&self) -> &Url {
         &self.coordinators[self.current.load(Ordering::Relaxed) % self.coordinators.len()]
     }

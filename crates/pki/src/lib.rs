@@ -42,5 +42,5 @@ pub use member::{
     Member, PkiError, Role, ca_certificate, ca_id, check_cluster_name, issuer_of, member_of,
     server_name,
 };
-pub use tls::{ClientAuth, client_config, server_config, stranger_config};
+pub use tls::{ClientAuth, asking_config, client_config, server_config, stranger_config};
 pub use trust::{CLOCK_LEEWAY_S, CertificateError, GoalError, Trust, TrustError};

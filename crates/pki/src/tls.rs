@@ -64,8 +64,21 @@ pub fn server_config(
 /// # Errors
 /// [`PkiError::Tls`] when rustls refuses the identity.
 pub fn client_config(credentials: &Credentials, alpn: &[&[u8]]) -> Result<ClientConfig, PkiError> {
+    client(credentials, Whom::Following(credentials.clone()), alpn)
+}
+
+/// [`client_config`] for a question to a server that may be anybody, whose answer proves itself: a machine that slept through
+/// a change of the CA asks so for the trust bundles that lead to it.
+///
+/// # Errors
+/// [`PkiError::Tls`] when rustls refuses the identity.
+pub fn asking_config(credentials: &Credentials, alpn: &[&[u8]]) -> Result<ClientConfig, PkiError> {
+    client(credentials, Whom::Anybody, alpn)
+}
+
+fn client(credentials: &Credentials, whom: Whom, alpn: &[&[u8]]) -> Result<ClientConfig, PkiError> {
     let provider = provider();
-    let verifier = Verifier::new(credentials, &provider, true);
+    let verifier = Arc::new(Verifier { whom, provider: provider.clone(), required: true });
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(tls)?

@@ -54,7 +54,7 @@ impl Membership {
     /// A line that names the file which is missing or wrong, or says that the certificate's time is over.
     pub fn load(dir: &Path) -> anyhow::Result<Self> {
         let (identity, trust) = load_identity(dir)?;
-        check_time(&identity)?;
+        check_time(&identity, now_s())?;
         let mut chain = earlier(&dir.join(CHAIN_FILE), &trust);
         chain.push(trust.clone());
         let credentials = Credentials::new(identity, trust);
@@ -211,10 +211,13 @@ fn earlier(path: &Path, present: &Trust) -> Vec<Trust> {
     chain
 }
 
+fn now_s() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}
+
 /// A certificate whose time is over is nobody's any more: only a new one helps.
-fn check_time(identity: &Identity) -> anyhow::Result<()> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let over_s = now as i64 - identity.not_after_s();
+fn check_time(identity: &Identity, now_s: i64) -> anyhow::Result<()> {
+    let over_s = now_s - identity.not_after_s();
     ensure!(
         over_s <= CLOCK_LEEWAY_S,
         "the certificate of {} expired {} ago: get a new one with `shoal join` and a token of \
@@ -329,6 +332,19 @@ mod tests {
         assert_eq!(chain, [again, without]);
         assert_eq!(sleeper.take_trust(&chain, "a test"), Taken::New);
         assert_eq!(sleeper.trust().number(), 4);
+    }
+
+    #[test]
+    fn who_was_off_until_after_the_end_is_told_to_join_again() {
+        let cluster = Cluster::new(&GoalSigner::create(1).unwrap());
+        let identity = cluster.load().identity();
+        let end = identity.not_after_s();
+        check_time(&identity, end + CLOCK_LEEWAY_S).unwrap();
+        let said = |over_s| check_time(&identity, end + over_s).unwrap_err().to_string();
+        let late = said(3 * 86_400 + 5);
+        assert!(late.contains("worker m1 expired 3 days ago"), "{late}");
+        assert!(late.contains("shoal join") && !late.contains('\n'), "{late}");
+        assert!(said(CLOCK_LEEWAY_S + 1).contains("601 s ago"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use shoal_client::{
@@ -34,8 +34,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long nobody is asked after an answer that led nowhere: what somebody says of its bundle proves nothing.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How often every machine is told again, and certificates are looked at again.
+/// How often every machine is told again.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
+
+/// How often certificates are looked at again: they expire.
+const LOOK_AGAIN: Duration = Duration::from_secs(600);
 
 /// How often the coordinator is told how the machines stand, when that changed, and when it did not.
 const STAND_EVERY: Duration = Duration::from_secs(2);
@@ -170,20 +173,25 @@ pub(crate) async fn follow(shared: Arc<Shared>, membership: Arc<Membership>) {
 pub(crate) async fn keep(shared: Arc<Shared>, server: Arc<Server>) {
     let membership = server.standings.membership.clone();
     let mut changes = membership.watch();
+    let (mut changed, mut look) = (true, Instant::now());
     loop {
         changes.borrow_and_update();
         let trust = membership.trust();
-        for revoked in &trust.bundle().revoked {
-            server.introductions.forget(revoked);
+        if changed || look <= Instant::now() {
+            look = Instant::now() + LOOK_AGAIN;
+            let endpoint = server.endpoint.clone();
+            let closed = tokio::task::spawn_blocking(move || endpoint.recheck()).await.unwrap_or(0);
+            if closed > 0 {
+                tracing::info!(closed, "closed connections that are not trusted any more");
+            }
+            // After that nothing more of them comes in.
+            for revoked in &trust.bundle().revoked {
+                server.introductions.forget(revoked);
+            }
+            server.machines.forget(&|node| trust.is_revoked(node));
+            // It has ended only when the process does.
+            let _ = shared.gossip.recheck().await;
         }
-        server.machines.forget(&|node| trust.is_revoked(node));
-        let endpoint = server.endpoint.clone();
-        let closed = tokio::task::spawn_blocking(move || endpoint.recheck()).await.unwrap_or(0);
-        if closed > 0 {
-            tracing::info!(closed, "closed connections that are not trusted any more");
-        }
-        // It has ended only when the process does.
-        let _ = shared.gossip.recheck().await;
         for connection in server.endpoint.connections() {
             server.standings.tell(&connection);
         }
@@ -192,13 +200,16 @@ pub(crate) async fn keep(shared: Arc<Shared>, server: Arc<Server>) {
         if let Err(error) = shared.gossip.publish(&news).await {
             tracing::warn!(%error, "cannot publish that there is a trust bundle");
         }
-        tokio::select! {
-            changed = changes.changed() => match changed {
-                Ok(()) => shared.client.reconnect(),
+        changed = tokio::select! {
+            ended = changes.changed() => match ended {
+                Ok(()) => {
+                    shared.client.reconnect();
+                    true
+                }
                 Err(_) => return,
             },
-            () = tokio::time::sleep(TELL_AGAIN.mul_f64(rand::random_range(0.5..1.5))) => {}
-        }
+            () = tokio::time::sleep(TELL_AGAIN.mul_f64(rand::random_range(0.5..1.5))) => false,
+        };
     }
 }
 

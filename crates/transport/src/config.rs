@@ -116,7 +116,7 @@ impl EndpointConfig {
 
     /// Opens the socket, and QUIC on it, which yields to other traffic while the flag says so.
     pub(crate) fn open(&self, yields: Arc<AtomicBool>) -> Result<Opened, TransportError> {
-        let Quic { endpoint, server, client } = self.quic(yields.clone())?;
+        let Quic { endpoint, server, client, asking } = self.quic(yields.clone())?;
         let failed = |error| TransportError::Listen { addr: self.listen, error };
         let Bound { socket, buffers, drops } = socket::bind(self).map_err(failed)?;
         let socket = socket::wrap(socket, yields).map_err(failed)?;
@@ -125,7 +125,7 @@ impl EndpointConfig {
             quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)
                 .map_err(failed)?;
         quinn.set_default_client_config(client);
-        Ok(Opened { quinn, buffers, drops })
+        Ok(Opened { quinn, buffers, drops, asking })
     }
 
     /// The QUIC settings of both directions.
@@ -155,9 +155,13 @@ impl EndpointConfig {
         let tls = shoal_pki::client_config(&self.credentials, &names)?;
         let tls = QuicClientConfig::try_from(tls).map_err(no_initial_suite)?;
         let mut client = quinn::ClientConfig::new(Arc::new(tls));
-        client.transport_config(transport);
+        client.transport_config(transport.clone());
+        let tls = shoal_pki::asking_config(&self.credentials, &names)?;
+        let tls = QuicClientConfig::try_from(tls).map_err(no_initial_suite)?;
+        let mut asking = quinn::ClientConfig::new(Arc::new(tls));
+        asking.transport_config(transport);
 
-        Ok(Quic { endpoint: self.endpoint()?, server, client })
+        Ok(Quic { endpoint: self.endpoint()?, server, client, asking })
     }
 
     fn transport(&self, yields: Arc<AtomicBool>) -> Result<TransportConfig, TransportError> {
@@ -211,6 +215,8 @@ pub(crate) struct Opened {
     pub(crate) quinn: quinn::Endpoint,
     pub(crate) buffers: SocketBuffers,
     pub(crate) drops: Drops,
+    /// For questions to whoever answers.
+    pub(crate) asking: quinn::ClientConfig,
 }
 
 /// The key of stateless resets. quinn has such a type of its own, but which library's key it takes hangs on
@@ -236,6 +242,7 @@ struct Quic {
     endpoint: quinn::EndpointConfig,
     server: quinn::ServerConfig,
     client: quinn::ClientConfig,
+    asking: quinn::ClientConfig,
 }
 
 fn no_initial_suite(error: quinn::crypto::rustls::NoInitialCipherSuite) -> TransportError {

@@ -77,6 +77,7 @@ pub(crate) struct Inner {
     versions: Vec<u16>,
     buffers: SocketBuffers,
     drops: Drops,
+    asking: quinn::ClientConfig,
     peers: Mutex<Peers>,
     pacing: Pacing,
     yields: Arc<AtomicBool>,
@@ -95,7 +96,7 @@ impl Endpoint {
     ) -> Result<(Self, mpsc::Receiver<Incoming>), TransportError> {
         let failed = |error| TransportError::Listen { addr: config.listen, error };
         let yields = Arc::<AtomicBool>::default();
-        let Opened { quinn, buffers, drops } = config.open(yields.clone())?;
+        let Opened { quinn, buffers, drops, asking } = config.open(yields.clone())?;
         let me = config.credentials.identity().member().node;
         let (incoming, receiver) = mpsc::channel(INCOMING_QUEUE);
         let peers = Peers::new(me, config.max_connections, config.receive_budget_bytes, CROSSING);
@@ -108,6 +109,7 @@ impl Endpoint {
             versions: config.versions.clone(),
             buffers,
             drops,
+            asking,
             peers: Mutex::new(peers),
             pacing: Pacing::default(),
             yields,
@@ -239,6 +241,19 @@ impl Endpoint {
         self.0.peers().all().cloned().collect()
     }
 
+    /// The trust bundles that lead on from number `after`, from whoever answers at `addr`: for a machine that slept through a
+    /// change of the CA, and so believes nobody's certificate any more. What comes is to be checked by its signatures.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; the other side's refusal of this machine's certificate is one.
+    pub async fn ask_trust(
+        &self,
+        addr: SocketAddr,
+        after: u64,
+    ) -> Result<Vec<Vec<u8>>, ConnectError> {
+        dial::ask_trust(&self.0, addr, after).await
+    }
+
     /// Closes the connections whose certificates the trust of the moment no longer covers, those of revoked machines first;
     /// returns how many. To be called when the trust has changed, and now and then: certificates expire. It costs a
     /// signature a connection, so it is not for a task that others wait for.
@@ -286,6 +301,10 @@ impl Inner {
 
     pub(crate) fn pacing(&self) -> &Pacing {
         &self.pacing
+    }
+
+    pub(crate) fn asking(&self) -> &quinn::ClientConfig {
+        &self.asking
     }
 
     pub(crate) fn quinn(&self) -> &quinn::Endpoint {

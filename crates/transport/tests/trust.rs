@@ -6,6 +6,8 @@ mod common;
 
 use common::{Cluster, Peer, hello, until, within};
 use shoal_pki::{CertificateAuthority, Role, issuer_of};
+use shoal_proto::peer::{StreamReply, StreamRequest};
+use shoal_transport::ConnectError;
 
 #[tokio::test]
 async fn a_revoked_machine_is_cut_off_at_once_and_stays_out_and_the_others_notice_nothing() {
@@ -72,4 +74,31 @@ async fn a_renewed_certificate_of_another_ca_is_shown_and_the_old_ca_can_go() {
     let again = one.connect(&two).await;
     assert_ne!(issuer(&again), issuer(&first));
     assert_eq!(Some(issuer(&again)), shoal_pki::ca_id(next.cert_der()));
+}
+
+#[tokio::test]
+async fn a_machine_that_slept_through_a_change_of_the_ca_asks_whoever_answers() {
+    let cluster = Cluster::new();
+    let (sleeper, awake) = (cluster.config("m1", Role::Agent), cluster.config("r1", Role::Region));
+    let next = CertificateAuthority::create(common::CLUSTER).unwrap();
+    let both = cluster.next_trust(|bundle| bundle.ca_certificates.push(next.cert_der().to_vec()));
+    let own = awake.credentials.identity();
+    let pem = next.renew(own.certificate_der(), 1_000).unwrap();
+    assert!(awake.credentials.set_trust(both.clone()));
+    awake.credentials.set_identity(own.with_certificate(&pem).unwrap()).unwrap();
+    let (one, mut two) = (Peer::bind(&sleeper), Peer::bind(&awake));
+    let error = within(one.endpoint.connect(two.addr, two.node)).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Handshake(_)), "{error}");
+    let (endpoint, addr) = (one.endpoint.clone(), two.addr);
+    let asking = tokio::spawn(async move { endpoint.ask_trust(addr, 1).await });
+    two.connected().await;
+    let asked = two.request().await;
+    assert_eq!(asked.request, StreamRequest::Trust { after: 1 });
+    let bundles = vec![both.signed_bytes().to_vec()];
+    within(asked.reply(StreamReply::Trust(bundles.clone()), None)).await.unwrap();
+    assert_eq!(within(asking).await.unwrap().unwrap(), bundles);
+    two.closed().await;
+    let trust = sleeper.credentials.trust().successor(&bundles[0]).unwrap();
+    assert!(sleeper.credentials.set_trust(trust));
+    one.connect(&two).await;
 }

@@ -7,3 +7,4 @@ mod jobs;
 mod queue;
 mod refusals;
 mod rollouts;
+mod trust;
