@@ -160,6 +160,7 @@ async fn a_new_machine_joins_with_a_token_and_gets_the_goal() {
     .unwrap();
     let mut agent = Process::start("agent", "m7", &dir);
     agent.address("data").await;
+    cluster.machines_known(2).await;
     let seen = cluster.machine_is("m7", "data", MachineState::Active).await;
     assert_eq!(seen.report.artifact, artifact.artifact);
     let machine = cluster.machine("m7").await;
