@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(member.take_trust(std::slice::from_ref(&second), "a test"), Taken::New);
         assert!(seen.has_changed().unwrap());
         seen.borrow_and_update();
-        assert_eq!(member.bundles_after(1), [second.clone()]);
+        assert_eq!(member.bundles_after(1), std::slice::from_ref(&second));
         assert!(member.bundles_after(2).is_empty());
         // The next life goes by it, too, and does not go back.
         let member = cluster.load();
