@@ -93,7 +93,7 @@ fn endpoint(
     listen: SocketAddr,
 ) -> anyhow::Result<(EndpointConfig, quinn::Endpoint)> {
     let (identity, trust) = shoal_process::load_identity(identity)?;
-    let config = EndpointConfig::new(listen, identity, trust);
+    let config = EndpointConfig::new(listen, shoal_pki::Credentials::new(identity, trust));
     let endpoint = config.bare()?;
     Ok((config, endpoint))
 }
@@ -129,7 +129,7 @@ fn send(identity: &Path, listen: SocketAddr, bytes: u64) -> anyhow::Result<()> {
 fn receive(identity: &Path, from: SocketAddr, bytes: u64) -> anyhow::Result<()> {
     runtime()?.block_on(async {
         let (config, endpoint) = endpoint(identity, "127.0.0.1:0".parse()?)?;
-        let name = server_name(config.trust.cluster());
+        let name = server_name(config.credentials.trust().cluster());
         let start = Instant::now();
         let connection = loop {
             match endpoint.connect(from, &name)?.await {

@@ -14,6 +14,15 @@ pub const GOSSIP_MESSAGE_MAX_BYTES: usize = 1_024;
 pub enum GossipMessage {
     /// A goal, new or repeated.
     Goal(SignedGoal),
+    /// There is a trust bundle of this number, too long to be here: it is asked for by QUIC
+    /// ([`crate::peer::StreamRequest::Trust`]). Not signed, so it proves nothing and starts a question at most. A release that
+    /// does not know it ignores it.
+    Trust {
+        /// The bundle's number.
+        number: u64,
+        /// The BLAKE3 hash of the encoded signed bundle.
+        hash: [u8; 32],
+    },
 }
 
 /// The name of a region's goal topic.

@@ -15,7 +15,8 @@ use crate::{
 };
 
 /// The protocol versions that this release speaks, newest first: its own and the one before, so that machines swarm while
-/// a fleet is upgraded. Version 2 brought leases with URLs ([`crate::region::SIGNED_LEASES_SINCE`]).
+/// a fleet is upgraded. Version 2 brought leases with URLs ([`crate::region::SIGNED_LEASES_SINCE`]), and trust that changes
+/// ([`TRUST_SINCE`]).
 pub const VERSIONS: &[u16] = &[2, 1];
 
 /// A protocol version as TLS ALPN names it.
@@ -29,6 +30,10 @@ pub fn alpn(version: u16) -> String {
 pub fn version_of(alpn: &[u8]) -> Option<u16> {
     core::str::from_utf8(alpn).ok()?.strip_prefix("shoal/")?.parse().ok()
 }
+
+/// The protocol version that brought [`PeerMessage::Standing`], [`StreamRequest::Trust`] and [`StreamRequest::Renew`]: who
+/// speaks an older one is sent none of them.
+pub const TRUST_SINCE: u16 = 2;
 
 /// The longest encoded [`PeerMessage`]: a bitmap of 8 KiB and its envelope, or a batch of peers.
 pub const PEER_MESSAGE_MAX_BYTES: usize = 16 << 10;
@@ -106,6 +111,14 @@ pub enum PeerMessage {
         /// The piece.
         piece: PieceIndex,
     },
+    /// Which trust the sender goes by, and whose certificate it shows: after the connection is up, whenever either changes,
+    /// and now and then. Who is behind asks for what it lacks ([`StreamRequest::Trust`]).
+    Standing {
+        /// The number of its trust bundle.
+        trust: u64,
+        /// The first bytes of the id of the CA key that issued its certificate.
+        issuer: u64,
+    },
 }
 
 /// What opens a stream.
@@ -127,6 +140,13 @@ pub enum StreamRequest {
     },
     /// A question to a region process.
     Region(RegionRequest),
+    /// The trust bundles that lead on from one of this number.
+    Trust {
+        /// The number of the asker's bundle.
+        after: u64,
+    },
+    /// An agent asks its region process for a renewed certificate of the key that the connection is made with.
+    Renew,
 }
 
 /// What comes back first on such a stream.
@@ -149,6 +169,11 @@ pub enum StreamReply {
     NotHere,
     /// The question was wrong or failed, and why.
     Error(String),
+    /// Signed trust bundles, encoded, each signed by a key of the one before; at most
+    /// [`TRUST_CHAIN_MAX`](crate::trust::TRUST_CHAIN_MAX).
+    Trust(Vec<Vec<u8>>),
+    /// A renewed certificate, PEM.
+    Certificate(String),
 }
 
 /// Why a side closed a connection, as QUIC application error codes.
@@ -169,4 +194,6 @@ pub enum CloseReason {
     Idle = 5,
     /// Not the machine or role that was expected.
     WrongPeer = 6,
+    /// The certificate no longer counts: revoked, of a CA that was replaced, or over.
+    Untrusted = 7,
 }

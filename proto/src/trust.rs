@@ -12,6 +12,10 @@ pub const TRUST_DOMAIN: &[u8] = b"shoal trust v1\0";
 /// The longest encoded [`SignedTrust`], in bytes.
 pub const TRUST_MAX_BYTES: usize = 256 << 10;
 
+/// The most bundles that lead from an old one to the newest: one for each goal key that was replaced since. A machine
+/// that slept through more replacements joins again.
+pub const TRUST_CHAIN_MAX: usize = 8;
+
 /// A key that goals may be signed with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GoalKey {

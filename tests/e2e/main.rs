@@ -17,3 +17,4 @@ mod postgres;
 mod pressure;
 mod queue;
 mod s3;
+mod trust;

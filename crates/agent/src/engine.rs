@@ -40,6 +40,7 @@ use crate::{
     neighbours::Neighbours,
     origin::Origin,
     regions::Regions,
+    trust::Standing,
 };
 
 /// How many inputs may wait for the engine: a few for each piece in flight.
@@ -126,6 +127,7 @@ pub(crate) struct Parts {
     pub(crate) goals: Arc<Goals>,
     pub(crate) neighbours: Arc<Neighbours>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) standing: Standing,
 }
 
 impl Engine {
@@ -444,7 +446,11 @@ impl Driver {
                     });
                 answer(request, reply);
             }
-            StreamRequest::Region(_) => {
+            StreamRequest::Trust { after } => {
+                let reply = self.parts.standing.bundles(after);
+                answer(request, reply);
+            }
+            StreamRequest::Region(_) | StreamRequest::Renew => {
                 answer(
                     request,
                     StreamReply::Error("this is an agent, not a region process".into()),

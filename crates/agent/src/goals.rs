@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use shoal_pki::Trust;
+use shoal_pki::Credentials;
 use shoal_proto::{
     AppName, RegionName, Revision, codec,
     goal::{GOAL_MAX_BYTES, Goal, Labels, SignedGoal},
@@ -41,7 +41,7 @@ pub(crate) struct KnownGoal {
 /// All goals that concern this machine, the newest of each app.
 pub(crate) struct Goals {
     dir: PathBuf,
-    trust: Trust,
+    credentials: Credentials,
     region: RegionName,
     labels: Labels,
     known: Mutex<BTreeMap<AppName, KnownGoal>>,
@@ -52,7 +52,7 @@ impl Goals {
     /// Reads the goals in `dir`. A file that is not a valid goal is moved aside and said in the log.
     pub(crate) fn open(
         dir: PathBuf,
-        trust: Trust,
+        credentials: Credentials,
         region: RegionName,
         labels: Labels,
     ) -> anyhow::Result<Self> {
@@ -60,7 +60,7 @@ impl Goals {
             .with_context(|| format!("cannot make the directory {}", dir.display()))?;
         let goals = Self {
             dir,
-            trust,
+            credentials,
             region,
             labels,
             known: Mutex::default(),
@@ -78,7 +78,7 @@ impl Goals {
     fn load(&self, path: &Path) {
         let read = || -> anyhow::Result<KnownGoal> {
             let signed: SignedGoal = codec::decode(&std::fs::read(path)?, GOAL_MAX_BYTES)?;
-            let goal = Arc::new(self.trust.open_goal(&signed)?);
+            let goal = Arc::new(self.credentials.trust().open_goal(&signed)?);
             Ok(KnownGoal { goal, signed })
         };
         match read() {
@@ -99,13 +99,21 @@ impl Goals {
     /// Takes a goal from anywhere, if it is valid, for this machine, and newer than what is known; it is on
     /// disk before anyone acts on it.
     pub(crate) fn accept(&self, signed: &SignedGoal) -> Accepted {
-        let goal = match self.trust.open_goal(signed) {
+        let trust = self.credentials.trust();
+        let goal = match trust.open_goal(signed) {
             Ok(goal) => Arc::new(goal),
             Err(error) => return Accepted::Refused(error.to_string()),
         };
         let mut known = self.lock();
-        if known.get(&goal.app).is_some_and(|known| known.goal.revision >= goal.revision) {
-            return Accepted::Old;
+        if let Some(known) =
+            known.get(&goal.app).filter(|known| known.goal.revision >= goal.revision)
+        {
+            // The same goal by a later key: the one that it was signed with is about to go.
+            let again = known.signed.goal == signed.goal
+                && trust.is_later_key(signed.key_id, known.signed.key_id);
+            if !again {
+                return Accepted::Old;
+            }
         }
         if !goal.is_for(&self.region, &self.labels) {
             return Accepted::NotForUs;
@@ -138,7 +146,17 @@ impl Goals {
 
     /// The digest that a poll names.
     pub(crate) fn digest(&self) -> u64 {
-        goals_digest(self.lock().iter().map(|(app, known)| (app, known.goal.revision)))
+        let (trust, known) = (self.credentials.trust(), self.lock());
+        if known.values().any(|known| !trust.has_goal_key(known.signed.key_id)) {
+            // Nobody's digest: the region tells all goals, signed with a key that counts.
+            return 0;
+        }
+        goals_digest(known.iter().map(|(app, known)| (app, known.goal.revision)))
+    }
+
+    /// The largest fleet that a goal is for, about.
+    pub(crate) fn largest_fleet(&self) -> u32 {
+        self.lock().values().map(|known| known.goal.machines_estimate).max().unwrap_or_default()
     }
 
     /// A receiver that sees every change.

@@ -11,6 +11,8 @@
 //! piece goes from the wire or the bucket (`origin`) to the disk through `fetch`. Pieces of all artifacts share one endpoint, one
 //! policy and one memory budget.
 //!
+//! Whom it believes changes while it runs, and its certificate is renewed (`trust`).
+//!
 //! Only the certificate, the goal files and the store make up the agent's state: killed at any moment, it goes
 //! on from there. Where its neighbours were (`neighbours`) helps it when no region process is there to ask. The
 //! programs that it started are not its children in that sense: they run on.
@@ -33,6 +35,7 @@ mod regions;
 mod reports;
 mod socket;
 mod throttle;
+mod trust;
 
 use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -41,6 +44,7 @@ use serde::Serialize;
 use shoal_gossip::{Gossip, GossipConfig};
 use shoal_origin::Bucket;
 use shoal_pki::Role;
+use shoal_process::Membership;
 use shoal_proto::{
     AppName,
     goal::{Goal, labels},
@@ -102,6 +106,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     tasks.spawn(link::poll(machine.clone()));
     tasks.spawn(link::report(machine.clone()));
     tasks.spawn(link::gossip(machine.clone(), heard));
+    tasks.spawn(trust::keep(machine.clone(), gossip.clone()));
+    tasks.spawn(trust::renew(machine.clone()));
     tasks.spawn(announce_held(machine.clone()));
     tasks.spawn(machine.neighbours.clone().keep());
     tasks.spawn(machine.throttle.clone().watch());
@@ -141,8 +147,9 @@ async fn start(
     config: Config,
     token: &CancellationToken,
 ) -> anyhow::Result<(Arc<Machine>, GossipParts)> {
-    let (identity, trust) = shoal_process::load_identity(&config.identity)?;
-    let member = identity.member().clone();
+    let membership = Arc::new(Membership::load(&config.identity)?);
+    let credentials = membership.credentials().clone();
+    let member = membership.identity().member().clone();
     anyhow::ensure!(
         member.role == Role::Agent,
         "the certificate in {} is a {}'s, not an agent's",
@@ -161,7 +168,7 @@ async fn start(
     let labels = labels(&region, &config.zone, &member.machine, &config.labels);
     let goals = Arc::new(goals::Goals::open(
         config.data_dir.join("goals"),
-        trust.clone(),
+        credentials.clone(),
         region.clone(),
         labels.clone(),
     )?);
@@ -173,10 +180,10 @@ async fn start(
     let origin = Origin::new(bucket)?;
     let neighbours = Arc::new(Neighbours::open(config.data_dir.join("neighbours.bin")));
 
-    let mut endpoint = EndpointConfig::new(config.listen, identity.clone(), trust.clone());
+    let mut endpoint = EndpointConfig::new(config.listen, credentials.clone());
     endpoint.max_connections = config.max_connections;
     let (endpoint, incoming) = Endpoint::bind(&endpoint)?;
-    let gossip_config = GossipConfig::new(config.gossip_listen, identity, trust, region);
+    let gossip_config = GossipConfig::new(config.gossip_listen, credentials, region);
     let (gossip, heard) = Gossip::start(gossip_config).await?;
     for seed in &config.gossip_seeds {
         let resolved = tokio::net::lookup_host(seed)
@@ -193,7 +200,14 @@ async fn start(
         data: config.advertised(endpoint.local_addr())?,
         gossip: config.advertised(gossip.local_addr())?,
     };
-    let regions = Regions::start(endpoint.clone(), member.machine.clone(), &config.regions, token);
+    let regions = Regions::start(
+        endpoint.clone(),
+        member.machine.clone(),
+        membership.clone(),
+        &config.regions,
+        token,
+    );
+    let standing = trust::Standing::new(membership.clone());
     let origin_pacer = Pacer::default();
     let parts = Parts {
         me: addr.clone(),
@@ -207,6 +221,7 @@ async fn start(
         goals: goals.clone(),
         neighbours: neighbours.clone(),
         metrics: metrics.clone(),
+        standing: standing.clone(),
     };
     let engine = Engine::start(parts, token.clone());
     let throttle = Throttle::new(
@@ -250,6 +265,8 @@ async fn start(
         wave_wanted: watch::channel(0).0,
         throttle: Arc::new(throttle),
         importing: std::sync::atomic::AtomicUsize::new(0),
+        membership,
+        standing,
     });
     Ok((machine, (gossip, heard)))
 }

@@ -156,6 +156,9 @@ pub(crate) async fn gossip(machine: Arc<Machine>, mut events: mpsc::Receiver<Gos
                     take_goal(&machine.goals, &machine.metrics, &signed, &from);
                 });
             }
+            GossipEvent::Message { from, message: GossipMessage::Trust { number, hash } } => {
+                machine.standing.gossiped(&machine.endpoint, &from, number, &hash);
+            }
             GossipEvent::PeerVerified(member) => {
                 tracing::debug!(machine = %member.machine, "gossip peer");
             }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use shoal_pki::Role;
+use shoal_process::Membership;
 use shoal_proto::{
     AppName, ArtifactId, MachineName,
     goal::Goal,
@@ -25,6 +26,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use crate::{
     app::Waves, config::Config, engine::Engine, goals::Goals, metrics::Metrics,
     neighbours::Neighbours, origin::Origin, regions::Regions, reports::Reports, throttle::Throttle,
+    trust::Standing,
 };
 
 /// How many neighbours are asked for an index before the region is.
@@ -56,6 +58,9 @@ pub(crate) struct Machine {
     pub(crate) throttle: Arc<Throttle>,
     /// How many imports are under way: nothing is swept meanwhile, for their artifacts are nobody's yet.
     pub(crate) importing: AtomicUsize,
+    /// This machine's certificate, and whom it believes.
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) standing: Standing,
 }
 
 /// Which artifacts must stay on the disk.

@@ -2,22 +2,27 @@
 //! one is silent. Nothing here is needed for a fetch that neighbours can finish.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use shoal_pki::Role;
+use shoal_process::{Membership, Taken};
 use shoal_proto::{
     ArtifactId, EncodingId, MachineName, NodeId,
-    peer::{PeerAddr, StreamReply, StreamRequest},
+    peer::{PeerAddr, StreamReply, StreamRequest, TRUST_SINCE},
     region::{LEASE_BLOCK_PIECES, RegionReply, RegionRequest, SIGNED_LEASES_SINCE},
 };
 use shoal_swarm::lease_owners;
-use shoal_transport::{Connection, Endpoint};
+use shoal_transport::{ConnectError, Connection, Endpoint};
 use tokio_util::sync::CancellationToken;
 
 /// How long a region process may take to answer before the next one is asked.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a certificate may take: the coordinator is asked for it.
+const RENEW_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long to wait before a region process that did not answer is tried again, at first and at most.
 const REDIAL_MIN: Duration = Duration::from_millis(250);
@@ -43,6 +48,7 @@ struct Process {
 struct Inner {
     endpoint: Endpoint,
     machine: MachineName,
+    membership: Arc<Membership>,
     processes: Mutex<Vec<Process>>,
 }
 
@@ -60,11 +66,17 @@ impl Regions {
     pub(crate) fn start(
         endpoint: Endpoint,
         machine: MachineName,
+        membership: Arc<Membership>,
         addresses: &[String],
         token: &CancellationToken,
     ) -> Self {
         let processes = addresses.iter().map(|_| Process::default()).collect();
-        let regions = Self(Arc::new(Inner { endpoint, machine, processes: Mutex::new(processes) }));
+        let regions = Self(Arc::new(Inner {
+            endpoint,
+            machine,
+            membership,
+            processes: Mutex::new(processes),
+        }));
         for (at, address) in addresses.iter().enumerate() {
             let (regions, address, token) = (regions.clone(), address.clone(), token.clone());
             tokio::spawn(async move {
@@ -111,10 +123,27 @@ impl Regions {
         for resolved in tokio::net::lookup_host(address).await? {
             match self.0.endpoint.connect_any(resolved, Role::Region).await {
                 Ok(connection) => return Ok(connection),
+                Err(error @ ConnectError::Handshake(_)) => {
+                    last = error.into();
+                    if self.catch_up(resolved).await {
+                        return Ok(self.0.endpoint.connect_any(resolved, Role::Region).await?);
+                    }
+                }
                 Err(error) => last = error.into(),
             }
         }
         Err(last)
+    }
+
+    /// A handshake fails when this machine slept through a change of the CA: whoever is there may have the bundles that lead to
+    /// it, which prove themselves. Whether there was something new.
+    async fn catch_up(&self, addr: SocketAddr) -> bool {
+        let membership = self.0.membership.clone();
+        let asked = self.0.endpoint.ask_trust(addr, membership.trust().number()).await;
+        let Ok(bundles) = asked else { return false };
+        let from = addr.to_string();
+        let taken = tokio::task::spawn_blocking(move || membership.take_trust(&bundles, &from));
+        matches!(taken.await, Ok(Taken::New))
     }
 
     /// The region processes in the order in which this machine asks them: its own first (a rendezvous hash
@@ -189,6 +218,25 @@ impl Regions {
             }
         }
         Err(NoAnswer)
+    }
+
+    /// A renewed certificate of this machine's key, PEM, from the first region process that gives one; or why none did.
+    pub(crate) async fn renewed(&self) -> Result<String, String> {
+        let mut why = "no region process answers".to_string();
+        for (_, connection) in self.preferred() {
+            if connection.version().is_none_or(|version| version < TRUST_SINCE) {
+                continue;
+            }
+            let asked = connection.request(StreamRequest::Renew);
+            match tokio::time::timeout(RENEW_TIMEOUT, asked).await {
+                Ok(Ok((StreamReply::Certificate(pem), _))) => return Ok(pem),
+                Ok(Ok((StreamReply::Error(reason), _))) => why = reason,
+                Ok(Ok(_)) => why = "a region process answered something else".into(),
+                Ok(Err(error)) => why = error.to_string(),
+                Err(_) => why = "a region process did not answer in time".into(),
+            }
+        }
+        Err(why)
     }
 
     /// Asks all of them for neighbours, and makes this machine known to all: any of them may be the one that

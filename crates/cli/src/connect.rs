@@ -1,8 +1,9 @@
 //! How an operator's command reaches the coordinator: with a certificate, or with what `shoal login` stored.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use shoal_client::Client;
+use shoal_process::Membership;
 
 use crate::login::{self, Login};
 
@@ -31,6 +32,20 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// The operator's identity directory, opened.
+    pub(crate) fn membership(&self) -> anyhow::Result<Membership> {
+        crate::trust::membership(self.identity_dir()?)
+    }
+
+    fn identity_dir(&self) -> anyhow::Result<&Path> {
+        self.identity.as_deref().ok_or_else(|| {
+            anyhow::anyhow!(
+                "who are you? give --identity DIR or set SHOAL_IDENTITY \
+                 (make one with: shoal pki issue --role operator)"
+            )
+        })
+    }
+
     /// A client of the coordinators.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
         let Some(identity) = &self.identity else {

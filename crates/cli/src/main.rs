@@ -18,11 +18,13 @@ mod events;
 mod fleet;
 mod history;
 mod jobs;
+mod join;
 mod login;
 mod pki;
 mod queue;
 mod show;
 mod token;
+mod trust;
 mod webhooks;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -47,9 +49,14 @@ struct Cli {
 #[derive(Subcommand)]
 #[allow(clippy::large_enum_variant)] // Made once a process.
 enum Command {
-    /// Make a cluster's keys, and certificates for its machines.
+    /// Make a cluster's keys, and certificates for its machines; revoke and replace them.
     #[command(subcommand)]
     Pki(pki::PkiCommand),
+    /// Join this machine to a cluster: get its certificate with a token.
+    Join(join::JoinArgs),
+    /// Make, list and revoke the tokens by which new machines join.
+    #[command(subcommand)]
+    JoinToken(join::JoinTokenCommand),
     /// Run a coordinator: API, job queue, replication, rollouts.
     Coordinator(shoal_coordinator::Args),
     /// Run a worker: takes build jobs.
@@ -213,7 +220,9 @@ impl Command {
 
     async fn run(self) -> anyhow::Result<()> {
         match self {
-            Self::Pki(command) => command.run(),
+            Self::Pki(command) => command.run().await,
+            Self::Join(args) => args.run().await,
+            Self::JoinToken(command) => command.run().await,
             Self::Coordinator(args) => shoal_coordinator::run(args).await,
             Self::Worker(args) => shoal_worker::run(args).await,
             Self::Region(args) => shoal_region::run(args).await,

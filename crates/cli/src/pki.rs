@@ -19,11 +19,16 @@ use shoal_proto::{
     trust::{TRUST_MAX_BYTES, TrustBundle},
 };
 
+use crate::{
+    connect::Connection,
+    trust::{self, RotateCommand},
+};
+
 /// What is for everybody.
-const MODE_PUBLIC: u32 = 0o644;
+pub(crate) const MODE_PUBLIC: u32 = 0o644;
 
 /// What is for its holder only.
-const MODE_SECRET: u32 = 0o600;
+pub(crate) const MODE_SECRET: u32 = 0o600;
 
 #[derive(Subcommand)]
 pub(crate) enum PkiCommand {
@@ -37,6 +42,24 @@ pub(crate) enum PkiCommand {
     },
     /// Issue a certificate to a process or an operator.
     Issue(IssueArgs),
+    /// Have all certificates of a machine count no longer, everywhere, within seconds.
+    Revoke(trust::RevokeArgs),
+    /// Show whom the cluster believes, and how many machines go by which trust and CA.
+    Status(trust::StatusArgs),
+    /// Replace the CA while the cluster runs.
+    #[command(subcommand)]
+    RotateCa(RotateCommand),
+    /// Replace the key that goals are signed with while the cluster runs.
+    #[command(subcommand)]
+    RotateGoalKey(RotateCommand),
+    /// Bring an operator's own directory up to date: the newest trust, and a renewed certificate.
+    Refresh(RefreshArgs),
+}
+
+#[derive(clap::Args)]
+pub(crate) struct RefreshArgs {
+    #[command(flatten)]
+    connection: Connection,
 }
 
 #[derive(clap::Args)]
@@ -65,8 +88,13 @@ pub(crate) struct IssueArgs {
 }
 
 impl PkiCommand {
-    pub(crate) fn run(self) -> anyhow::Result<()> {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self {
+            Self::Revoke(args) => args.run().await?,
+            Self::Status(args) => args.run().await?,
+            Self::RotateCa(command) => trust::rotate_ca(command).await?,
+            Self::RotateGoalKey(command) => trust::rotate_goal_key(command).await?,
+            Self::Refresh(args) => trust::refresh(&args.connection).await?,
             Self::Init { dir, cluster } => {
                 init(&dir, &cluster)?;
                 eprintln!(
@@ -161,9 +189,24 @@ impl Pki {
     }
 }
 
-/// Writes files that must not be there yet: when one is, none is written.
-fn write_new(dir: &Path, files: &[(&str, &[u8], u32)]) -> anyhow::Result<()> {
-    // Only the directory itself is private: what is above it may have to be entered by others.
+/// Writes a new CA's certificate and key.
+pub(crate) fn write_ca(dir: &Path, authority: &CertificateAuthority) -> anyhow::Result<()> {
+    write_new(
+        dir,
+        &[
+            ("ca.key", authority.key_pem()?.as_bytes(), MODE_SECRET),
+            ("ca.pem", authority.cert_pem().as_bytes(), MODE_PUBLIC),
+        ],
+    )
+}
+
+/// Writes a new goal key.
+pub(crate) fn write_goal_key(dir: &Path, signer: &GoalSigner) -> anyhow::Result<()> {
+    write_new(dir, &[("goal.key", signer.to_pem()?.as_bytes(), MODE_SECRET)])
+}
+
+/// Makes a directory that only its owner enters; what is above it may have to be entered by others.
+pub(crate) fn make_private_dir(dir: &Path) -> anyhow::Result<()> {
     let make = || -> io::Result<()> {
         if let Some(above) = dir.parent() {
             fs::create_dir_all(above)?;
@@ -173,7 +216,22 @@ fn write_new(dir: &Path, files: &[(&str, &[u8], u32)]) -> anyhow::Result<()> {
             made => made,
         }
     };
-    make().with_context(|| format!("cannot make the directory {}", dir.display()))?;
+    make().with_context(|| format!("cannot make the directory {}", dir.display()))
+}
+
+/// Writes a file that is not there yet, synced.
+pub(crate) fn write_one(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes files that must not be there yet: when one is, none is written.
+fn write_new(dir: &Path, files: &[(&str, &[u8], u32)]) -> anyhow::Result<()> {
+    make_private_dir(dir)?;
     for (name, ..) in files {
         let path = dir.join(name);
         ensure!(
@@ -183,14 +241,7 @@ fn write_new(dir: &Path, files: &[(&str, &[u8], u32)]) -> anyhow::Result<()> {
         );
     }
     for (name, bytes, mode) in files {
-        let path = dir.join(name);
-        let write = || -> io::Result<()> {
-            let mut file =
-                OpenOptions::new().write(true).create_new(true).mode(*mode).open(&path)?;
-            file.write_all(bytes)?;
-            file.sync_all()
-        };
-        write().with_context(|| format!("cannot write {}", path.display()))?;
+        write_one(&dir.join(name), bytes, *mode)?;
     }
     Ok(())
 }

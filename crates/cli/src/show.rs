@@ -100,6 +100,9 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
             causes.push(text);
         }
     }
+    if causes.iter().any(|cause| cause.contains("UnknownIssuer")) {
+        causes.push("if the CA was replaced: shoal pki refresh".into());
+    }
     causes.join(": ").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

@@ -3,7 +3,10 @@
 mod events;
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,7 +17,7 @@ use reqwest::{
     header::{self, HeaderValue},
 };
 use serde::{Serialize, de::DeserializeOwned};
-use shoal_pki::{Identity, Trust};
+use shoal_pki::{Credentials, Identity, Trust};
 use shoal_proto::{AppName, ArtifactId, EncodingId, MachineName, RegionName};
 
 use crate::types::{
@@ -103,10 +106,30 @@ impl ClientError {
 
 pub(crate) type Result<T> = std::result::Result<T, ClientError>;
 
+fn http(credentials: &Credentials) -> Result<reqwest::Client> {
+    let config = |text: String| ClientError::Config(text);
+    let tls = shoal_pki::client_config(credentials, &[b"http/1.1"])
+        .map_err(|error| config(error.to_string()))?;
+    http_with(tls)
+}
+
+fn http_with(tls: rustls::ClientConfig) -> Result<reqwest::Client> {
+    let config = |text: String| ClientError::Config(text);
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(CALL_TIMEOUT)
+        .no_proxy()
+        .build()
+        .map_err(|error| config(error.to_string()))
+}
+
 /// A client of one or several coordinators.
 pub struct Client {
-    http: reqwest::Client,
-    /// What is shown with every call.
+    http: RwLock<reqwest::Client>,
+    /// What it shows; none for a machine that has no certificate yet, and for who shows a token.
+    credentials: Option<Credentials>,
+    /// The token that is shown with every call.
     authorization: Option<HeaderValue>,
     coordinators: Vec<Url>,
     current: AtomicUsize,
@@ -118,9 +141,27 @@ impl Client {
     /// # Errors
     /// [`ClientError::Config`] when there is no address, or one is not an `https://` URL.
     pub fn new(coordinators: &[String], identity: &Identity, trust: &Trust) -> Result<Self> {
-        let tls = shoal_pki::client_config(identity, trust, &[b"http/1.1"])
+        Self::of(coordinators, &Credentials::new(identity.clone(), trust.clone()))
+    }
+
+    /// Makes a client that goes by what `credentials` are at each handshake.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn of(coordinators: &[String], credentials: &Credentials) -> Result<Self> {
+        let client = Self::with(coordinators, http(credentials)?, None)?;
+        Ok(Self { credentials: Some(credentials.clone()), ..client })
+    }
+
+    /// Makes a client that has no certificate to show, for those who want to join. It believes coordinators by `trust`;
+    /// without one whoever answers.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn stranger(coordinators: &[String], trust: Option<Trust>) -> Result<Self> {
+        let tls = shoal_pki::stranger_config(trust, &[b"http/1.1"])
             .map_err(|error| ClientError::Config(error.to_string()))?;
-        Self::over(coordinators, tls, None)
+        Self::with(coordinators, http_with(tls)?, None)
     }
 
     pub(crate) fn over(
@@ -128,6 +169,10 @@ impl Client {
         tls: rustls::ClientConfig,
         token: Option<&str>,
     ) -> Result<Self> {
+        Self::with(coordinators, http_with(tls)?, token)
+    }
+
+    fn with(coordinators: &[String], http: reqwest::Client, token: Option<&str>) -> Result<Self> {
         let config = |text: String| ClientError::Config(text);
         let coordinators = coordinators
             .iter()
@@ -149,14 +194,16 @@ impl Client {
             Ok::<_, ClientError>(value)
         });
         let authorization = authorization.transpose()?;
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(CALL_TIMEOUT)
-            .no_proxy()
-            .build()
-            .map_err(|error| config(error.to_string()))?;
-        Ok(Self { http, authorization, coordinators, current: AtomicUsize::new(0) })
+        let (http, current) = (RwLock::new(http), AtomicUsize::new(0));
+        Ok(Self { http, credentials: None, authorization, coordinators, current })
+    }
+
+    /// Makes new connections for the calls from now on: the certificates at both ends of those that are there were looked
+    /// at before trust changed.
+    pub fn reconnect(&self) {
+        if let Some(Ok(http)) = self.credentials.as_ref().map(http) {
+            *self.http.write().unwrap_or_else(PoisonError::into_inner) = http;
+        }
     }
 
     /// The address of the coordinator that calls go to at present.
@@ -165,11 +212,19 @@ impl Client {
         self.base().as_str()
     }
 
+    fn http(&self) -> reqwest::Client {
+        self.http.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn urls(&self) -> Vec<String> {
+        self.coordinators.iter().map(ToString::to_string).collect()
+    }
+
     fn base(&self) -> &Url {
         &self.coordinators[self.current.load(Ordering::Relaxed) % self.coordinators.len()]
     }
 
-    async fn send(
+    pub(crate) async fn send(
         &self,
         method: Method,
         path: &str,
@@ -178,7 +233,7 @@ impl Client {
         let base = self.base();
         let wrong = |text: String| ClientError::Unexpected { url: base.to_string(), text };
         let url = base.join(path).map_err(|error| wrong(error.to_string()))?;
-        let mut request = self.http.request(method, url);
+        let mut request = self.http().request(method, url);
         if let Some(authorization) = &self.authorization {
             request = request.header(header::AUTHORIZATION, authorization);
         }
@@ -203,7 +258,7 @@ impl Client {
         }
     }
 
-    async fn read<T: DeserializeOwned>(&self, response: reqwest::Response) -> Result<T> {
+    pub(crate) async fn read<T: DeserializeOwned>(&self, response: reqwest::Response) -> Result<T> {
         let bytes = response.bytes().await.map_err(|source| ClientError::Unreachable {
             url: self.url().into(),
             source: source.without_url(),
@@ -278,7 +333,7 @@ impl Client {
     }
 
     /// A process's call, which the server recognises when it comes twice.
-    async fn post_again<B: Serialize, T: DeserializeOwned>(
+    pub(crate) async fn post_again<B: Serialize, T: DeserializeOwned>(
         &self,
         path: &str,
         body: &B,
@@ -287,7 +342,7 @@ impl Client {
         once.retry(Self::backoff()).when(ClientError::is_transient).await
     }
 
-    async fn post_once<B: Serialize, T: DeserializeOwned>(
+    pub(crate) async fn post_once<B: Serialize, T: DeserializeOwned>(
         &self,
         path: &str,
         body: &B,

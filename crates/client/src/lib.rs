@@ -6,7 +6,9 @@
 //! since reads change nothing and the server recognises all else by its lease, its cursor or its idempotency key.
 
 mod access;
+mod follow;
 mod http;
+mod trust;
 pub mod types;
 
 pub use http::{Client, ClientError, EventQuery, EventStream, Streamed};

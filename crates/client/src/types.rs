@@ -3,6 +3,7 @@
 mod access;
 mod copies;
 mod events;
+mod trust;
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ pub use access::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_proto::{
-    AppName, ArtifactId, CommitSha, EncodingId, MachineName, RegionName, Revision,
+    AppName, ArtifactId, CommitSha, EncodingId, MachineName, NodeId, RegionName, Revision,
     goal::{Activation, HealthCheck, Labels, RolloutPlan},
     region::MachineReport,
     state::{JobStatus, MachineState, Priority, ReplicationStatus, RolloutStatus, WorkerState},
@@ -18,6 +19,7 @@ use shoal_proto::{
 
 pub use copies::*;
 pub use events::*;
+pub use trust::*;
 
 /// The body of every answer that is not 2xx.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -601,6 +603,9 @@ pub struct MachineSeen {
     pub version: String,
     /// Where its data plane is.
     pub address: String,
+    /// Its key.
+    #[serde(default)]
+    pub node: Option<NodeId>,
     /// How long ago it was heard of.
     pub age_ms: u64,
 }

@@ -41,6 +41,10 @@ pub struct Args {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub goal_key: Option<PathBuf>,
+    /// PEM file with the key of the cluster's CA, to issue and renew certificates with.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_key: Option<PathBuf>,
     /// Goal store beside the database, etcd://HOST:PORT,HOST:PORT/PREFIX or etcds://...?ca=FILE.
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,6 +115,13 @@ pub struct Config {
     pub database: Option<String>,
     /// PEM file with the key that signs goals.
     pub goal_key: PathBuf,
+    /// PEM file with the key of the cluster's CA, `ca.key`: with it this coordinator issues and renews certificates. None: it
+    /// does not, and says so to who asks. Each coordinator has the same.
+    #[serde(default)]
+    pub ca_key: Option<PathBuf>,
+    /// How long the certificates count that it issues; 90 days. They are renewed after two thirds of that.
+    #[serde(default = "certificate_life_default")]
+    pub certificate_life_s: f64,
     /// Goal store beside the database, `etcd://USER:PASSWORD@HOST:PORT,HOST:PORT/PREFIX`, or `etcds://...?ca=FILE` with
     /// TLS: what is set is written there, too, and regions may follow it. None: they follow the coordinators alone.
     #[serde(default)]
@@ -229,6 +240,10 @@ fn listen_default() -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, 7400))
 }
 
+fn certificate_life_default() -> f64 {
+    90.0 * 86_400.0
+}
+
 fn heartbeat_default() -> f64 {
     30.0
 }
@@ -344,6 +359,7 @@ impl Config {
     /// Checks what a type cannot.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         let times = [
+            ("certificate_life_s", self.certificate_life_s),
             ("heartbeat_s", self.heartbeat_s),
             ("loss_window_s", self.loss_window_s.unwrap_or(1.0)),
             ("reaper_interval_s", self.reaper_interval_s),

@@ -17,6 +17,12 @@ pub(crate) struct ApiError {
     message: String,
 }
 
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 pub(crate) type ApiResult<T> = Result<T, ApiError>;
 
 impl ApiError {

@@ -25,7 +25,7 @@ pub(crate) fn of_app(
     let mut plan = app.plan.clone();
     plan.rollback = rollback;
     Goal {
-        cluster: shared.trust.cluster().into(),
+        cluster: shared.membership.trust().cluster().into(),
         app: app.name.clone(),
         revision: Revision::default(),
         selector,
@@ -68,7 +68,7 @@ fn seal(
         issued_at_ms: u64::try_from(now_ms()).unwrap_or_default(),
         ..of_app(shared, app, selector.clone(), rollback)
     };
-    let signed = shared.signer.sign_goal(&goal).map_err(|error| refused(error.to_string()))?;
+    let signed = shared.signer()?.sign_goal(&goal).map_err(|error| refused(error.to_string()))?;
     let bytes =
         codec::encode(&signed, GOAL_MAX_BYTES).map_err(|error| refused(error.to_string()))?;
     Ok(SealedGoal { signed: hex(&bytes), selector: selector.to_string(), plan: goal.plan, targets })

@@ -25,6 +25,8 @@
 //!
 //! After a restore of the database `recover` raises the epoch, before any goal is set.
 //!
+//! Whom the cluster believes is a numbered bundle (`trust`) that every process follows; any coordinator makes the next one.
+//!
 //! Goals are made and signed in `goals`, inside the transaction that numbers them. Uploads stream through
 //! into the main bucket, and an index is stored only when every part is proved (`uploads`). The jobs' logs are plain
 //! files (`logs`).
@@ -53,6 +55,7 @@ mod rollout;
 mod secrets;
 mod signatures;
 mod state;
+mod trust;
 mod uploads;
 mod view;
 mod webhooks;
@@ -70,6 +73,7 @@ use serde::Serialize;
 use shoal_goals::EtcdStore;
 use shoal_origin::Bucket;
 use shoal_pki::{ClientAuth, GoalSigner, Role, Trust};
+use shoal_process::Membership;
 use shoal_proto::state::TokenRole;
 use shoal_queue::{Queue, sqlite_url};
 use tokio::{
@@ -169,7 +173,7 @@ impl Coordinator {
 }
 
 /// Reads the key that signs goals, and checks that the cluster believes it.
-fn read_signer(path: &Path, trust: &Trust) -> anyhow::Result<GoalSigner> {
+pub(crate) fn read_signer(path: &Path, trust: &Trust) -> anyhow::Result<GoalSigner> {
     let pem = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read the goal key {}", path.display()))?;
     let signer = GoalSigner::from_pem(&pem)
@@ -188,10 +192,9 @@ fn read_signer(path: &Path, trust: &Trust) -> anyhow::Result<GoalSigner> {
 /// One line that says what is wrong with the configuration, the identity, the database or a bucket.
 pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Coordinator> {
     config.check()?;
-    let (identity, trust) = shoal_process::load_identity(&config.identity)?;
-    let role = identity.member().role;
+    let membership = Arc::new(Membership::load(&config.identity)?);
+    let role = membership.identity().member().role;
     ensure!(role == Role::Coordinator, "the certificate is of the role {role}, not coordinator");
-    let signer = read_signer(&config.goal_key, &trust)?;
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot make {}", config.data_dir.display()))?;
     let main = Bucket::open(&config.bucket).context("the main bucket")?;
@@ -201,7 +204,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
             .with_context(|| format!("the bucket of region {}", region.name))?;
         buckets.insert(region.name.clone(), bucket);
     }
-    let open_store = |url: &String| EtcdStore::open(url, trust.cluster());
+    let cluster = membership.trust().cluster().to_string();
+    let open_store = |url: &String| EtcdStore::open(url, cluster.as_str());
     let goal_store = config.goals.as_ref().map(open_store).transpose().context("the goal store")?;
     for bucket in std::iter::once(&main).chain(buckets.values()) {
         let bucket = bucket.clone();
@@ -220,21 +224,27 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     let names: Vec<_> = buckets.keys().cloned().collect();
     queue.set_regions(&names, now_ms()).await?;
 
+    trust::meet(&queue, &membership).await.context("cannot compare the trust bundles")?;
+    // After that: the key may be newer than the bundle in the directory.
+    read_signer(&config.goal_key, &membership.trust())?;
     let secrets_key = config.secrets_key.as_ref().unwrap_or(&config.goal_key);
     let secrets = std::fs::read(secrets_key)
         .with_context(|| format!("cannot read the secrets' key {}", secrets_key.display()))?;
     let secrets = secrets::Secrets::new(&secrets)?;
     let webhook_client = webhooks::client(&config)?;
 
-    let tls = shoal_pki::server_config(&identity, &trust, &[b"http/1.1"], ClientAuth::Optional)?;
+    // Who has no certificate yet may join, and people show tokens: each route asks for what it needs.
+    let credentials = membership.credentials();
+    let tls = shoal_pki::server_config(credentials, &[b"http/1.1"], ClientAuth::Optional)?;
     let shared = Arc::new(Shared {
         queue,
         main,
         buckets,
         goal_store,
         recovery: Mutex::new(config.recover.then(recover::Recovery::default)),
-        trust,
-        signer,
+        membership: membership.clone(),
+        noted: api::Noted::default(),
+        join_failures: api::Failures::default(),
         logs,
         registry: registry::Registry::default(),
         part_hashes: uploads::PartHashes::default(),
@@ -264,6 +274,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     tasks.spawn(duty::run(shared.clone(), random_token()?));
     tasks.spawn(carry_bells(shared.clone()));
     tasks.spawn(keep_gauges(shared.clone()));
+    tasks.spawn(trust::follow(shared.clone()));
+    tasks.spawn(trust::renew(shared.clone()));
     if shared.config.recover {
         tasks.spawn(recover::run(shared.clone()));
     }
@@ -277,7 +289,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     };
     let router = api::router(shared.clone());
     let listen = shared.config.listen;
-    let (addr, api) = shoal_process::serve_https(listen, tls, router, stop).await?;
+    let (addr, api) = shoal_process::serve_https(listen, tls, router, membership, stop).await?;
     let addresses = Addresses { api: addr, metrics };
     shoal_process::announce(&shared.config.data_dir, &addresses)?;
     tracing::info!(api = %addr, "the coordinator is ready");

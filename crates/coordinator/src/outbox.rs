@@ -123,7 +123,7 @@ async fn tell(shared: &Shared, store: &EtcdStore, goal: &OutboxGoal) -> Result<b
     let result = match store.put(&entry).await? {
         Put::Written => "written",
         Put::Known => "known",
-        Put::Stale(stored) if shared.trust.open_goal(&stored.signed).is_err() => {
+        Put::Stale(stored) if shared.membership.trust().open_goal(&stored.signed).is_err() => {
             tracing::warn!(app = %goal.app, "the goal store has a goal that this cluster's keys did not sign: replaced");
             if !store.put_over(&entry, &stored).await? {
                 let message = "others write to it what this cluster's keys did not sign".into();
@@ -151,8 +151,9 @@ const RESTORED: &str = "the database was restored from an older backup, and mach
 
 async fn compare(shared: &Shared, store: &EtcdStore) -> Result<(), OutboxError> {
     let listed = store.list().await?;
+    let trust = shared.membership.trust();
     let signed = listed.entries.into_iter();
-    let signed = signed.filter(|entry| shared.trust.open_goal(&entry.signed).is_ok());
+    let signed = signed.filter(|entry| trust.open_goal(&entry.signed).is_ok());
     let stored: BTreeMap<_, _> = signed.map(|entry| (entry.app, entry.revision)).collect();
     let found = shared.queue.outbox_compare(&stored, now_ms()).await?;
     if found.behind > 0 {

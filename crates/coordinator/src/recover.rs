@@ -95,10 +95,9 @@ async fn step(
     if let Some(open) = store {
         match open.list().await {
             Ok(listed) => {
-                let signed = listed
-                    .entries
-                    .iter()
-                    .filter(|entry| shared.trust.open_goal(&entry.signed).is_ok());
+                let trust = shared.membership.trust();
+                let signed =
+                    listed.entries.iter().filter(|entry| trust.open_goal(&entry.signed).is_ok());
                 let epochs = signed.map(|entry| entry.revision.epoch);
                 *highest = epochs.max().unwrap_or_default().max(*highest);
                 *store = None;

@@ -9,15 +9,23 @@ use std::{
 
 use shoal_goals::EtcdStore;
 use shoal_origin::Bucket;
-use shoal_pki::{GoalSigner, Trust};
+use shoal_process::Membership;
 use shoal_proto::{MachineName, RegionName};
 use shoal_queue::{Actor, Backoff, Bell, Queue};
 use tokio::sync::{Notify, Semaphore, futures::Notified};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config, hooks::Limit, logs::Logs, metrics::Metrics, recover::Recovery,
-    registry::Registry, removal::UnderWay, secrets::Secrets, uploads::PartHashes,
+    api::{Failures, Noted},
+    config::Config,
+    hooks::Limit,
+    logs::Logs,
+    metrics::Metrics,
+    recover::Recovery,
+    registry::Registry,
+    removal::UnderWay,
+    secrets::Secrets,
+    uploads::PartHashes,
 };
 
 /// How often a region process's being alive is written down.
@@ -39,8 +47,12 @@ pub(crate) struct Shared {
     pub(crate) goal_store: Option<EtcdStore>,
     /// The recovery that is under way, if any.
     pub(crate) recovery: Mutex<Option<Recovery>>,
-    pub(crate) trust: Trust,
-    pub(crate) signer: GoalSigner,
+    /// This process's certificate, and whom it believes.
+    pub(crate) membership: Arc<Membership>,
+    /// Members that were written down.
+    pub(crate) noted: Noted,
+    /// Wrong join tokens.
+    pub(crate) join_failures: Failures,
     pub(crate) logs: Logs,
     pub(crate) registry: Registry,
     pub(crate) part_hashes: PartHashes,

@@ -104,6 +104,19 @@ impl FileStore {
             }
             _ => {}
         }
+        self.write(&mut known, entry)?;
+        Ok(Put::Written)
+    }
+
+    /// Writes a goal whatever is there: the same one, signed with another key.
+    ///
+    /// # Errors
+    /// [`GoalsError::File`] when it could not be written.
+    pub fn put_over(&self, entry: &Entry) -> Result<()> {
+        self.write(&mut self.known(), entry)
+    }
+
+    fn write(&self, known: &mut BTreeMap<AppName, (u64, Entry)>, entry: &Entry) -> Result<()> {
         let path = self.inner.dir.join(format!("{}.goal", entry.app));
         codec::encode(&entry.signed, GOAL_MAX_BYTES)
             .map_err(io::Error::other)
@@ -114,7 +127,7 @@ impl FileStore {
             *count += 1;
             known.insert(entry.app.clone(), (*count, entry.clone()));
         });
-        Ok(Put::Written)
+        Ok(())
     }
 
     /// Whether it has this goal, or a newer one.

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use shoal_pki::{Identity, Member, Trust};
+use shoal_pki::{Credentials, Member};
 use shoal_proto::{
     NodeId, RegionName,
     codec::{self, CodecError},
@@ -24,10 +24,9 @@ use crate::{
 pub struct GossipConfig {
     /// Where to listen, UDP; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Who we are: an agent's or a region process's certificate and key.
-    pub identity: Identity,
-    /// Whom the cluster believes.
-    pub trust: Trust,
+    /// Who we are, an agent's or a region process's certificate and key, and whom the cluster believes: each time as they
+    /// are then.
+    pub credentials: Credentials,
     /// The region whose goals are gossiped; the identity's own.
     pub region: RegionName,
     /// How many members may be connected at once: 40 for an agent; a region process, which every
@@ -40,8 +39,8 @@ pub struct GossipConfig {
 impl GossipConfig {
     /// The defaults of an agent.
     #[must_use]
-    pub fn new(listen: SocketAddr, identity: Identity, trust: Trust, region: RegionName) -> Self {
-        Self { listen, identity, trust, region, max_peers: 40, target_peers: TARGET_PEERS }
+    pub fn new(listen: SocketAddr, credentials: Credentials, region: RegionName) -> Self {
+        Self { listen, credentials, region, max_peers: 40, target_peers: TARGET_PEERS }
     }
 }
 
@@ -154,20 +153,12 @@ impl Gossip {
         self.command(Command::Publish(bytes)).await
     }
 
-    /// Takes a new trust bundle. Connected peers that it no longer covers are cut off.
+    /// Looks again at the connected peers, because the trust has changed: those that it no longer covers are cut off.
     ///
     /// # Errors
     /// [`GossipError::Stopped`].
-    pub async fn set_trust(&self, trust: Trust) -> Result<(), GossipError> {
-        self.command(Command::SetTrust(trust)).await
-    }
-
-    /// Takes a renewed certificate of the same key, which peers are shown from now on.
-    ///
-    /// # Errors
-    /// [`GossipError::Stopped`].
-    pub async fn set_identity(&self, identity: Identity) -> Result<(), GossipError> {
-        self.command(Command::SetIdentity(identity)).await
+    pub async fn recheck(&self) -> Result<(), GossipError> {
+        self.command(Command::Recheck).await
     }
 
     /// How many verified peers are connected.

@@ -19,7 +19,7 @@ use libp2p::{
         dial_opts::{DialOpts, PeerCondition},
     },
 };
-use shoal_pki::{Identity, Member, Trust};
+use shoal_pki::{Credentials, Member};
 use shoal_proto::{
     NodeId, RegionName,
     codec::{self, CodecError},
@@ -41,8 +41,7 @@ pub(crate) enum Command {
     AddPeers(Vec<(NodeId, SocketAddr)>),
     Dial(SocketAddr),
     Publish(Vec<u8>),
-    SetTrust(Trust),
-    SetIdentity(Identity),
+    Recheck,
     Shutdown,
 }
 
@@ -75,8 +74,7 @@ pub(crate) struct Node {
     orders: mpsc::Receiver<Command>,
     events: mpsc::Sender<GossipEvent>,
     counters: Arc<Counters>,
-    identity: Identity,
-    trust: Trust,
+    credentials: Credentials,
     region: RegionName,
     topic: IdentTopic,
     max_peers: usize,
@@ -97,7 +95,8 @@ impl Node {
         events: mpsc::Sender<GossipEvent>,
         counters: Arc<Counters>,
     ) -> Result<(Self, SocketAddr), GossipError> {
-        let GossipConfig { listen, identity, trust, region, max_peers, target_peers } = config;
+        let GossipConfig { listen, credentials, region, max_peers, target_peers } = config;
+        let (identity, trust) = (credentials.identity(), credentials.trust());
         let own = identity.member().node;
         membership::check(&trust, &region, &own, identity.certificate_der())
             .map_err(GossipError::NotAMember)?;
@@ -111,8 +110,7 @@ impl Node {
             orders,
             events,
             counters,
-            identity,
-            trust,
+            credentials,
             region,
             topic,
             max_peers: max_peers as usize,
@@ -186,7 +184,7 @@ impl Node {
         let now = Instant::now();
         match command {
             Command::AddPeers(peers) => {
-                let own = self.identity.member().node;
+                let own = self.credentials.identity().member().node;
                 for (node, addr) in peers.into_iter().filter(|(node, _)| *node != own) {
                     self.book.add(node, addr, now);
                 }
@@ -209,17 +207,7 @@ impl Node {
                     self.unsent.push_back((now, bytes));
                 }
             }
-            Command::SetTrust(trust) => {
-                self.trust = trust;
-                self.recheck(now);
-            }
-            Command::SetIdentity(identity) => {
-                if identity.member().node == self.identity.member().node {
-                    self.identity = identity;
-                } else {
-                    tracing::error!("a certificate of another key: gossip keeps the one it has");
-                }
-            }
+            Command::Recheck => self.recheck(now),
             Command::Shutdown => {}
         }
     }
@@ -274,11 +262,12 @@ impl Node {
     /// Cuts off the peers that the trust no longer covers.
     fn recheck(&mut self, now: Instant) {
         self.rechecked = now;
+        let trust = self.credentials.trust();
         let mut gone = Vec::new();
         for (id, peer) in &self.peers {
             if let State::Verified { certificate } = &peer.state
                 && let Err(reason) =
-                    membership::check(&self.trust, &self.region, &peer.node, certificate)
+                    membership::check(&trust, &self.region, &peer.node, certificate)
             {
                 gone.push((*id, peer.node, reason));
             }
@@ -414,7 +403,7 @@ impl Node {
         }
         let ours = endpoint.is_dialer();
         self.peers.insert(id, Peer { node, since: now, ours, state: State::Unverified });
-        let certificate = self.identity.certificate_der().to_vec();
+        let certificate = self.credentials.identity().certificate_der().to_vec();
         self.swarm.behaviour_mut().membership.send_request(&id, Show { certificate });
     }
 
@@ -448,7 +437,8 @@ impl Node {
     fn on_show(&mut self, id: PeerId, show: Show, channel: ResponseChannel<Answer>) {
         let room = self.verified() < self.max_peers;
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        let checked = membership::check(&self.trust, &self.region, &peer.node, &show.certificate);
+        let trust = self.credentials.trust();
+        let checked = membership::check(&trust, &self.region, &peer.node, &show.certificate);
         let node = peer.node;
         let known = matches!(peer.state, State::Verified { .. });
         let mut verified: Option<Member> = None;
@@ -535,11 +525,18 @@ impl Node {
     fn judge(&self, data: &[u8]) -> Option<GossipMessage> {
         match codec::decode::<GossipMessage>(data, GOSSIP_MESSAGE_MAX_BYTES) {
             Ok(message) => {
-                let GossipMessage::Goal(goal) = &message;
-                if let Err(error) = self.trust.open_goal(goal) {
-                    tracing::debug!(%error, "a goal by gossip was refused");
-                    self.counters.bad_signature.add(1);
-                    return None;
+                let trust = self.credentials.trust();
+                match &message {
+                    GossipMessage::Goal(goal) => {
+                        if let Err(error) = trust.open_goal(goal) {
+                            tracing::debug!(%error, "a goal by gossip was refused");
+                            self.counters.bad_signature.add(1);
+                            return None;
+                        }
+                    }
+                    // Old news is of use to nobody.
+                    GossipMessage::Trust { number, .. } if *number < trust.number() => return None,
+                    GossipMessage::Trust { .. } => {}
                 }
                 Some(message)
             }

@@ -10,7 +10,9 @@ use libp2p::{
     multiaddr::Protocol,
     swarm::SwarmEvent,
 };
-use shoal_pki::{CertificateAuthority, GoalSigner, Identity, IssueRequest, Role, Trust};
+use shoal_pki::{
+    CertificateAuthority, Credentials, GoalSigner, Identity, IssueRequest, Role, Trust,
+};
 use shoal_proto::{
     AppName, ArtifactId, EncodingId, MachineName, NodeId, RegionName, Revision, codec,
     goal::{Activation, Goal, RolloutPlan, Selector},
@@ -75,8 +77,12 @@ impl Cluster {
     }
 
     fn config(&self, name: &str) -> GossipConfig {
-        let identity = self.identity(name, region("eu"), Role::Agent);
-        GossipConfig::new(loopback(), identity, self.trust(1, vec![]), region("eu"))
+        let credentials = self.credentials(name, region("eu"), Role::Agent);
+        GossipConfig::new(loopback(), credentials, region("eu"))
+    }
+
+    fn credentials(&self, name: &str, region: RegionName, role: Role) -> Credentials {
+        Credentials::new(self.identity(name, region, role), self.trust(1, vec![]))
     }
 
     async fn node(&self, name: &str) -> Peer {
@@ -109,6 +115,7 @@ impl Cluster {
 /// A node and what it has heard.
 struct Peer {
     gossip: Gossip,
+    credentials: Credentials,
     node: NodeId,
     events: mpsc::Receiver<GossipEvent>,
     messages: Vec<GossipMessage>,
@@ -118,9 +125,10 @@ struct Peer {
 
 impl Peer {
     async fn start(config: GossipConfig) -> Self {
-        let node = config.identity.member().node;
+        let node = config.credentials.identity().member().node;
+        let credentials = config.credentials.clone();
         let (gossip, events) = Gossip::start(config).await.unwrap();
-        Self { gossip, node, events, messages: vec![], refused: vec![], gone: vec![] }
+        Self { gossip, credentials, node, events, messages: vec![], refused: vec![], gone: vec![] }
     }
 
     async fn dial(&self, other: &Self) {
@@ -333,7 +341,7 @@ async fn another_ca_is_refused() {
 async fn another_region_is_refused() {
     let cluster = Cluster::new();
     let mut other = cluster.config("a");
-    other.identity = cluster.identity("a", region("us"), Role::Agent);
+    other.credentials = cluster.credentials("a", region("us"), Role::Agent);
     other.region = region("us");
     refuse_each_other(other, cluster.config("b"), "of region us, not eu").await;
 }
@@ -345,7 +353,7 @@ async fn who_is_no_member_does_not_start() {
     config.region = region("us");
     assert!(matches!(Gossip::start(config).await, Err(GossipError::NotAMember(_))));
     let mut config = cluster.config("a");
-    config.identity = cluster.identity("w", region("eu"), Role::Worker);
+    config.credentials = cluster.credentials("w", region("eu"), Role::Worker);
     assert!(matches!(Gossip::start(config).await, Err(GossipError::NotAMember(_))));
     let mut config = cluster.config("a");
     let other = cluster.node("b").await;
@@ -358,7 +366,8 @@ async fn who_is_no_member_does_not_start() {
 async fn a_revoked_member_is_cut_off() {
     let cluster = Cluster::new();
     let (mut a, mut b) = pair(&cluster).await;
-    a.gossip.set_trust(cluster.trust(2, vec![b.node])).await.unwrap();
+    assert!(a.credentials.set_trust(cluster.trust(2, vec![b.node])));
+    a.gossip.recheck().await.unwrap();
     a.until_peers(0).await;
     b.until("it is cut off", |me| me.gone == [a.node]).await;
     a.until("it says so", |me| me.refused.len() == 1).await;
@@ -366,6 +375,50 @@ async fn a_revoked_member_is_cut_off() {
     b.dial(&a).await;
     b.until("it hears why", |me| me.refused.iter().any(|why| why.contains("refuses us"))).await;
     assert_eq!(a.gossip.peers(), 0);
+}
+
+#[tokio::test]
+async fn news_of_trust_travels_from_neighbour_to_neighbour_unless_it_is_old() {
+    let cluster = Cluster::new();
+    let (mut a, mut b) = pair(&cluster).await;
+    let news = |number| GossipMessage::Trust { number, hash: [number as u8; 32] };
+    assert!(b.credentials.set_trust(cluster.trust(3, vec![])));
+    a.gossip.publish(&news(2)).await.unwrap();
+    a.gossip.publish(&news(3)).await.unwrap();
+    b.until_messages(1).await;
+    assert_eq!(b.messages, [news(3)]);
+    b.gossip.publish(&news(4)).await.unwrap();
+    a.until_messages(1).await;
+    assert_eq!(a.messages, [news(4)]);
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_what_new_neighbours_are_shown() {
+    let cluster = Cluster::new();
+    let a = cluster.node("a").await;
+    let own = a.credentials.identity();
+    // The CA that issued the first one is replaced: only the renewed one counts for c.
+    let next = CertificateAuthority::create("test").unwrap();
+    let renewed = next.renew(own.certificate_der(), 1_000).unwrap();
+    a.credentials.set_identity(own.with_certificate(&renewed).unwrap()).unwrap();
+    let mut bundle = cluster.trust(1, vec![]).bundle().clone();
+    bundle.number = 2;
+    bundle.ca_certificates.push(next.cert_der().to_vec());
+    let trust = |bundle: &TrustBundle| {
+        let signed = cluster.signer.sign_trust(bundle).unwrap();
+        Trust::from_signed(&codec::encode(&signed, TRUST_MAX_BYTES).unwrap()).unwrap()
+    };
+    let mut config = cluster.config("c");
+    let theirs = config.credentials.identity();
+    let both = trust(&bundle);
+    assert!(a.credentials.set_trust(both.clone()));
+    bundle.number = 3;
+    bundle.ca_certificates.remove(0);
+    let pem = next.renew(theirs.certificate_der(), 1_000).unwrap();
+    config.credentials = Credentials::new(theirs.with_certificate(&pem).unwrap(), trust(&bundle));
+    let mut c = Peer::start(config).await;
+    c.dial(&a).await;
+    c.until_peers(1).await;
 }
 
 #[tokio::test]
@@ -390,7 +443,7 @@ async fn a_peer_that_comes_back_is_dialed_again() {
     let cluster = Cluster::new();
     let (mut a, b) = pair(&cluster).await;
     let mut config = cluster.config("b");
-    config.identity = cluster.identity("b", region("eu"), Role::Region);
+    config.credentials = cluster.credentials("b", region("eu"), Role::Region);
     config.listen = b.gossip.local_addr();
     // The address stays, the key is another: what a region process is that was set up anew.
     a.gossip.dial(b.gossip.local_addr()).await.unwrap();
@@ -407,8 +460,10 @@ async fn a_peer_that_comes_back_is_dialed_again() {
             Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
     };
-    let node = config.identity.member().node;
-    let mut b = Peer { gossip, node, events, messages: vec![], refused: vec![], gone: vec![] };
+    let node = config.credentials.identity().member().node;
+    let credentials = config.credentials;
+    let mut b =
+        Peer { gossip, credentials, node, events, messages: vec![], refused: vec![], gone: vec![] };
     a.until_peers(1).await;
     b.until_peers(1).await;
     a.gossip.publish(&cluster.goal(3)).await.unwrap();

@@ -34,6 +34,14 @@ impl Key {
         Ok(Self { pair, der })
     }
 
+    /// The same key once more.
+    pub(crate) fn again(&self) -> Result<Self, PkiError> {
+        let der = self.der.clone_key();
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der())
+            .map_err(|_| PkiError::Crypto("cannot read a key again"))?;
+        Ok(Self { pair, der })
+    }
+
     /// The key for rcgen, which signs certificates.
     pub(crate) fn for_issuing(&self) -> Result<rcgen::KeyPair, PkiError> {
         Ok(rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&self.der, &PKCS_ED25519)?)

@@ -1,11 +1,13 @@
 //! What a certificate says about its holder.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use shoal_proto::{MachineName, NodeId, RegionName};
 use x509_parser::{
-    extensions::GeneralName, oid_registry::OID_SIG_ED25519, prelude::X509Certificate,
+    extensions::{GeneralName, ParsedExtension},
+    oid_registry::OID_SIG_ED25519,
+    prelude::X509Certificate,
 };
 
 /// The scheme of the URI that names a member in its certificate.
@@ -180,12 +182,77 @@ fn shoal_uri<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a str, PkiErr
     }
 }
 
+/// The DNS names and addresses that a certificate of `cluster` holds beside the one that all of them hold.
+pub(crate) fn hosts_of(
+    certificate: &X509Certificate<'_>,
+    cluster: &str,
+) -> Result<Vec<String>, PkiError> {
+    let names = certificate
+        .subject_alternative_name()
+        .map_err(|error| PkiError::Certificate(error.to_string()))?;
+    let Some(names) = names else { return Ok(Vec::new()) };
+    let own = server_name(cluster);
+    let hosts = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(host) if *host != own => Some((*host).to_string()),
+        GeneralName::IPAddress(bytes) => address(bytes).map(|ip| ip.to_string()),
+        _ => None,
+    });
+    Ok(hosts.collect())
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let four: Option<[u8; 4]> = bytes.try_into().ok();
+    let sixteen: Option<[u8; 16]> = bytes.try_into().ok();
+    four.map(IpAddr::from).or(sixteen.map(IpAddr::from))
+}
+
+/// The first bytes of a key's id as X.509 holds it.
+fn short(id: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(*id.first_chunk::<8>()?))
+}
+
+/// The first bytes of the id of the CA key that issued a certificate; none when it does not say.
+#[must_use]
+pub fn issuer_of(der: &[u8]) -> Option<u64> {
+    let certificate = parse(der).ok()?;
+    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(id) => short(id.key_identifier.as_ref()?.0),
+        _ => None,
+    })
+}
+
+/// The first bytes of the id of a CA's key, as [`issuer_of`] gives them of what it issued.
+#[must_use]
+pub fn ca_id(der: &[u8]) -> Option<u64> {
+    let certificate = parse(der).ok()?;
+    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(id) => short(id.0),
+        _ => None,
+    })
+}
+
 /// The cluster that a CA certificate is for.
 pub(crate) fn cluster_of_ca(der: &[u8]) -> Result<String, PkiError> {
     let certificate = parse(der)?;
     let cluster = shoal_uri(&certificate)?;
     check_cluster_name(cluster)?;
     Ok(cluster.to_string())
+}
+
+/// Reads a CA's certificate of `cluster` from PEM: its DER.
+///
+/// # Errors
+/// [`PkiError`] when it is none, or another cluster's.
+pub fn ca_certificate(pem: &str, cluster: &str) -> Result<Vec<u8>, PkiError> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+    let der = CertificateDer::from_pem_slice(pem.as_bytes())
+        .map_err(|_| PkiError::Pem("no CERTIFICATE section"))?;
+    let parsed = parse(&der)?;
+    let of = cluster_of_ca(&der)?;
+    if of != cluster || !parsed.is_ca() {
+        return Err(PkiError::Request(format!("it is no CA of cluster {cluster}")));
+    }
+    Ok(der.to_vec())
 }
 
 /// Reads the member that a certificate names. This does not check who issued it:

@@ -6,21 +6,22 @@ use rustls::{
     CertificateError as TlsError, CipherSuite, ClientConfig, DigitallySignedStruct,
     DistinguishedName, Error, OtherError, ServerConfig, SignatureScheme,
     client::{
-        Resumption,
+        ResolvesClientCert, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::{
-        NoServerSessionStorage,
+        ClientHello, NoServerSessionStorage, ResolvesServerCert,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
+    sign::CertifiedKey,
     version::TLS13,
 };
 use webpki::EndEntityCert;
 
 use crate::{
-    identity::Identity,
+    credentials::Credentials,
     member::PkiError,
     trust::{CertificateError, Trust},
 };
@@ -34,25 +35,22 @@ pub enum ClientAuth {
     Optional,
 }
 
-/// A server's TLS settings: TLS 1.3 only, AES-128-GCM first, clients checked by `trust`.
+/// A server's TLS settings: TLS 1.3 only, AES-128-GCM first, clients checked by the trust of the moment.
 ///
 /// # Errors
 /// [`PkiError::Tls`] when rustls refuses the identity.
 pub fn server_config(
-    identity: &Identity,
-    trust: &Trust,
+    credentials: &Credentials,
     alpn: &[&[u8]],
     client: ClientAuth,
 ) -> Result<ServerConfig, PkiError> {
     let provider = provider();
-    let verifier = Verifier::new(trust, &provider, client == ClientAuth::Required);
-    let (chain, key) = identity.for_tls();
+    let verifier = Verifier::new(credentials, &provider, client == ClientAuth::Required);
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(tls)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(tls)?;
+        .with_cert_resolver(Own::new(credentials)?);
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     // A resumed session would not look at the certificate again, and so not at its revocation.
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -60,37 +58,64 @@ pub fn server_config(
     Ok(config)
 }
 
-/// A client's TLS settings: TLS 1.3 only, AES-128-GCM first, the server checked by `trust` and by the
+/// A client's TLS settings: TLS 1.3 only, AES-128-GCM first, the server checked by the trust of the moment and by the
 /// name that the client asks for; [`crate::server_name`] is a name that every member has.
 ///
 /// # Errors
 /// [`PkiError::Tls`] when rustls refuses the identity.
-pub fn client_config(
-    identity: &Identity,
-    trust: &Trust,
-    alpn: &[&[u8]],
-) -> Result<ClientConfig, PkiError> {
+pub fn client_config(credentials: &Credentials, alpn: &[&[u8]]) -> Result<ClientConfig, PkiError> {
+    client(credentials, Whom::Following(credentials.clone()), alpn)
+}
+
+/// [`client_config`] for a question to a server that may be anybody, whose answer proves itself: a machine that slept through
+/// a change of the CA asks so for the trust bundles that lead to it.
+///
+/// # Errors
+/// [`PkiError::Tls`] when rustls refuses the identity.
+pub fn asking_config(credentials: &Credentials, alpn: &[&[u8]]) -> Result<ClientConfig, PkiError> {
+    client(credentials, Whom::Anybody, alpn)
+}
+
+fn client(credentials: &Credentials, whom: Whom, alpn: &[&[u8]]) -> Result<ClientConfig, PkiError> {
     let provider = provider();
-    let verifier = Verifier::new(trust, &provider, true);
-    let (chain, key) = identity.for_tls();
+    let verifier = Arc::new(Verifier { whom, provider: provider.clone(), required: true });
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(tls)?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_auth_cert(chain, key)
-        .map_err(tls)?;
+        .with_client_cert_resolver(Own::new(credentials)?);
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.resumption = Resumption::disabled();
     Ok(config)
 }
 
-fn tls(error: Error) -> PkiError {
+/// The TLS settings of a client that has no certificate yet. The server is checked by `trust`; without that it may be
+/// anybody, and what it says is to be proved by other means.
+///
+/// # Errors
+/// [`PkiError::Tls`] when rustls refuses.
+pub fn stranger_config(trust: Option<Trust>, alpn: &[&[u8]]) -> Result<ClientConfig, PkiError> {
+    let provider = provider();
+    let whom = trust.map_or(Whom::Anybody, Whom::Fixed);
+    let verifier = Arc::new(Verifier { whom, provider: provider.clone(), required: false });
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(tls)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+pub(crate) fn tls(error: Error) -> PkiError {
     PkiError::Tls(error.to_string())
 }
 
 /// aws-lc-rs with AES-128-GCM first: it takes the least processor time of all suites.
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider
         .cipher_suites
@@ -98,27 +123,74 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-/// [`Trust::verify_certificate`] at both ends of a handshake.
+/// The own certificate as it is at each handshake.
+#[derive(Debug)]
+struct Own(Credentials);
+
+impl Own {
+    fn new(credentials: &Credentials) -> Result<Arc<Self>, PkiError> {
+        // What rustls refuses is said now, not at the first handshake.
+        credentials.identity().for_tls()?;
+        Ok(Arc::new(Self(credentials.clone())))
+    }
+
+    fn at_present(&self) -> Option<Arc<CertifiedKey>> {
+        self.0.identity().for_tls().ok()
+    }
+}
+
+impl ResolvesServerCert for Own {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.at_present()
+    }
+}
+
+impl ResolvesClientCert for Own {
+    fn resolve(
+        &self,
+        _root_hint_subjects: &[&[u8]],
+        _sigschemes: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
+        self.at_present()
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// [`crate::Trust::verify_certificate`] at both ends of a handshake.
 #[derive(Debug)]
 struct Verifier {
-    trust: Trust,
+    whom: Whom,
     provider: Arc<CryptoProvider>,
     required: bool,
-    ca_names: Vec<DistinguishedName>,
+}
+
+/// By whose word the other end is believed.
+#[derive(Debug)]
+enum Whom {
+    /// The trust of each moment.
+    Following(Credentials),
+    /// This one.
+    Fixed(Trust),
+    /// Nobody's.
+    Anybody,
 }
 
 impl Verifier {
-    fn new(trust: &Trust, provider: &Arc<CryptoProvider>, required: bool) -> Arc<Self> {
-        let ca_names = trust
-            .anchors()
-            .iter()
-            .map(|anchor| DistinguishedName::in_sequence(anchor.subject.as_ref()))
-            .collect();
-        Arc::new(Self { trust: trust.clone(), provider: provider.clone(), required, ca_names })
+    fn new(credentials: &Credentials, provider: &Arc<CryptoProvider>, required: bool) -> Arc<Self> {
+        let whom = Whom::Following(credentials.clone());
+        Arc::new(Self { whom, provider: provider.clone(), required })
     }
 
     fn check(&self, der: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
-        self.trust.verify_certificate_at(der, now).map(drop).map_err(|error| {
+        let trust = match &self.whom {
+            Whom::Following(credentials) => credentials.trust(),
+            Whom::Fixed(trust) => trust.clone(),
+            Whom::Anybody => return Ok(()),
+        };
+        trust.verify_certificate_at(der, now).map(drop).map_err(|error| {
             Error::InvalidCertificate(match error {
                 CertificateError::UnknownIssuer => TlsError::UnknownIssuer,
                 CertificateError::Expired(_) => TlsError::Expired,
@@ -151,8 +223,9 @@ impl ClientCertVerifier for Verifier {
         self.required
     }
 
+    /// None: a member has one certificate, and shows that. Names would be those of one moment.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.ca_names
+        &[]
     }
 
     fn verify_client_cert(
@@ -198,6 +271,9 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         self.check(end_entity, now)?;
+        if matches!(self.whom, Whom::Anybody) {
+            return Ok(ServerCertVerified::assertion());
+        }
         let wrong_name = |_| Error::InvalidCertificate(TlsError::NotValidForName);
         EndEntityCert::try_from(end_entity)
             .and_then(|leaf| leaf.verify_is_valid_for_subject_name(server_name))

@@ -19,7 +19,7 @@ use webpki::{EndEntityCert, KeyUsage};
 use crate::{
     goal::trust_input,
     key::signature_holds,
-    member::{Member, PkiError, cluster_of_ca, member_of_parsed, parse},
+    member::{Member, PkiError, ca_id, cluster_of_ca, member_of_parsed, parse},
 };
 
 /// How far two machines' clocks may be apart, in seconds: a certificate counts this long before and
@@ -107,6 +107,7 @@ pub struct Trust(Arc<Inner>);
 struct Inner {
     bundle: TrustBundle,
     signed: Vec<u8>,
+    signed_by: u32,
     anchors: Vec<TrustAnchor<'static>>,
     goal_keys: BTreeMap<u32, [u8; 32]>,
     revoked: BTreeSet<NodeId>,
@@ -144,8 +145,31 @@ impl Trust {
             anchors.push(anchor.to_owned());
         }
         let revoked = bundle.revoked.iter().copied().collect();
+        let signed_by = signed.key_id;
         let signed = bytes.to_vec();
-        Ok(Self(Arc::new(Inner { bundle, signed, anchors, goal_keys, revoked })))
+        Ok(Self(Arc::new(Inner { bundle, signed, signed_by, anchors, goal_keys, revoked })))
+    }
+
+    /// A trust in one CA alone, known by other means: enough to see who a coordinator is. No goal counts by it.
+    ///
+    /// # Errors
+    /// [`TrustError::Ca`] when it is no CA's certificate.
+    pub fn of_ca(der: &[u8]) -> Result<Self, TrustError> {
+        let cluster = cluster_of_ca(der).map_err(|error| TrustError::Ca(error.to_string()))?;
+        let ca_certificates = vec![der.to_vec()];
+        let (goal_keys, revoked) = (Vec::new(), Vec::new());
+        let bundle = TrustBundle { cluster, number: 0, ca_certificates, goal_keys, revoked };
+        let der = CertificateDer::from(der);
+        let anchor = webpki::anchor_from_trusted_cert(&der)
+            .map_err(|error| TrustError::Ca(error.to_string()))?;
+        Ok(Self(Arc::new(Inner {
+            bundle,
+            signed: Vec::new(),
+            signed_by: 0,
+            anchors: vec![anchor.to_owned()],
+            goal_keys: BTreeMap::new(),
+            revoked: BTreeSet::new(),
+        })))
     }
 
     /// Reads the bundle that replaces this one: of the same cluster, with a higher number, and signed by
@@ -167,6 +191,58 @@ impl Trust {
             return Err(TrustError::Signature);
         }
         Ok(next)
+    }
+
+    /// [`Self::successor`], over bundles that each lead on from the one before; the last one. Those that are no newer
+    /// than this one are passed over.
+    ///
+    /// # Errors
+    /// [`TrustError`]: of the first that does not follow; [`TrustError::Old`] when none is newer.
+    pub fn follow<'a>(
+        &self,
+        chain: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<Self, TrustError> {
+        let mut last = self.clone();
+        let mut old = TrustError::Old { offered: 0, held: self.number() };
+        for bytes in chain {
+            match last.successor(bytes) {
+                Ok(next) => last = next,
+                Err(error @ TrustError::Old { .. }) => old = error,
+                Err(error) => return Err(error),
+            }
+        }
+        if last.number() > self.number() { Ok(last) } else { Err(old) }
+    }
+
+    /// The CA that certificates come from at present: the last of the bundle's, by [`crate::ca_id`].
+    #[must_use]
+    pub fn newest_ca(&self) -> Option<u64> {
+        ca_id(self.0.bundle.ca_certificates.last()?)
+    }
+
+    /// Whether goal key `one` is a later one of the bundle than `other`, which may have gone from it.
+    #[must_use]
+    pub fn is_later_key(&self, one: u32, other: u32) -> bool {
+        let place = |id| self.0.bundle.goal_keys.iter().position(|key| key.id == id);
+        place(one).is_some() && place(one) > place(other)
+    }
+
+    /// Whether goals signed with key `id` are believed.
+    #[must_use]
+    pub fn has_goal_key(&self, id: u32) -> bool {
+        self.0.goal_keys.contains_key(&id)
+    }
+
+    /// Whether a machine's certificates no longer count.
+    #[must_use]
+    pub fn is_revoked(&self, node: &NodeId) -> bool {
+        self.0.revoked.contains(node)
+    }
+
+    /// The goal key that signed this bundle.
+    #[must_use]
+    pub fn signed_by(&self) -> u32 {
+        self.0.signed_by
     }
 
     /// The cluster.
@@ -268,10 +344,6 @@ impl Trust {
             ) => Err(CertificateError::UnknownIssuer),
             Err(error) => Err(refused(error)),
         }
-    }
-
-    pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
-        &self.0.anchors
     }
 }
 

@@ -21,13 +21,20 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::guests::{Connection, Guests, Limits};
+use crate::{
+    guard::{Guarded, Members},
+    guests::{Guests, Limits},
+    membership::Membership,
+};
 
 /// How long a TLS handshake may take: a caller that stalls holds a place, not the listener.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many handshakes may be under way at once.
 const HANDSHAKES_MAX: usize = 256;
+
+/// How often the callers' certificates are checked again: they expire.
+const RECHECK: Duration = Duration::from_secs(600);
 
 /// How long open requests have to finish when the process stops: a long poll is 5 s at most.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(6);
@@ -39,20 +46,25 @@ pub struct Caller {
     pub addr: SocketAddr,
     /// Whose certificate it showed; none when it showed none.
     pub member: Option<Member>,
+    /// That certificate, DER.
+    pub certificate: Option<Arc<Vec<u8>>>,
 }
 
 /// Accepts TCP, shakes hands aside, and gives finished TLS streams to axum.
 struct TlsListener {
-    ready: mpsc::Receiver<(Connection, Caller)>,
+    ready: mpsc::Receiver<(Guarded, Caller)>,
     local: SocketAddr,
 }
 
 async fn accept_loop(
     tcp: TcpListener,
     acceptor: TlsAcceptor,
-    ready: mpsc::Sender<(Connection, Caller)>,
+    ready: mpsc::Sender<(Guarded, Caller)>,
     guests: Arc<Guests>,
+    membership: Arc<Membership>,
 ) {
+    let members = Arc::<Members>::default();
+    tokio::spawn(recheck(membership.clone(), members.clone(), ready.clone()));
     let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -69,18 +81,27 @@ async fn accept_loop(
             () = ready.closed() => return,
         };
         let (acceptor, ready, guests) = (acceptor.clone(), ready.clone(), guests.clone());
+        let (members, membership) = (members.clone(), membership.clone());
         tokio::spawn(async move {
             let _place = place;
             let _ = stream.set_nodelay(true);
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => {
                     let certificates = stream.get_ref().1.peer_certificates();
-                    let member = certificates
-                        .and_then(|chain| chain.first())
-                        .and_then(|certificate| member_of(certificate).ok());
-                    match guests.admit(stream, member.is_none()) {
-                        Some(stream) => _ = ready.send((stream, Caller { addr, member })).await,
-                        None => tracing::warn!(%addr, "too many callers without a certificate"),
+                    let shown = certificates.and_then(|chain| chain.first());
+                    let shown = shown.map(|certificate| certificate.to_vec());
+                    let member = shown.as_ref().and_then(|der| member_of(der).ok());
+                    let certificate = shown.clone().map(Arc::new);
+                    let Some(stream) = guests.admit(stream, member.is_none()) else {
+                        tracing::warn!(%addr, "too many callers without a certificate");
+                        return;
+                    };
+                    let stream = members.guard(stream, shown);
+                    // The trust may have changed since the handshake began, before the guard was there.
+                    let good =
+                        |der: &Arc<Vec<u8>>| membership.trust().verify_certificate(der).is_ok();
+                    if certificate.as_ref().is_none_or(good) {
+                        let _ = ready.send((stream, Caller { addr, member, certificate })).await;
                     }
                 }
                 Ok(Err(error)) => tracing::debug!(%addr, %error, "TLS handshake failed"),
@@ -90,8 +111,32 @@ async fn accept_loop(
     }
 }
 
+/// Ends the connections of callers that a new trust no longer covers.
+async fn recheck(
+    membership: Arc<Membership>,
+    members: Arc<Members>,
+    listener: mpsc::Sender<(Guarded, Caller)>,
+) {
+    let mut changes = membership.watch();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(RECHECK) => {}
+            () = listener.closed() => return,
+        }
+        let (members, trust) = (members.clone(), membership.trust());
+        let cut = tokio::task::spawn_blocking(move || members.recheck(&trust)).await;
+        if let Ok(1..) = cut {
+            tracing::info!(
+                connections = cut.unwrap_or(0),
+                "closed connections that are not trusted any more"
+            );
+        }
+    }
+}
+
 impl Listener for TlsListener {
-    type Io = Connection;
+    type Io = Guarded;
     type Addr = Caller;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
@@ -103,7 +148,7 @@ impl Listener for TlsListener {
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
-        Ok(Caller { addr: self.local, member: None })
+        Ok(Caller { addr: self.local, member: None, certificate: None })
     }
 }
 
@@ -113,8 +158,8 @@ impl Connected<IncomingStream<'_, TlsListener>> for Caller {
     }
 }
 
-/// Serves `router` over HTTPS until `token` is cancelled; handlers find the [`Caller`] as connect info. Returns
-/// the address that it got and the task, which ends when open requests have been answered.
+/// Serves `router` over HTTPS until `token` is cancelled; handlers find the [`Caller`] as connect info. A connection whose
+/// caller's certificate no longer counts is ended at once. Returns the address that it got and the task, which ends when open requests have been answered.
 ///
 /// # Errors
 /// When the address cannot be listened on.
@@ -122,9 +167,10 @@ pub async fn serve_https(
     addr: SocketAddr,
     tls: rustls::ServerConfig,
     router: Router,
+    membership: Arc<Membership>,
     token: CancellationToken,
 ) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
-    serve_within(Limits::default(), addr, tls, router, token).await
+    serve_within(Limits::default(), addr, tls, router, membership, token).await
 }
 
 pub(crate) async fn serve_within(
@@ -132,13 +178,14 @@ pub(crate) async fn serve_within(
     addr: SocketAddr,
     tls: rustls::ServerConfig,
     router: Router,
+    membership: Arc<Membership>,
     token: CancellationToken,
 ) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
     let guests = Arc::new(Guests::new(limits));
     let tcp = TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;
     let local = tcp.local_addr()?;
     let (sender, ready) = mpsc::channel(HANDSHAKES_MAX);
-    tokio::spawn(accept_loop(tcp, TlsAcceptor::from(Arc::new(tls)), sender, guests));
+    tokio::spawn(accept_loop(tcp, TlsAcceptor::from(Arc::new(tls)), sender, guests, membership));
     let service = router.into_make_service_with_connect_info::<Caller>();
     let stop = token.clone();
     let server = axum::serve(TlsListener { ready, local }, service)

@@ -24,6 +24,8 @@
 //! - **tokens** of the API, as hashes; **requests** that may come again, and what each has made;
 //! - **events**: what happened is written in the change's transaction without a number ([`Queue::number_events`] gives
 //!   that, so that no claim waits for another one), and read by a cursor ([`Queue::events_after`]);
+//! - **trust**: the numbered bundles ([`Queue::change_trust`], [`Queue::revoke`]), who has which key, and the tokens by which
+//!   new machines **join** ([`Queue::use_join_token`]);
 //! - the **audit** log: a row for each change, in the change's transaction.
 //!
 //! What belongs together is one transaction, and what is acknowledged is on the disk: a job's end with its
@@ -56,6 +58,7 @@ mod hand;
 mod history;
 mod inspect;
 mod jobs;
+mod join;
 mod machines;
 mod outbox;
 mod pages;
@@ -70,6 +73,7 @@ mod rollouts;
 mod standing;
 mod submit;
 mod tokens;
+mod trust;
 mod waiting;
 mod webhooks;
 mod workers;
@@ -90,6 +94,7 @@ pub use goals::{Choice, GOALS_MAX, GoalDraft, GoalsAfter, SealedGoal};
 pub use history::HistoryRow;
 pub use inspect::{Damaged, Inspection};
 pub use jobs::{Attempt, Claimant, Job, Lease, REASON_MAX_BYTES};
+pub use join::{JOIN_TOKENS_MAX, JoinGrant, JoinToken};
 pub use machines::{Machine, MachineCursor, MachineLabels, MachineSeen, StateSeen};
 pub use outbox::{OutboxDepth, OutboxGoal, StoreDifference};
 pub use pushes::{Push, PushSource, Taken};
@@ -103,6 +108,7 @@ pub use rollouts::{Progress, RegionProgress, Rollout, Targets};
 pub use standing::Standing;
 pub use submit::{Ask, Submitted};
 pub use tokens::{NewToken, TOKENS_MAX, Token};
+pub use trust::{MemberSeen, TrustChange, TrustRow};
 pub use waiting::{Depth, Pause, Waiting};
 pub use webhooks::{Attempted, Delivery, DeliveryStatus, Due, NewWebhook, Webhook};
 pub use workers::{Drain, Worker};

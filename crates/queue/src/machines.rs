@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use shoal_proto::{
-    AppName, MachineName, RegionName, Revision,
+    AppName, MachineName, NodeId, RegionName, Revision,
     goal::Labels,
     region::{FetchProgress, MachineReport, REASON_MAX_BYTES},
     state::MachineState,
@@ -11,7 +11,7 @@ use shoal_proto::{
 use sqlx::any::AnyRow;
 
 use crate::{
-    db::{self, Queue, Write, count, get, json, number, parsed, placeholders, to_json},
+    db::{self, Queue, Write, count, get, json, number, parsed, parsed_opt, placeholders, to_json},
     error::Result,
 };
 
@@ -32,6 +32,8 @@ pub struct MachineSeen {
     pub version: String,
     /// Where its data plane is.
     pub address: String,
+    /// Its key; none when the region process is of a release that does not tell.
+    pub node: Option<NodeId>,
     /// When it was heard of, by the coordinator's clock.
     pub last_seen_ms: i64,
 }
@@ -104,13 +106,13 @@ async fn put_machines(tx: &mut Write, region: &RegionName, machines: &[MachineSe
         });
     for chunk in rows.chunks(ROWS_CHUNK) {
         let mut sql = String::from(
-            "INSERT INTO machines (name, region, zone, labels, version, address, last_seen, changed) \
+            "INSERT INTO machines (name, region, zone, labels, version, address, node, last_seen, changed) \
              VALUES ",
         );
-        placeholders(&mut sql, chunk.len(), 8);
+        placeholders(&mut sql, chunk.len(), 9);
         sql.push_str(
             " ON CONFLICT (name) DO UPDATE SET region = excluded.region, zone = excluded.zone, \
-             labels = excluded.labels, version = excluded.version, address = excluded.address, \
+             labels = excluded.labels, version = excluded.version, address = excluded.address, node = excluded.node, \
              last_seen = excluded.last_seen, changed = CASE WHEN machines.region <> excluded.region \
              OR machines.labels <> excluded.labels THEN excluded.changed ELSE machines.changed END \
              WHERE machines.last_seen <= excluded.last_seen",
@@ -125,6 +127,7 @@ async fn put_machines(tx: &mut Write, region: &RegionName, machines: &[MachineSe
                 .bind(to_json(&machine.labels)?)
                 .bind(machine.version.as_str())
                 .bind(machine.address.as_str())
+                .bind(machine.node.map(|node| node.to_string()))
                 .bind(machine.last_seen_ms)
                 .bind(changed);
         }
@@ -222,6 +225,7 @@ pub(crate) fn machine(row: &AnyRow) -> Result<Machine> {
             labels: json(row, "labels")?,
             version: get(row, "version")?,
             address: get(row, "address")?,
+            node: parsed_opt(row, "node")?,
             last_seen_ms: get(row, "last_seen")?,
         },
         region: parsed(row, "region")?,

@@ -47,6 +47,7 @@ macro_rules! on_each_database {
                 include_str!("suite/queue.rs"),
                 include_str!("suite/records.rs"),
                 include_str!("suite/together.rs"),
+                include_str!("suite/trust.rs"),
             ]
             .iter()
             .flat_map(|text| text.split("pub(crate) async fn ").skip(1))
@@ -140,6 +141,12 @@ on_each_database!(
     objects_seen_before_a_removal_give_no_name,
     names_given_and_removals_begun_at_once_never_meet,
     a_goal_or_a_pin_at_the_moment_of_deletion_wins_or_is_refused,
+    bundles_are_numbered_one_after_the_other_and_lead_on,
+    a_revoked_machine_is_forgotten_with_all_its_keys,
+    present_goals_are_signed_again_and_told_again,
+    a_join_token_is_used_as_often_as_it_says_and_not_after_its_time,
+    of_many_who_use_a_token_at_once_one_gets_it,
+    region_processes_say_how_their_machines_stand,
 );
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use shoal_goals::{Entry, FileStore, Put};
-use shoal_pki::Trust;
+use shoal_pki::Credentials;
 use shoal_proto::{
     AppName, Revision,
     goal::{Goal, SignedGoal},
@@ -37,7 +37,7 @@ pub(crate) enum Accepted {
 /// The newest goal of each app.
 pub(crate) struct Goals {
     files: FileStore,
-    trust: Trust,
+    credentials: Credentials,
     known: RwLock<BTreeMap<AppName, KnownGoal>>,
     /// Revisions whose rollouts are paused or ended badly; none until a coordinator has said so.
     halted: Mutex<Option<BTreeSet<(AppName, Revision)>>>,
@@ -45,7 +45,8 @@ pub(crate) struct Goals {
 
 impl Goals {
     /// Reads the goals in `dir`; a file that is not a valid goal is set aside and said in the log.
-    pub(crate) fn open(dir: PathBuf, trust: Trust) -> anyhow::Result<Self> {
+    pub(crate) fn open(dir: PathBuf, credentials: Credentials) -> anyhow::Result<Self> {
+        let trust = credentials.trust();
         let mut known = BTreeMap::new();
         let text = dir.display().to_string();
         let check = |entry: &Entry| {
@@ -57,7 +58,7 @@ impl Goals {
             let goal = Arc::new(trust.open_goal(&signed)?);
             known.insert(app, KnownGoal { goal, signed });
         }
-        Ok(Self { files, trust, known: RwLock::new(known), halted: Mutex::default() })
+        Ok(Self { files, credentials, known: RwLock::new(known), halted: Mutex::default() })
     }
 
     /// The embedded store that they are in: what is not valid never gets there.
@@ -67,7 +68,8 @@ impl Goals {
 
     /// Takes a goal from anywhere, if it is valid and newer; it is on disk before it is served.
     pub(crate) fn accept(&self, signed: &SignedGoal) -> Accepted {
-        let goal = match self.trust.open_goal(signed) {
+        let trust = self.credentials.trust();
+        let goal = match trust.open_goal(signed) {
             Ok(goal) => Arc::new(goal),
             Err(error) => return Accepted::Refused(error.to_string()),
         };
@@ -76,6 +78,16 @@ impl Goals {
         let entry = Entry { app: app.clone(), revision, signed: signed.clone() };
         match self.files.put_now(&entry) {
             Ok(Put::Written) => {}
+            // The same goal by a later key: the one that it was signed with is about to go.
+            Ok(Put::Stale(stored))
+                if stored.signed.goal == signed.goal
+                    && trust.is_later_key(signed.key_id, stored.signed.key_id) =>
+            {
+                if let Err(error) = self.files.put_over(&entry) {
+                    return Accepted::NotKept(error.to_string());
+                }
+                tracing::debug!(%app, %revision, key = signed.key_id, "the goal is signed anew");
+            }
             Ok(Put::Known | Put::Stale(_)) => return Accepted::Old,
             Err(error) => return Accepted::NotKept(error.to_string()),
         }

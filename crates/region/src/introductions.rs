@@ -69,6 +69,18 @@ impl Introductions {
     }
 }
 
+impl Introductions {
+    /// Tells nobody of a machine any more.
+    pub(crate) fn forget(&self, node: &NodeId) {
+        let mut registers = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for register in registers.values_mut() {
+            if let Some(at) = register.by_node.get(node).copied() {
+                register.remove(at);
+            }
+        }
+    }
+}
+
 impl Register {
     fn enter(&mut self, addr: PeerAddr, complete: bool, now: Instant) {
         match self.by_node.get(&addr.node) {
@@ -157,6 +169,20 @@ mod tests {
         assert!(meet(3, "a", Duration::from_secs(2_000)).is_empty());
         let other = ArtifactId([1; 32]);
         assert!(introductions.introduce(addr(4, "a"), other, false, 8, start).is_empty());
+    }
+
+    #[test]
+    fn nobody_is_told_of_a_machine_that_was_forgotten() {
+        let introductions = Introductions::default();
+        let now = Instant::now();
+        for number in 1..4 {
+            introductions.introduce(addr(number, "a"), ArtifactId::EMPTY, false, 0, now);
+        }
+        introductions.forget(&NodeId([2; 32]));
+        introductions.forget(&NodeId([9; 32]));
+        let mut told = introductions.introduce(addr(4, "a"), ArtifactId::EMPTY, false, 8, now);
+        told.sort();
+        assert_eq!(told, [addr(1, "a"), addr(3, "a")]);
     }
 
     #[test]

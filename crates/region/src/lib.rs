@@ -4,7 +4,8 @@
 //! gossip topic, and answers its machines over the data plane (`serve`): their goals and open waves, other machines
 //! of a swarm (`introductions`), leases to read the bucket, with URLs for who has no credentials (`signing`), an
 //! artifact's index (`indexes`). What machines
-//! report is kept (`machines`) until the coordinator has it.
+//! report is kept (`machines`) until the coordinator has it. Whom the cluster believes comes the same way, and goes on to
+//! the machines (`trust`).
 //!
 //! Nothing here decides what is true: goals carry the coordinator's signature, and a fetch under way needs no
 //! region process. Killed, it has lost only what machines tell again: how far each rollout may go is on the disk
@@ -19,6 +20,7 @@ mod metrics;
 mod serve;
 mod signing;
 mod stores;
+mod trust;
 mod waves;
 
 use std::{
@@ -35,6 +37,7 @@ use shoal_goals::{Entry, EtcdStore};
 use shoal_gossip::{Gossip, GossipConfig, GossipEvent};
 use shoal_origin::Bucket;
 use shoal_pki::Role;
+use shoal_process::Membership;
 use shoal_proto::{goal::SignedGoal, gossip::GossipMessage, peer::PeerAddr};
 use shoal_transport::{Endpoint, EndpointConfig};
 use tokio::sync::mpsc;
@@ -78,7 +81,7 @@ struct Addresses {
 
 /// What the tasks share.
 struct Shared {
-    client: Client,
+    client: Arc<Client>,
     goals: Arc<Goals>,
     machines: Arc<Machines>,
     gossip: Gossip,
@@ -93,8 +96,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let config: Config = shoal_process::load_config(args.config.as_deref(), &args)?;
     config.check()?;
     let token = shoal_process::shutdown()?;
-    let (identity, trust) = shoal_process::load_identity(&config.identity)?;
-    let member = identity.member().clone();
+    let membership = Arc::new(Membership::load(&config.identity)?);
+    let credentials = membership.credentials().clone();
+    let member = membership.identity().member().clone();
     anyhow::ensure!(
         member.role == Role::Region,
         "the certificate in {} is a {}'s, not a region process's",
@@ -102,10 +106,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         member.role
     );
     let region = member.region.clone().context("the certificate names no region")?;
-    let goals = Arc::new(Goals::open(config.data_dir.join("goals"), trust.clone())?);
-    let client = Client::new(&config.coordinators, &identity, &trust)?;
+    let goals = Arc::new(Goals::open(config.data_dir.join("goals"), credentials.clone())?);
+    let client = Arc::new(Client::of(&config.coordinators, &credentials)?);
+    let cluster = membership.trust().cluster().to_string();
     let open = |key: &str, url: &Option<String>| {
-        let open = |url| EtcdStore::open(url, trust.cluster());
+        let open = |url| EtcdStore::open(url, cluster.as_str());
         url.as_deref().map(open).transpose().with_context(|| format!("the goal store `{key}`"))
     };
     let world = open("goals", &config.goals)?;
@@ -113,10 +118,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new()?);
     let bucket = Bucket::open(&config.bucket)?;
 
-    let mut settings = EndpointConfig::new(config.listen, identity.clone(), trust.clone());
+    let mut settings = EndpointConfig::new(config.listen, credentials.clone());
     settings.max_connections = config.max_connections;
     let (endpoint, incoming) = Endpoint::bind(&settings)?;
-    let mut settings = GossipConfig::new(config.gossip_listen, identity, trust, region.clone());
+    let mut settings = GossipConfig::new(config.gossip_listen, credentials, region.clone());
     settings.max_peers = GOSSIP_PEERS_MAX;
     let (gossip, heard) = Gossip::start(settings).await?;
     for peer in &config.peers {
@@ -151,6 +156,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         index_places: tokio::sync::Semaphore::new(INDEX_ANSWERS_MAX),
         endpoint: endpoint.clone(),
         began: Instant::now(),
+        standings: Arc::new(trust::Standings::new(membership.clone(), client.clone())),
     });
     let metrics_addr = match config.metrics_listen {
         Some(listen) => {
@@ -162,6 +168,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let shared = Arc::new(Shared { client, goals, machines, gossip: gossip.clone(), metrics });
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(look_at(server.bucket.clone()));
+    tasks.spawn(trust::follow(shared.clone(), membership.clone()));
+    tasks.spawn(trust::keep(shared.clone(), server.clone()));
+    tasks.spawn(trust::stand(shared.clone(), server.clone()));
+    tasks.spawn(trust::renew(shared.clone(), membership));
     tasks.spawn(server.run(incoming));
     tasks.spawn(follow_goals(shared.clone()));
     if let Some(store) = world {
@@ -280,6 +290,7 @@ async fn hear_goals(shared: Arc<Shared>, mut heard: mpsc::Receiver<GossipEvent>)
             GossipEvent::Message { from, message: GossipMessage::Goal(signed) } => {
                 take(&shared, &signed, &format!("gossip by {from}"));
             }
+            // The coordinators' long poll is no slower.
             other => tracing::debug!(?other, "gossip"),
         }
     }

@@ -13,7 +13,7 @@ use std::{
 
 use shoal_client::types::{MachineSeen, MachineStateSeen, RegionReports};
 use shoal_proto::{
-    AppName, MachineName,
+    AppName, MachineName, NodeId,
     goal::Goal,
     region::{MachineInfo, MachineReport, OpenWave, reports_digest, rollout_rank},
     state::MachineState,
@@ -150,6 +150,19 @@ impl Machines {
         self.lock().machines.len()
     }
 
+    /// Forgets the machines of revoked keys: no wave counts them, and the coordinator is told no more of them.
+    pub(crate) fn forget(&self, is_revoked: &dyn Fn(&NodeId) -> bool) {
+        let mut state = self.lock();
+        let State { machines, dirty, .. } = &mut *state;
+        machines.retain(|name, entry| {
+            let gone = is_revoked(&entry.info.addr.node);
+            if gone {
+                dirty.remove(name);
+            }
+            !gone
+        });
+    }
+
     /// How many machines wait to be told of.
     pub(crate) fn backlog(&self) -> usize {
         self.lock().dirty.len()
@@ -270,6 +283,7 @@ impl Machines {
                 labels: entry.info.labels.clone(),
                 version: entry.info.version.clone(),
                 address: entry.info.addr.data.to_string(),
+                node: Some(entry.info.addr.node),
                 age_ms: millis(now.duration_since(entry.heard)),
             });
             for kept in entry.reports.values().filter(|kept| !kept.told) {

@@ -27,6 +27,7 @@ use crate::{
     machines::Machines,
     metrics::Metrics,
     signing::{Signing, sign},
+    trust::Standings,
 };
 
 /// How many requests may be answered at once; more wait in their connections.
@@ -65,6 +66,7 @@ pub(crate) struct Server {
     pub(crate) index_places: Semaphore,
     pub(crate) endpoint: Endpoint,
     pub(crate) began: Instant,
+    pub(crate) standings: Arc<Standings>,
 }
 
 /// An artifact and its number of pieces.
@@ -95,8 +97,12 @@ impl Server {
                     // An agent that does not read its queue learns nothing else here either.
                     let _ = connection.try_send(&hello);
                 }
+                Incoming::Message(connection, PeerMessage::Standing { trust, issuer }) => {
+                    self.standings.heard(&connection, trust, issuer);
+                }
                 Incoming::Closed(connection, _) => self.lost(&connection),
-                Incoming::Connected(_) | Incoming::Message(..) => {}
+                Incoming::Connected(connection) => self.standings.connected(&connection),
+                Incoming::Message(..) => {}
             }
         }
     }
@@ -114,6 +120,7 @@ impl Server {
         if self.endpoint.connection(&connection.node()).is_some_and(|now| now != *connection) {
             return;
         }
+        self.standings.lost(&connection.node());
         let (now, holder) = (self.now(), holder(connection.member()));
         for book in self.books().values_mut() {
             book.leases.lost(now, holder);
@@ -137,7 +144,7 @@ impl Server {
                 StreamRequest::Region(_) => {
                     StreamReply::Region(RegionReply::Error("busy, ask again".into()))
                 }
-                StreamRequest::Piece { .. } | StreamRequest::Index { .. } => StreamReply::Busy,
+                _ => StreamReply::Busy,
             }
         } else {
             match &request.request {
@@ -146,6 +153,12 @@ impl Server {
                     .index(artifact, encoding)
                     .await
                     .map_or(StreamReply::NotHere, |bytes| StreamReply::Index(bytes.to_vec())),
+                StreamRequest::Trust { after } => self.standings.bundles(*after),
+                StreamRequest::Renew => {
+                    self.metrics.requests.with_label_values(&["renew"]).inc();
+                    let certificate = request.from().certificate();
+                    self.standings.renewed(&member, certificate).await
+                }
                 StreamRequest::Region(question) => {
                     StreamReply::Region(self.region_reply(&member, question.clone()).await)
                 }

@@ -314,7 +314,7 @@ mod tests {
         cache.rename(&from, &to);
         assert_eq!((kept(&cache, &from), kept(&cache, &to)), (vec![], vec![3]));
         cache.rename(&from, &to);
-        assert_eq!(kept(&cache, &to), []);
+        assert_eq!(kept(&cache, &to), Vec::<u32>::new());
         cache.put(&to, PieceIndex(4), b"four");
         cache.forget(&to);
         assert_eq!((kept(&cache, &to), cache.bytes()), (vec![], 0));
@@ -327,6 +327,6 @@ mod tests {
         let id = ArtifactId([1; 32]);
         let cache = Cache::open(dir.path().join("cache"), 1 << 20, u64::MAX, |_| true).unwrap();
         cache.put(&id, PieceIndex(3), b"three");
-        assert_eq!(kept(&cache, &id), []);
+        assert_eq!(kept(&cache, &id), Vec::<u32>::new());
     }
 }

@@ -245,7 +245,7 @@ mod tests {
         let panicked: Option<()> = ledger.with("test", |_| panic!("as sled does"));
         assert!(panicked.is_none());
         assert_eq!(recorded(), [1, 2]);
-        assert_eq!(ledger.pieces(&id, PieceSize::MAX, file), []);
+        assert_eq!(ledger.pieces(&id, PieceSize::MAX, file), Vec::<u32>::new());
     }
 
     #[test]
@@ -261,7 +261,7 @@ mod tests {
         assert!(!ledger.is_whole(&id, file));
         ledger.record_whole(&id, file);
         assert!(ledger.is_whole(&id, file) && !ledger.is_whole(&other, file));
-        assert_eq!(ledger.pieces(&id, PieceSize::MIN, file), []);
+        assert_eq!(ledger.pieces(&id, PieceSize::MIN, file), Vec::<u32>::new());
         fs::write(&path, "other").unwrap();
         let same_length = fs::File::open(&path).unwrap();
         same_length.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();

@@ -129,7 +129,7 @@ fn a_file_that_is_not_the_one_in_the_ledger_is_hashed_again() {
     let store = place.open();
     assert!(store.get(&index.manifest.artifact).is_none(), "there is nothing to open");
     drop(store);
-    assert_eq!(held_again(&place, &index), []);
+    assert_eq!(held_again(&place, &index), Vec::<u32>::new());
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn an_artifact_is_begun_filled_and_finished() {
     let metadata = fs::metadata(artifact.path()).unwrap();
     assert_eq!(metadata.len(), bytes.len() as u64);
     assert!(metadata.blocks() * 512 >= metadata.len(), "the space is set aside at the start");
-    assert_eq!(held(&artifact), []);
+    assert_eq!(held(&artifact), Vec::<u32>::new());
     assert_eq!(artifact.read_stored(PieceIndex(0)).unwrap(), None);
 
     put(&artifact, &bytes, 5);
@@ -267,10 +267,10 @@ fn what_is_removed_is_gone() {
     let (_, stored) = artifact.read_stored(PieceIndex(1)).unwrap().unwrap();
     assert_eq!(stored, raw(&index, &bytes, 1), "a reader reads on");
     // Begun again, it has nothing of its former life, now and after a restart.
-    assert_eq!(held(&store.open_artifact(&index).unwrap()), []);
+    assert_eq!(held(&store.open_artifact(&index).unwrap()), Vec::<u32>::new());
     drop((artifact, store));
     let store = place.open();
-    assert_eq!(held(&store.get(&id).unwrap()), []);
+    assert_eq!(held(&store.get(&id).unwrap()), Vec::<u32>::new());
 }
 
 #[test]
@@ -442,13 +442,13 @@ fn a_piece_is_written_as_it_comes_and_held_when_it_has_its_hash() {
         let error = pour(&artifact, 3, &long).unwrap_err();
         assert!(matches!(error, StoreError::Length { got: 78, want: 77, .. }), "{error}");
         assert!(artifact.begin(PieceIndex(4)).is_err(), "there is no piece 4");
-        assert_eq!(held(&artifact), []);
+        assert_eq!(held(&artifact), Vec::<u32>::new());
         assert_eq!(artifact.progress().bytes_held, 0);
     }
     // What lies there since is not believed.
     let store = place.open();
     let artifact = store.open_artifact(&index).unwrap();
-    assert_eq!(held(&artifact), []);
+    assert_eq!(held(&artifact), Vec::<u32>::new());
     for at in 0..4 {
         assert!(pour(&artifact, at, piece(at)).unwrap());
         assert!(artifact.begin(PieceIndex(at)).unwrap().is_none(), "it is held");

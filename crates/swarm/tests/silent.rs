@@ -81,7 +81,7 @@ fn what_only_silent_neighbours_hold_is_leased() {
     for seed in 0..8 {
         let mut machine = Machine::new(2, seed);
         machine.wait(late - Duration::from_millis(1));
-        assert_eq!(machine.leases, [], "seed {seed}: they may yet deliver");
+        assert_eq!(machine.leases, Vec::<u64>::new(), "seed {seed}: they may yet deliver");
         machine.wait(Duration::from_millis(2));
         // All but what they were asked for.
         let lacking = machine.leases.first().copied().unwrap_or(0);

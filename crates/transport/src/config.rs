@@ -12,7 +12,7 @@ use quinn::{
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use quinn_proto::HashedConnectionIdGenerator;
-use shoal_pki::{ClientAuth, Identity, Trust};
+use shoal_pki::{ClientAuth, Credentials};
 use shoal_proto::peer::{VERSIONS, alpn};
 
 use crate::{
@@ -67,10 +67,8 @@ const HANDSHAKES_BYTES: u64 = 4 << 20;
 pub struct EndpointConfig {
     /// The UDP address to listen on and to dial from; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Who the process is.
-    pub identity: Identity,
-    /// Whom it believes.
-    pub trust: Trust,
+    /// Who the process is and whom it believes, at each handshake anew.
+    pub credentials: Credentials,
     /// The protocol versions that it speaks, newest first. A connection has the newest that both ends speak.
     pub versions: Vec<u16>,
     /// Connections at a time; a further peer is closed with
@@ -93,11 +91,10 @@ pub struct EndpointConfig {
 impl EndpointConfig {
     /// The defaults.
     #[must_use]
-    pub fn new(listen: SocketAddr, identity: Identity, trust: Trust) -> Self {
+    pub fn new(listen: SocketAddr, credentials: Credentials) -> Self {
         Self {
             listen,
-            identity,
-            trust,
+            credentials,
             versions: VERSIONS.to_vec(),
             max_connections: 256,
             mtu_max: MTU_JUMBO_BYTES,
@@ -119,7 +116,7 @@ impl EndpointConfig {
 
     /// Opens the socket, and QUIC on it, which yields to other traffic while the flag says so.
     pub(crate) fn open(&self, yields: Arc<AtomicBool>) -> Result<Opened, TransportError> {
-        let Quic { endpoint, server, client } = self.quic(yields.clone())?;
+        let Quic { endpoint, server, client, asking } = self.quic(yields.clone())?;
         let failed = |error| TransportError::Listen { addr: self.listen, error };
         let Bound { socket, buffers, drops } = socket::bind(self).map_err(failed)?;
         let socket = socket::wrap(socket, yields).map_err(failed)?;
@@ -128,7 +125,7 @@ impl EndpointConfig {
             quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)
                 .map_err(failed)?;
         quinn.set_default_client_config(client);
-        Ok(Opened { quinn, buffers, drops })
+        Ok(Opened { quinn, buffers, drops, asking })
     }
 
     /// The QUIC settings of both directions.
@@ -146,8 +143,7 @@ impl EndpointConfig {
         let names: Vec<_> = self.versions.iter().map(|version| alpn(*version)).collect();
         let names: Vec<_> = names.iter().map(String::as_bytes).collect();
 
-        let tls =
-            shoal_pki::server_config(&self.identity, &self.trust, &names, ClientAuth::Required)?;
+        let tls = shoal_pki::server_config(&self.credentials, &names, ClientAuth::Required)?;
         let tls = QuicServerConfig::try_from(tls).map_err(no_initial_suite)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
         server
@@ -156,12 +152,16 @@ impl EndpointConfig {
             .incoming_buffer_size(HANDSHAKE_BYTES)
             .incoming_buffer_size_total(HANDSHAKES_BYTES);
 
-        let tls = shoal_pki::client_config(&self.identity, &self.trust, &names)?;
+        let tls = shoal_pki::client_config(&self.credentials, &names)?;
         let tls = QuicClientConfig::try_from(tls).map_err(no_initial_suite)?;
         let mut client = quinn::ClientConfig::new(Arc::new(tls));
-        client.transport_config(transport);
+        client.transport_config(transport.clone());
+        let tls = shoal_pki::asking_config(&self.credentials, &names)?;
+        let tls = QuicClientConfig::try_from(tls).map_err(no_initial_suite)?;
+        let mut asking = quinn::ClientConfig::new(Arc::new(tls));
+        asking.transport_config(transport);
 
-        Ok(Quic { endpoint: self.endpoint()?, server, client })
+        Ok(Quic { endpoint: self.endpoint()?, server, client, asking })
     }
 
     fn transport(&self, yields: Arc<AtomicBool>) -> Result<TransportConfig, TransportError> {
@@ -194,7 +194,7 @@ impl EndpointConfig {
     /// Keys of stateless resets and connection ids follow from the identity: a peer whose connection a
     /// restart has ended is told so by the new process, instead of waiting for its idle timeout.
     fn endpoint(&self) -> Result<quinn::EndpointConfig, TransportError> {
-        let secret = hmac::Key::new(hmac::HMAC_SHA256, &self.identity.ed25519_seed());
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, &self.credentials.identity().ed25519_seed());
         let derive = |purpose: &[u8]| hmac::sign(&secret, purpose);
         let reset = hmac::Key::new(hmac::HMAC_SHA256, derive(b"shoal quic reset v1").as_ref());
         let mut id_key = [0; 8];
@@ -215,6 +215,8 @@ pub(crate) struct Opened {
     pub(crate) quinn: quinn::Endpoint,
     pub(crate) buffers: SocketBuffers,
     pub(crate) drops: Drops,
+    /// For questions to whoever answers.
+    pub(crate) asking: quinn::ClientConfig,
 }
 
 /// The key of stateless resets. quinn has such a type of its own, but which library's key it takes hangs on
@@ -240,6 +242,7 @@ struct Quic {
     endpoint: quinn::EndpointConfig,
     server: quinn::ServerConfig,
     client: quinn::ClientConfig,
+    asking: quinn::ClientConfig,
 }
 
 fn no_initial_suite(error: quinn::crypto::rustls::NoInitialCipherSuite) -> TransportError {

@@ -12,7 +12,8 @@ use std::{
 
 use bytes::Bytes;
 use quinn::{VarInt, crypto::rustls::HandshakeData};
-use shoal_pki::Member;
+use rustls::pki_types::CertificateDer;
+use shoal_pki::{Member, Trust};
 use shoal_proto::{
     NodeId,
     peer::{
@@ -101,6 +102,18 @@ impl Connection {
     #[must_use]
     pub fn node(&self) -> NodeId {
         self.0.member.node
+    }
+
+    /// The certificate that the other end showed in the handshake, DER.
+    #[must_use]
+    pub fn certificate(&self) -> Option<Vec<u8>> {
+        let chain = self.0.quinn.peer_identity()?;
+        let chain = chain.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+        chain.first().map(|certificate| certificate.to_vec())
+    }
+
+    pub(crate) fn is_trusted(&self, trust: &Trust) -> bool {
+        self.certificate().is_some_and(|der| trust.verify_certificate(&der).is_ok())
     }
 
     /// The protocol version that both ends speak on it: the newest that they have in common.

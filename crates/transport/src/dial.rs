@@ -6,7 +6,10 @@ use bytes::Bytes;
 use quinn::{ConnectionError, RecvStream};
 use rustls::pki_types::CertificateDer;
 use shoal_pki::{Member, Role, member_of, server_name};
-use shoal_proto::{NodeId, peer::CloseReason};
+use shoal_proto::{
+    NodeId,
+    peer::{CloseReason, StreamReply, StreamRequest, TRUST_SINCE},
+};
 use tokio::time::timeout;
 
 use crate::{
@@ -140,6 +143,39 @@ async fn handshake(
         return Err(error);
     }
     Ok((quinn, member))
+}
+
+/// Asks whoever is at `addr` for trust bundles, on a connection that takes no slot and is for nothing else.
+pub(crate) async fn ask_trust(
+    inner: &Inner,
+    addr: SocketAddr,
+    after: u64,
+) -> Result<Vec<Vec<u8>>, ConnectError> {
+    let name = server_name(inner.cluster());
+    let connecting = inner
+        .quinn()
+        .connect_with(inner.asking().clone(), addr, &name)
+        .map_err(|error| ConnectError::Address(addr, error.to_string()))?;
+    let late = |_| ConnectError::Timeout(addr);
+    let quinn = timeout(HANDSHAKE_TIMEOUT, connecting).await.map_err(late)?;
+    let quinn = quinn.map_err(|error| failed(addr, &error))?;
+    let member = peer_member(&quinn).ok_or_else(|| no_member(&quinn))?;
+    let (connection, _queue) = Connection::new(quinn, member, true, inner.pacing().clone());
+    let asked = async {
+        let _streams = welcomed(&connection).await.map_err(|error| failed(addr, &error))?;
+        let old = || ConnectError::Refused("it is of a release that gives no trust".into());
+        if connection.version().is_none_or(|version| version < TRUST_SINCE) {
+            return Err(old());
+        }
+        match connection.request(StreamRequest::Trust { after }).await {
+            Ok((StreamReply::Trust(bundles), _)) => Ok(bundles),
+            Ok(_) => Err(old()),
+            Err(error) => Err(ConnectError::Refused(error.to_string())),
+        }
+    };
+    let asked = timeout(WELCOME_TIMEOUT, asked).await;
+    connection.close(CloseReason::Done);
+    asked.map_err(late)?
 }
 
 fn no_member(quinn: &quinn::Connection) -> ConnectError {

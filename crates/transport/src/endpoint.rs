@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use shoal_pki::Role;
+use shoal_pki::{Credentials, Role};
 use shoal_proto::{
     NodeId,
     peer::{CloseReason, PeerMessage},
@@ -71,11 +71,13 @@ pub struct Endpoint(Arc<Inner>);
 pub(crate) struct Inner {
     me: NodeId,
     cluster: String,
+    credentials: Credentials,
     quinn: quinn::Endpoint,
     local_addr: SocketAddr,
     versions: Vec<u16>,
     buffers: SocketBuffers,
     drops: Drops,
+    asking: quinn::ClientConfig,
     peers: Mutex<Peers>,
     pacing: Pacing,
     yields: Arc<AtomicBool>,
@@ -94,18 +96,20 @@ impl Endpoint {
     ) -> Result<(Self, mpsc::Receiver<Incoming>), TransportError> {
         let failed = |error| TransportError::Listen { addr: config.listen, error };
         let yields = Arc::<AtomicBool>::default();
-        let Opened { quinn, buffers, drops } = config.open(yields.clone())?;
-        let me = config.identity.member().node;
+        let Opened { quinn, buffers, drops, asking } = config.open(yields.clone())?;
+        let me = config.credentials.identity().member().node;
         let (incoming, receiver) = mpsc::channel(INCOMING_QUEUE);
         let peers = Peers::new(me, config.max_connections, config.receive_budget_bytes, CROSSING);
         let inner = Arc::new(Inner {
             me,
-            cluster: config.trust.cluster().to_string(),
+            cluster: config.credentials.trust().cluster().to_string(),
+            credentials: config.credentials.clone(),
             local_addr: quinn.local_addr().map_err(failed)?,
             quinn,
             versions: config.versions.clone(),
             buffers,
             drops,
+            asking,
             peers: Mutex::new(peers),
             pacing: Pacing::default(),
             yields,
@@ -237,6 +241,35 @@ impl Endpoint {
         self.0.peers().all().cloned().collect()
     }
 
+    /// The trust bundles that lead on from number `after`, from whoever answers at `addr`: for a machine that slept through a
+    /// change of the CA, and so believes nobody's certificate any more. What comes is to be checked by its signatures.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; the other side's refusal of this machine's certificate is one.
+    pub async fn ask_trust(
+        &self,
+        addr: SocketAddr,
+        after: u64,
+    ) -> Result<Vec<Vec<u8>>, ConnectError> {
+        dial::ask_trust(&self.0, addr, after).await
+    }
+
+    /// Closes the connections whose certificates the trust of the moment no longer covers, those of revoked machines first;
+    /// returns how many. To be called when the trust has changed, and now and then: certificates expire. It costs a
+    /// signature a connection, so it is not for a task that others wait for.
+    pub fn recheck(&self) -> usize {
+        let trust = self.0.credentials.trust();
+        let (gone, mut kept): (Vec<_>, Vec<_>) = self
+            .connections()
+            .into_iter()
+            .partition(|connection| trust.is_revoked(&connection.node()));
+        let close = |connection: &Connection| connection.close(CloseReason::Untrusted);
+        gone.iter().for_each(close);
+        kept.retain(|connection| !connection.is_trusted(&trust));
+        kept.iter().for_each(close);
+        gone.len() + kept.len()
+    }
+
     /// Closes everything, tells the peers, and ends all tasks; waits a few seconds at most. The receiver of
     /// [`Incoming`] still brings what was queued; it ends once all clones of the endpoint are dropped.
     pub async fn shutdown(&self) {
@@ -270,6 +303,10 @@ impl Inner {
         &self.pacing
     }
 
+    pub(crate) fn asking(&self) -> &quinn::ClientConfig {
+        &self.asking
+    }
+
     pub(crate) fn quinn(&self) -> &quinn::Endpoint {
         &self.quinn
     }
@@ -281,6 +318,10 @@ impl Inner {
 
     /// Serves a connection that has its slot, until it ends.
     pub(crate) fn serve(self: &Arc<Self>, connection: Connection, control: Control) {
+        // The trust may have changed since the handshake, and the connection not have been among those rechecked.
+        if !connection.is_trusted(&self.credentials.trust()) {
+            connection.close(CloseReason::Untrusted);
+        }
         let inner = self.clone();
         self.tasks.spawn(async move {
             // The slot must be free before the process hears of the end and dials again.

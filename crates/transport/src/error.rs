@@ -170,8 +170,8 @@ pub(crate) fn code(reason: CloseReason) -> VarInt {
 
 /// The reason behind a QUIC error code.
 pub(crate) fn reason_of(code: VarInt) -> Option<CloseReason> {
-    use CloseReason::{Banned, Done, Duplicate, Full, Idle, Malformed, WrongPeer};
-    [Done, Malformed, Duplicate, Banned, Full, Idle, WrongPeer]
+    use CloseReason::{Banned, Done, Duplicate, Full, Idle, Malformed, Untrusted, WrongPeer};
+    [Done, Malformed, Duplicate, Banned, Full, Idle, WrongPeer, Untrusted]
         .into_iter()
         .find(|reason| *reason as u64 == code.into_inner())
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use common::{CLUSTER, Cluster, DEADLINE, Peer, bytes, hello, loopback, piece, until, within};
 use quinn::{Connection, RecvStream, SendStream, VarInt, crypto::rustls::QuicClientConfig};
-use shoal_pki::{Role, client_config, server_name};
+use shoal_pki::{Credentials, Role, client_config, server_name};
 use shoal_proto::{
     ArtifactId, PieceIndex, codec,
     manifest::Codec,
@@ -32,7 +32,8 @@ struct Raw {
 /// The handshake and the claim, and then nothing.
 async fn raw(cluster: &Cluster, peer: &mut Peer) -> Raw {
     let identity = cluster.identity("raw", Role::Agent);
-    let tls = client_config(&identity, &cluster.trust, ALPN).unwrap();
+    let tls =
+        client_config(&Credentials::new(identity.clone(), cluster.trust.clone()), ALPN).unwrap();
     let tls = QuicClientConfig::try_from(tls).unwrap();
     let endpoint = quinn::Endpoint::client(loopback()).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(tls));
@@ -178,7 +179,8 @@ async fn a_client_that_claims_nothing_is_no_connection() {
     let cluster = Cluster::new();
     let mut peer = cluster.peer("m1");
     let identity = cluster.identity("raw", Role::Agent);
-    let tls = client_config(&identity, &cluster.trust, ALPN).unwrap();
+    let tls =
+        client_config(&Credentials::new(identity.clone(), cluster.trust.clone()), ALPN).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
     let endpoint = quinn::Endpoint::client(loopback()).unwrap();
     let connecting = endpoint.connect_with(config, peer.addr, &server_name(CLUSTER)).unwrap();

@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::{CLUSTER, Cluster, Peer, hello, loopback, piece, until, within};
-use shoal_pki::Role;
+use shoal_pki::{Credentials, Role};
 use shoal_proto::NodeId;
 use shoal_transport::{ConnectError, Endpoint, EndpointConfig, RequestError};
 
@@ -82,8 +82,10 @@ async fn another_ca_is_refused_on_both_sides() {
     // A client that believes the server is refused by the server.
     let (trusting, other) = (Cluster::new(), Cluster::new());
     let server = trusting.peer("m1");
-    let liar =
-        EndpointConfig::new(loopback(), other.identity("m2", Role::Agent), trusting.trust.clone());
+    let liar = EndpointConfig::new(
+        loopback(),
+        Credentials::new(other.identity("m2", Role::Agent), trusting.trust.clone()),
+    );
     let liar = Peer::bind(&liar);
     let error = within(liar.endpoint.connect(server.addr, server.node)).await.unwrap_err();
     assert!(matches!(error, ConnectError::Handshake(_)), "{error}");
@@ -210,7 +212,7 @@ async fn a_restarted_peer_is_noticed_at_once() {
         loop {
             match Endpoint::bind(&config) {
                 Ok((endpoint, incoming)) => {
-                    let node = config.identity.member().node;
+                    let node = config.credentials.identity().member().node;
                     break Peer { addr: endpoint.local_addr(), endpoint, incoming, node };
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,

@@ -11,7 +11,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 use serde::Serialize;
 use shoal_client::{Client, types::ClaimRequest};
 use shoal_pki::Role;
-use shoal_process::Meters;
+use shoal_process::{Membership, Meters};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -102,7 +102,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let config: Config = shoal_process::load_config(args.config.as_deref(), &args)?;
     config.check()?;
     let token = shoal_process::shutdown()?;
-    let (identity, trust) = shoal_process::load_identity(&config.identity)?;
+    let membership = Arc::new(Membership::load(&config.identity)?);
+    let identity = membership.identity();
     let member = identity.member();
     anyhow::ensure!(
         member.role == Role::Worker,
@@ -127,7 +128,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         adopt_orphans();
     }
     let git = Git::open(&data_dir, Duration::from_secs(config.fetch_timeout_s))?;
-    let client = Client::new(&config.coordinators, &identity, &trust)?;
+    let client = Client::of(&config.coordinators, membership.credentials())?;
     let slots = config.slots;
     let metrics_listen = config.metrics_listen;
     let metrics = Metrics::new()?;
@@ -139,9 +140,32 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     shoal_process::announce(&data_dir, &Addresses { metrics })?;
     tracing::info!(machine = %member.machine, "ready");
-    claim(&worker, slots, &token).await;
+    tokio::select! {
+        () = claim(&worker, slots, &token) => {}
+        () = follow_trust(&worker, &membership) => {}
+    }
     drop(lock);
     Ok(())
+}
+
+/// Goes by the newest trust, and keeps the certificate renewed. Never ends.
+async fn follow_trust(worker: &Worker, membership: &Arc<Membership>) {
+    let held = || membership.trust().number();
+    let take = |bundles: &[Vec<u8>]| {
+        tokio::task::block_in_place(|| membership.take_trust(bundles, "the coordinator"));
+    };
+    let ask = || async {
+        let reply = worker.client.renew().await.map_err(|error| error.to_string())?;
+        Ok(reply.certificate)
+    };
+    let reconnect = async {
+        let mut changes = membership.watch();
+        while changes.changed().await.is_ok() {
+            worker.client.reconnect();
+        }
+    };
+    let renewed = shoal_process::keep_renewed(membership.clone(), ask);
+    tokio::join!(worker.client.follow_trust(held, take), renewed, reconnect);
 }
 
 async fn claim(worker: &Arc<Worker>, slots: usize, token: &CancellationToken) {

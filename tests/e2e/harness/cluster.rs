@@ -34,6 +34,8 @@ pub struct Shape {
     pub region_coordinators: Option<Vec<String>>,
     /// More lines for each agent's configuration, above its tables.
     pub agent_extra: String,
+    /// How long the certificates count that the test issues, in seconds.
+    pub life_s: u64,
     /// Buckets on S3 instead of directories.
     pub remote: Option<Remote>,
 }
@@ -67,6 +69,7 @@ impl Default for Shape {
             region_extra: String::new(),
             region_coordinators: None,
             agent_extra: String::new(),
+            life_s: 7 * 86_400,
             remote: None,
         }
     }
@@ -112,7 +115,7 @@ impl Cluster {
         // Builds run as another user where the tests run as root.
         let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(dir.path(), readable).unwrap();
-        let keys = Keys::new("test");
+        let keys = Keys { life_s: shape.life_s, ..Keys::new("test") };
         let root = dir.path().to_path_buf();
         let port = shape.coordinator_port;
         let mut coordinator = start_coordinator(&keys, &root, &shape, 0, port);
@@ -315,10 +318,11 @@ fn start_coordinator(keys: &Keys, root: &Path, shape: &Shape, at: usize, port: u
         keys.issue(&dir.join("identity"), Role::Coordinator, &format!("c{}", at + 1), None);
         fs::create_dir_all(dir.join("data")).unwrap();
         fs::write(dir.join("goal.key"), keys.signer.to_pem().unwrap()).unwrap();
+        fs::write(dir.join("ca.key"), keys.ca.key_pem().unwrap()).unwrap();
     }
     let mut config = format!(
         "identity = \"{0}/identity\"\ndata_dir = \"{0}/data\"\nlisten = \"127.0.0.1:{port}\"\n\
-         goal_key = \"{0}/goal.key\"\nbucket = \"{1}\"\n{2}\n",
+         goal_key = \"{0}/goal.key\"\nca_key = \"{0}/ca.key\"\nbucket = \"{1}\"\n{2}\n",
         dir.display(),
         shape.bucket(root, "main"),
         shape.coordinator_extra,

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use shoal_pki::{CertificateAuthority, GoalSigner, IssueRequest, Role};
+use shoal_pki::{CertificateAuthority, GoalSigner, Names, NewKey, Role};
 use shoal_proto::{
     MachineName, RegionName, codec,
     trust::{TRUST_MAX_BYTES, TrustBundle},
@@ -24,6 +24,8 @@ pub struct Keys {
     pub ca: CertificateAuthority,
     pub signer: GoalSigner,
     pub trust: Vec<u8>,
+    /// How long its certificates count, in seconds.
+    pub life_s: u64,
 }
 
 impl Keys {
@@ -31,7 +33,7 @@ impl Keys {
         let ca = CertificateAuthority::create(cluster).unwrap();
         let signer = GoalSigner::create(1).unwrap();
         let trust = trust(&ca, &signer);
-        Self { ca, signer, trust }
+        Self { ca, signer, trust, life_s: 7 * 86_400 }
     }
 
     /// A trust bundle of this CA that believes another goal key.
@@ -42,18 +44,16 @@ impl Keys {
     /// Writes an identity directory.
     pub fn issue(&self, dir: &Path, role: Role, name: &str, region: Option<&str>) {
         fs::create_dir_all(dir).unwrap();
-        let issued = self
-            .ca
-            .issue(&IssueRequest {
-                machine: MachineName::new(name).unwrap(),
-                region: region.map(|region| RegionName::new(region).unwrap()),
-                role,
-                hosts: vec!["127.0.0.1".into()],
-                days: 7,
-            })
-            .unwrap();
-        fs::write(dir.join("identity.pem"), issued.cert_pem).unwrap();
-        fs::write(dir.join("identity.key"), issued.key_pem).unwrap();
+        let names = Names {
+            machine: MachineName::new(name).unwrap(),
+            region: region.map(|region| RegionName::new(region).unwrap()),
+            role,
+            hosts: vec!["127.0.0.1".into()],
+        };
+        let key = NewKey::generate().unwrap();
+        let certificate = self.ca.certify(&names, &key.node(), self.life_s).unwrap();
+        fs::write(dir.join("identity.pem"), certificate).unwrap();
+        fs::write(dir.join("identity.key"), key.to_pem().unwrap()).unwrap();
         fs::write(dir.join("trust.bin"), &self.trust).unwrap();
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use shoal_pki::{Identity, Role, Trust};
+use shoal_pki::{Credentials, Identity, Role, Trust};
 use shoal_proto::{
     ArtifactId, Bitmap, NodeId, PieceIndex,
     manifest::{Codec, PieceSize},
@@ -68,7 +68,7 @@ impl Setup {
         (artifact, size_bytes, piece_size): (ArtifactId, u64, PieceSize),
         manner: Manner,
     ) -> Self {
-        let endpoint = EndpointConfig::new(listen, identity, trust);
+        let endpoint = EndpointConfig::new(listen, Credentials::new(identity, trust));
         let zone = "a".into();
         Self { endpoint, regions, zone, artifact, size_bytes, piece_size, manner }
     }
@@ -119,7 +119,8 @@ impl Peer {
     /// When the endpoint cannot be bound.
     pub fn start(setup: Setup) -> anyhow::Result<Self> {
         let (endpoint, incoming) = Endpoint::bind(&setup.endpoint)?;
-        let member = setup.endpoint.identity.member();
+        let identity = setup.endpoint.credentials.identity();
+        let member = identity.member();
         let me = PeerAddr {
             node: member.node,
             machine: member.machine.clone(),

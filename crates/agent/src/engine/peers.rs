@@ -29,6 +29,7 @@ const KNOWN_MAX: usize = 512;
 
 impl Driver {
     pub(super) fn connected(&mut self, connection: Connection) {
+        self.parts.standing.tell(&connection);
         let member = connection.member().clone();
         if member.role != Role::Agent || self.parts.regions.is_region(&member.node) {
             return;
@@ -82,6 +83,10 @@ impl Driver {
     }
 
     pub(super) fn message(&mut self, connection: &Connection, message: PeerMessage) {
+        // Region processes say it, too, and are no neighbours.
+        if let PeerMessage::Standing { trust, .. } = message {
+            return self.parts.standing.heard(connection, trust);
+        }
         let node = connection.member().node;
         let Some(peer) = self.by_node.get(&node).copied() else { return };
         // What is left in the queue of a connection that was replaced is not the new one's.
@@ -98,6 +103,7 @@ impl Driver {
                 self.greeted(peer, me, &revisions);
             }
             PeerMessage::Goal(signed) => self.heard_goal(signed),
+            PeerMessage::Standing { .. } => {}
             PeerMessage::Join { artifact, have } => {
                 match self.by_artifact.get(&artifact).copied() {
                     Some(swarm) => {

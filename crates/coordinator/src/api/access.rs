@@ -312,6 +312,18 @@ impl FromRequestParts<std::sync::Arc<Shared>> for Peer {
     }
 }
 
+/// Whoever calls a route that is open to all.
+pub(super) struct From(pub(super) Caller);
+
+impl<S: Send + Sync> FromRequestParts<S> for From {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> ApiResult<Self> {
+        let caller = caller(&parts.extensions).cloned();
+        caller.map(Self).ok_or_else(|| ApiError::internal("a caller without an address"))
+    }
+}
+
 /// Shuts out what no handler should see: a NUL, which PostgreSQL keeps in no text.
 pub(super) async fn no_nul(State(_): App, request: Request, next: Next) -> Response {
     if request.uri().to_string().contains("%00") {

@@ -104,7 +104,7 @@ fn check(shared: &Shared, app: &types::App) -> ApiResult<()> {
         issued_at_ms: u64::MAX,
         ..goals::of_app(shared, app, selector, true)
     };
-    shared.signer.sign_goal(&longest).map_err(|error| ApiError::invalid(error.to_string()))?;
+    shared.signer()?.sign_goal(&longest).map_err(|error| ApiError::invalid(error.to_string()))?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     App,
-    access::{Peer, Who},
+    access::{From, Peer, Who},
     events::{LastEventId, Stream},
     extract::{Args, Batch, Json, Maybe, Place, Raw},
     hooks::Push,
@@ -35,6 +35,16 @@ impl Input for App {
 
 impl Input for Who {
     fn describe(_: &mut Operation, _: &mut SchemaGenerator) {}
+}
+
+/// Open routes have refusals of their own.
+impl Input for From {
+    fn describe(operation: &mut Operation, _: &mut SchemaGenerator) {
+        for status in ["401", "403", "409", "429", "500", "503"] {
+            let refusal = json!({ "$ref": format!("#/components/responses/{status}") });
+            operation.answers.insert(status.into(), refusal);
+        }
+    }
 }
 
 impl Input for Peer {

@@ -17,12 +17,14 @@ mod follow;
 mod history;
 mod hooks;
 mod jobs;
+mod join;
 mod once;
 mod pages;
 mod queue;
 mod regions;
 mod routes;
 mod tokens;
+mod trust;
 mod uploads;
 mod webhooks;
 mod workers;
@@ -45,6 +47,8 @@ use shoal_pki::Role;
 use shoal_proto::state::TokenRole;
 
 pub(crate) use hooks::AT_ONCE as HOOKS_AT_ONCE;
+pub(crate) use join::Failures;
+pub(crate) use trust::Noted;
 
 use self::{
     access::{Access, Peer, Reach, Who},
@@ -195,6 +199,35 @@ fn routes() -> Routes {
             "Put a region back into service.",
             fleet::undrain,
         )
+        .get("/v1/trust/status", FLEET_VIEWER, "Whom the cluster believes.", trust::status)
+        .post("/v1/trust/revoke", FLEET_ADMIN, "Revoke a machine's keys.", trust::revoke)
+        .post("/v1/trust/ca/begin", FLEET_ADMIN, "Believe a new CA, too.", trust::begin_ca)
+        .post("/v1/trust/ca/finish", FLEET_ADMIN, "Believe only the new CA.", trust::finish_ca)
+        .post(
+            "/v1/trust/goal-key/begin",
+            FLEET_ADMIN,
+            "Believe a new goal key, too.",
+            trust::begin_goal_key,
+        )
+        .post(
+            "/v1/trust/goal-key/finish",
+            FLEET_ADMIN,
+            "Believe only the new goal key.",
+            trust::finish_goal_key,
+        )
+        .get("/v1/join-tokens", FLEET_ADMIN, "Tokens for new machines.", join::list)
+        .post("/v1/join-tokens", FLEET_ADMIN, "Make a token for new machines.", join::make)
+        .post("/v1/join-tokens/{id}/revoke", FLEET_ADMIN, "Revoke such a token.", join::revoke)
+        .get("/v1/trust", Access::Open, "The trust bundles after one.", trust::bundles)
+        .post("/v1/join", Access::Open, "Give a new machine its certificate.", join::join)
+        .post(
+            "/v1/certificate/renew",
+            Access::Open,
+            "Renew the certificate that the caller shows.",
+            trust::renew,
+        )
+        .post("/v1/region/renew", REGION, "Renew a machine's certificate.", trust::renew_for)
+        .post("/v1/region/standing", REGION, "Say what machines go by.", trust::standing)
         .post("/v1/worker/claim", WORKER, "Take a job, or wait for one.", workers::claim)
         .post(
             "/v1/worker/jobs/{job}/heartbeat",
@@ -251,6 +284,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .fallback(wrong_path)
         .layer(middleware::from_fn_with_state(shared.clone(), access::no_nul))
+        .layer(middleware::from_fn_with_state(shared.clone(), trust::note))
         .layer(middleware::from_fn_with_state(shared.clone(), count))
         .with_state(shared)
 }

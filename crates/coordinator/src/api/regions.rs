@@ -1,5 +1,7 @@
 //! A region process's calls: goals down, reports up. The region is the certificate's.
 
+use std::collections::BTreeSet;
+
 use axum::http::StatusCode;
 use shoal_client::types;
 use shoal_pki::Member;
@@ -19,7 +21,7 @@ const TEXT_MAX_BYTES: usize = 255;
 const LABELS_MAX: usize = 64;
 
 /// The caller's region, if the configuration has it, and notes that its process is alive.
-async fn region_of(shared: &Shared, member: &Member) -> ApiResult<RegionName> {
+pub(super) async fn region_of(shared: &Shared, member: &Member) -> ApiResult<RegionName> {
     let forbidden = |text: String| ApiError::new(StatusCode::FORBIDDEN, "forbidden", text);
     let region = member.region.clone().ok_or_else(|| {
         forbidden("your certificate names no region: issue one with --region".into())
@@ -84,7 +86,12 @@ pub(super) async fn reports(
     let region = region_of(&shared, &member).await?;
     let now = now_ms();
     let mut machines = Vec::with_capacity(batch.machines.len());
-    for machine in batch.machines {
+    let trust = shared.membership.trust();
+    let revoked =
+        |machine: &types::MachineSeen| machine.node.is_some_and(|node| trust.is_revoked(&node));
+    let gone: BTreeSet<_> =
+        batch.machines.iter().filter(|machine| revoked(machine)).map(|m| m.name.clone()).collect();
+    for machine in batch.machines.into_iter().filter(|machine| !gone.contains(&machine.name)) {
         check_machine(&machine).map_err(ApiError::invalid)?;
         machines.push(MachineSeen {
             name: machine.name,
@@ -92,10 +99,12 @@ pub(super) async fn reports(
             labels: machine.labels,
             version: machine.version,
             address: machine.address,
+            node: machine.node,
             last_seen_ms: before(now, machine.age_ms),
         });
     }
-    let states = batch.reports.into_iter().map(|seen| StateSeen {
+    let believed = batch.reports.into_iter().filter(|seen| !gone.contains(&seen.machine));
+    let states = believed.map(|seen| StateSeen {
         machine: seen.machine,
         state_at_ms: before(now, seen.report.age_ms),
         report: seen.report,

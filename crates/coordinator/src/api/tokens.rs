@@ -106,6 +106,6 @@ pub(super) async fn whoami(shared: App, Who(by, _): Who) -> Reply<types::WhoAmI>
         role: by.role,
         apps: by.apps,
         expires_at_ms: by.expires_at_ms,
-        cluster: shared.trust.cluster().into(),
+        cluster: shared.membership.trust().cluster().into(),
     }))
 }

@@ -19,7 +19,9 @@ use shoal_client::{
 use shoal_coordinator::{Args, Config, Coordinator};
 use shoal_origin::Bucket;
 use shoal_pieces::{merge, piece_hash, seal_index};
-use shoal_pki::{CertificateAuthority, GoalSigner, Identity, IssueRequest, Role, Trust};
+use shoal_pki::{
+    CertificateAuthority, Credentials, GoalSigner, Identity, IssueRequest, Role, Trust,
+};
 use shoal_proto::{
     ArtifactId, EncodingId, PieceIndex, Revision, codec,
     goal::{Activation, Labels, RolloutPlan},
@@ -58,6 +60,9 @@ pub(crate) struct Cluster {
 
 /// Long polls that never look again by themselves: only a bell ends one before [`POLL_S`].
 pub(crate) const ONLY_BELLS: &str = "look_again_s = 60\nlong_poll_s = 20\nloss_window_s = 60";
+
+/// More lines of a configuration that names no CA key.
+pub(crate) const NO_CA_KEY: &str = "# no CA key";
 
 /// How long such a poll waits when no bell rings, in seconds.
 pub(crate) const POLL_S: u32 = 20;
@@ -99,6 +104,7 @@ impl Cluster {
         };
         let signed = codec::encode(&signer.sign_trust(&bundle).unwrap(), TRUST_MAX_BYTES).unwrap();
         fs::write(dir.path().join("goal.key"), signer.to_pem().unwrap()).unwrap();
+        fs::write(dir.path().join("ca.key"), ca.key_pem().unwrap()).unwrap();
         let trust = Trust::from_signed(&signed).unwrap();
         let mut cluster = Self { dir, ca, trust, running: None };
         let identity = cluster.issue(Role::Coordinator, "c1", None);
@@ -123,10 +129,12 @@ impl Cluster {
         let is_said = |line: &&str| more.lines().any(|said| key(said) == key(line));
         let times: Vec<_> = TIMES.lines().filter(|line| !is_said(line)).collect();
         let times = times.join("\n");
+        let ca_key =
+            if more == NO_CA_KEY { String::new() } else { format!("ca_key = '{root}/ca.key'") };
         let text = format!(
             "identity = '{root}/identity'\ndata_dir = '{root}/data'\nlisten = '127.0.0.1:0'\n\
              metrics_listen = '127.0.0.1:0'\ngoal_key = '{root}/goal.key'\nbucket = '{root}/main'\n\
-             {times}\n{more}\n[[regions]]\nname = 'eu'\nbucket = '{root}/eu'\n\
+             {ca_key}\n{times}\n{more}\n[[regions]]\nname = 'eu'\nbucket = '{root}/eu'\n\
              [[regions]]\nname = 'us'\nbucket = '{root}/us'\n"
         );
         fs::write(self.path("config.toml"), text).unwrap();
@@ -189,11 +197,12 @@ impl Cluster {
     fn tls(&self, role: Role) -> impl 'static + Clone + use<> {
         let region = (role == Role::Region).then_some("eu");
         let identity = self.identity(role, "raw", region);
-        shoal_pki::client_config(&identity, &self.trust, &[b"http/1.1"]).unwrap()
+        shoal_pki::client_config(&Credentials::new(identity, self.trust.clone()), &[b"http/1.1"])
+            .unwrap()
     }
 
     pub(crate) fn ca_pem(&self) -> String {
-        self.ca.cert_pem().into()
+        self.ca.cert_pem()
     }
 
     /// HTTP of somebody who shows no certificate.
@@ -371,6 +380,7 @@ pub(crate) fn machine(name: &str, role: &str) -> MachineSeen {
         labels: Labels::from([("role".into(), role.into()), ("machine".into(), name.into())]),
         version: "0.1.0".into(),
         address: "127.0.0.1:9".into(),
+        node: None,
         age_ms: 0,
     }
 }

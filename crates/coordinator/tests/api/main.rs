@@ -12,3 +12,4 @@ mod pushes;
 mod queue;
 mod refusals;
 mod rollouts;
+mod trust;

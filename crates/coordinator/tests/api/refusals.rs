@@ -15,7 +15,11 @@ async fn strangers_get_no_connection() {
     let client = shoal_client::Client::new(&[cluster.url()], &stranger, &cluster.trust).unwrap();
     assert!(client.apps().await.is_err());
     let none = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(
-        shoal_pki::client_config(&stranger, &other.trust, &[b"http/1.1"]).unwrap(),
+        shoal_pki::client_config(
+            &shoal_pki::Credentials::new(stranger, other.trust.clone()),
+            &[b"http/1.1"],
+        )
+        .unwrap(),
     );
     assert!(none.build().unwrap().get(cluster.url()).send().await.is_err());
 }

@@ -41,7 +41,7 @@ fn a_certificate_names_its_member() {
 fn keys_and_certificates_come_back_from_pem() {
     let cluster = cluster(CLUSTER);
     let key_pem = cluster.ca.key_pem().unwrap();
-    let again = CertificateAuthority::from_pem(cluster.ca.cert_pem(), &key_pem).unwrap();
+    let again = CertificateAuthority::from_pem(&cluster.ca.cert_pem(), &key_pem).unwrap();
     assert_eq!(again.cluster(), CLUSTER);
     let member = identity(&again, "m1", Role::Agent);
     cluster.trust.verify_certificate(member.certificate_der()).unwrap();
@@ -61,7 +61,7 @@ fn a_key_of_another_certificate_is_refused() {
     assert_eq!(Identity::from_pem(&one.cert_pem, &two.key_pem).unwrap_err(), PkiError::KeyMismatch);
     assert!(Identity::from_pem(&one.key_pem, &one.key_pem).is_err());
     assert!(Identity::from_pem(&one.cert_pem, "").is_err());
-    assert!(CertificateAuthority::from_pem(ca.cert_pem(), &one.key_pem).is_err());
+    assert!(CertificateAuthority::from_pem(&ca.cert_pem(), &one.key_pem).is_err());
 }
 
 #[test]

@@ -5,9 +5,17 @@ use std::sync::Arc;
 use rustls::{CipherSuite, ClientConnection, Error, ServerConnection, pki_types::ServerName};
 
 use super::{CLUSTER, Cluster, bundle, cluster, identity, sign};
-use crate::{ClientAuth, Role, Trust, client_config, server_config, server_name};
+use crate::{
+    ClientAuth, Credentials, Identity, Role, Trust, client_config, server_config, server_name,
+};
 
 const ALPN: &[&[u8]] = &[b"test/1"];
+
+const DAY_S: u64 = 86_400;
+
+fn with(identity: &Identity, trust: &Trust) -> Credentials {
+    Credentials::new(identity.clone(), trust.clone())
+}
 
 /// Runs a handshake to its end: the first error of either side, or both connections.
 fn shake(
@@ -44,8 +52,8 @@ fn ends(
     let region = identity(&server.ca, "r1", Role::Region);
     let agent = identity(&client.ca, "m1", Role::Agent);
     shake(
-        client_config(&agent, client_trust, ALPN).unwrap(),
-        server_config(&region, server_trust, ALPN, ClientAuth::Required).unwrap(),
+        client_config(&with(&agent, client_trust), ALPN).unwrap(),
+        server_config(&with(&region, server_trust), ALPN, ClientAuth::Required).unwrap(),
         name,
     )
 }
@@ -93,12 +101,46 @@ fn a_revoked_client_is_refused() {
     bundle.revoked.push(agent.member().node);
     let strict = sign(&one.signer, &bundle);
     let error = shake(
-        client_config(&agent, &one.trust, ALPN).unwrap(),
-        server_config(&region, &strict, ALPN, ClientAuth::Required).unwrap(),
+        client_config(&with(&agent, &one.trust), ALPN).unwrap(),
+        server_config(&with(&region, &strict), ALPN, ClientAuth::Required).unwrap(),
         &server_name(CLUSTER),
     )
     .unwrap_err();
     assert!(error.to_string().contains("Revoked"), "{error}");
+}
+
+#[test]
+fn each_handshake_goes_by_the_trust_and_the_certificate_of_its_moment() {
+    let one = cluster(CLUSTER);
+    let agent = identity(&one.ca, "m1", Role::Agent);
+    let client = with(&agent, &one.trust);
+    let server = with(&identity(&one.ca, "r1", Role::Region), &one.trust);
+    let client_tls = client_config(&client, ALPN).unwrap();
+    let server_tls = server_config(&server, ALPN, ClientAuth::Required).unwrap();
+    let shown = || {
+        let name = server_name(CLUSTER);
+        let (_, server) = shake(client_tls.clone(), server_tls.clone(), &name)?;
+        Ok::<_, Error>(server.peer_certificates().unwrap()[0].to_vec())
+    };
+    assert_eq!(shown().unwrap(), agent.certificate_der());
+    // The same settings, another certificate of the same key.
+    let renewed = one.ca.renew(agent.certificate_der(), DAY_S).unwrap();
+    let renewed = agent.with_certificate(&renewed).unwrap();
+    client.set_identity(renewed.clone()).unwrap();
+    assert_ne!(renewed.certificate_der(), agent.certificate_der());
+    assert_eq!(shown().unwrap(), renewed.certificate_der());
+    // Another machine's is not taken.
+    assert!(client.set_identity(identity(&one.ca, "m2", Role::Agent)).is_err());
+    // And the same settings, another trust.
+    let mut next = bundle(&one.ca, &one.signer);
+    next.number = 2;
+    next.revoked.push(agent.member().node);
+    assert!(server.set_trust(sign(&one.signer, &next)));
+    let error = shown().unwrap_err();
+    assert!(error.to_string().contains("Revoked"), "{error}");
+    // An older one changes nothing.
+    assert!(!server.set_trust(one.trust.clone()));
+    assert!(shown().is_err());
 }
 
 #[test]
@@ -107,11 +149,11 @@ fn a_client_without_a_certificate_comes_in_only_where_it_may() {
     let region = identity(&one.ca, "r1", Role::Region);
     let anonymous = || {
         let agent = identity(&one.ca, "m1", Role::Agent);
-        let mut config = client_config(&agent, &one.trust, ALPN).unwrap();
+        let mut config = client_config(&with(&agent, &one.trust), ALPN).unwrap();
         config.client_auth_cert_resolver = Arc::new(NoCertificate);
         config
     };
-    let server = |auth| server_config(&region, &one.trust, ALPN, auth).unwrap();
+    let server = |auth| server_config(&with(&region, &one.trust), ALPN, auth).unwrap();
     let name = server_name(CLUSTER);
     let error = shake(anonymous(), server(ClientAuth::Required), &name).unwrap_err();
     assert!(matches!(error, Error::NoCertificatesPresented), "{error}");
@@ -119,7 +161,7 @@ fn a_client_without_a_certificate_comes_in_only_where_it_may() {
     assert!(server_side.peer_certificates().is_none());
     // A certificate that is shown must be good even there.
     let stranger = identity(&cluster(CLUSTER).ca, "m1", Role::Agent);
-    let config = client_config(&stranger, &one.trust, ALPN).unwrap();
+    let config = client_config(&with(&stranger, &one.trust), ALPN).unwrap();
     let error = shake(config, server(ClientAuth::Optional), &name).unwrap_err();
     assert!(error.to_string().contains("UnknownIssuer"), "{error}");
 }

@@ -8,6 +8,7 @@ mod outbox;
 mod queue;
 mod records;
 mod together;
+mod trust;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,6 +22,7 @@ pub(crate) use records::*;
 use shoal_proto::{AppName, ArtifactId, CommitSha, EncodingId, RegionName, state::Priority};
 use shoal_queue::{Actor, AppRow, Ask, Backoff, Claimant, Job, Lease, Queue, Stored};
 pub(crate) use together::*;
+pub(crate) use trust::*;
 
 pub(crate) fn actor() -> Actor {
     Actor { name: "alice".into(), origin: "127.0.0.1".into(), request: None }

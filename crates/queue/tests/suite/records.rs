@@ -328,6 +328,7 @@ pub(super) fn seen(machine: &str, role: &str, last_seen_ms: i64) -> MachineSeen 
         labels: Labels::from([("role".into(), role.into())]),
         version: "1".into(),
         address: "127.0.0.1:1".into(),
+        node: None,
         last_seen_ms,
     }
 }

@@ -273,7 +273,7 @@ mod tests {
         assert_eq!(asks(&mut swarm, 3, 13), [Action::RefuseBusy { upload: UploadId(13) }]);
         assert_eq!(offers_after(&mut swarm, 10), [4], "one slot is free, and 4 was refused first");
         assert_eq!(offers_after(&mut swarm, 11), [3, 1], "then those that lack something");
-        assert_eq!(offers_after(&mut swarm, 11), [], "it ended before");
+        assert_eq!(offers_after(&mut swarm, 11), Vec::<u64>::new(), "it ended before");
     }
 
     #[test]

@@ -4,7 +4,9 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use shoal_pki::{CertificateAuthority, GoalSigner, Identity, IssueRequest, Role, Trust};
+use shoal_pki::{
+    CertificateAuthority, Credentials, GoalSigner, Identity, IssueRequest, Role, Trust,
+};
 use shoal_proto::{
     AppName, ArtifactId, MachineName, NodeId, PieceIndex, RegionName, Revision, codec,
     peer::{PeerAddr, PeerMessage, StreamRequest},
@@ -19,7 +21,8 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 pub const CLUSTER: &str = "reef";
 
 pub struct Cluster {
-    ca: CertificateAuthority,
+    pub ca: CertificateAuthority,
+    signer: GoalSigner,
     pub trust: Trust,
 }
 
@@ -36,7 +39,16 @@ impl Cluster {
         };
         let signed = signer.sign_trust(&bundle).unwrap();
         let trust = Trust::from_signed(&codec::encode(&signed, TRUST_MAX_BYTES).unwrap()).unwrap();
-        Self { ca, trust }
+        Self { ca, signer, trust }
+    }
+
+    /// The next trust, after something was done to the present one.
+    pub fn next_trust(&self, change: impl FnOnce(&mut TrustBundle)) -> Trust {
+        let mut bundle = self.trust.bundle().clone();
+        bundle.number += 1;
+        change(&mut bundle);
+        let signed = self.signer.sign_trust(&bundle).unwrap();
+        Trust::from_signed(&codec::encode(&signed, TRUST_MAX_BYTES).unwrap()).unwrap()
     }
 
     pub fn identity(&self, machine: &str, role: Role) -> Identity {
@@ -54,7 +66,8 @@ impl Cluster {
     }
 
     pub fn config(&self, machine: &str, role: Role) -> EndpointConfig {
-        EndpointConfig::new(loopback(), self.identity(machine, role), self.trust.clone())
+        let identity = self.identity(machine, role);
+        EndpointConfig::new(loopback(), Credentials::new(identity, self.trust.clone()))
     }
 
     pub fn peer(&self, machine: &str) -> Peer {
@@ -84,7 +97,7 @@ impl Peer {
     pub fn bind(config: &EndpointConfig) -> Self {
         let (endpoint, incoming) = Endpoint::bind(config).unwrap();
         let addr = endpoint.local_addr();
-        Self { endpoint, incoming, node: config.identity.member().node, addr }
+        Self { endpoint, incoming, node: config.credentials.identity().member().node, addr }
     }
 
     pub async fn connect(&self, other: &Self) -> Connection {
