@@ -126,7 +126,8 @@ mod tests {
     use axum::{Router, routing::get};
     use rustls::pki_types::ServerName;
     use shoal_pki::{
-        CertificateAuthority, ClientAuth, GoalSigner, Identity, IssueRequest, Role, Trust,
+        CertificateAuthority, ClientAuth, Credentials, GoalSigner, Identity, IssueRequest, Role,
+        Trust,
     };
     use shoal_proto::{
         codec,
@@ -137,7 +138,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::https::serve_within;
+    use crate::{https::serve_within, membership::Membership};
 
     type Stream = client::TlsStream<TcpStream>;
 
@@ -157,23 +158,29 @@ mod tests {
         };
         let signed = codec::encode(&signer.sign_trust(&bundle).unwrap(), TRUST_MAX_BYTES).unwrap();
         let trust = Trust::from_signed(&signed).unwrap();
-        let identity = |role, name: &str| {
+        let issue = |role, name: &str| {
             let (machine, hosts) = (name.parse().unwrap(), vec!["127.0.0.1".into()]);
             let request = IssueRequest { machine, region: None, role, hosts, days: 1 };
-            let issued = ca.issue(&request).unwrap();
-            Identity::from_pem(&issued.cert_pem, &issued.key_pem).unwrap()
+            ca.issue(&request).unwrap()
         };
-        let coordinator = identity(Role::Coordinator, "c1");
-        let tls =
-            shoal_pki::server_config(&coordinator, &trust, &[], ClientAuth::Optional).unwrap();
+        let (dir, coordinator) = (tempfile::tempdir().unwrap(), issue(Role::Coordinator, "c1"));
+        std::fs::write(dir.path().join("identity.pem"), coordinator.cert_pem).unwrap();
+        std::fs::write(dir.path().join("identity.key"), coordinator.key_pem).unwrap();
+        std::fs::write(dir.path().join("trust.bin"), &signed).unwrap();
+        let membership = Arc::new(Membership::load(dir.path()).unwrap());
+        let credentials = membership.credentials();
+        let tls = shoal_pki::server_config(credentials, &[], ClientAuth::Optional).unwrap();
         let router = Router::new().route("/", get(|| async { "hello" }));
         let (addr, stop) = ("127.0.0.1:0".parse().unwrap(), CancellationToken::new());
-        let (addr, _) = serve_within(limits, addr, tls, router, stop.clone()).await.unwrap();
+        let served = serve_within(limits, addr, tls, router, membership, stop.clone()).await;
+        let (addr, _) = served.unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(ca.cert_der().to_vec().into()).unwrap();
         let guest =
             rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        let member = shoal_pki::client_config(&identity(Role::Worker, "w1"), &trust, &[]).unwrap();
+        let worker = issue(Role::Worker, "w1");
+        let worker = Identity::from_pem(&worker.cert_pem, &worker.key_pem).unwrap();
+        let member = shoal_pki::client_config(&Credentials::new(worker, trust), &[]).unwrap();
         (addr, [guest, member].map(|config| TlsConnector::from(Arc::new(config))), stop)
     }
 

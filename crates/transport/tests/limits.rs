@@ -72,7 +72,7 @@ async fn what_is_short_never_waits_for_the_limit_on_pieces() {
     two.endpoint.up().set_limit(None);
     assert!(within(fetched).await.unwrap() == body());
     assert!(within(sent).await.unwrap().unwrap() > LEN.into());
-    assert_eq!(two.endpoint.up().paced().passed_bytes, LEN.into());
+    assert_eq!(two.endpoint.up().paced().passed_bytes, u64::from(LEN));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,7 +94,7 @@ async fn who_reads_slowly_slows_the_sender() {
     one.endpoint.limit_down(None);
     assert!(within(fetched).await.unwrap() == body());
     within(sent).await.unwrap().unwrap();
-    assert_eq!(one.endpoint.down().paced().passed_bytes, LEN.into());
+    assert_eq!(one.endpoint.down().paced().passed_bytes, u64::from(LEN));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -144,6 +144,7 @@ pub(crate) async fn pages_neither_skip_nor_repeat(url: &str) {
     let nothing = Some(BTreeSet::new());
     assert!(queue.apps_page(nothing.as_ref(), "", 9).await.unwrap().is_empty());
     let machine = |of: &str| MachineSeen {
+        node: None,
         name: of.parse().unwrap(),
         zone: "z".into(),
         labels: [].into(),
