@@ -25,6 +25,8 @@
 //!
 //! After a restore of the database `recover` raises the epoch, before any goal is set.
 //!
+//! The same listener has a page for browsers (`page`), which is a caller of the API like any other.
+//!
 //! Goals are made and signed in `goals`, inside the transaction that numbers them. Uploads stream through
 //! into the main bucket, and an index is stored only when every part is proved (`uploads`). The jobs' logs are plain
 //! files (`logs`).
@@ -43,6 +45,7 @@ mod inspect;
 mod logs;
 mod metrics;
 mod outbox;
+mod page;
 mod reaper;
 mod recover;
 mod registry;
@@ -249,13 +252,13 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
         happened: Notify::new(),
         events_moved: Notify::new(),
         streams: Arc::new(Semaphore::new(events::STREAMS_MAX)),
-        secrets,
         webhook_client,
         hook_limit: hooks::Limit::default(),
         hook_places: Semaphore::new(api::HOOKS_AT_ONCE),
         workers: Mutex::new(HashMap::new()),
         seen: Mutex::new(HashMap::new()),
         tokens_used: Mutex::new(HashMap::new()),
+        secrets,
         openapi: api::document(),
         stop: stop.clone(),
         config,
@@ -275,7 +278,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
         }
         None => None,
     };
-    let router = api::router(shared.clone());
+    let router = page::router(shared.clone(), api::router(shared.clone()));
     let listen = shared.config.listen;
     let (addr, api) = shoal_process::serve_https(listen, tls, router, stop).await?;
     let addresses = Addresses { api: addr, metrics };

@@ -92,6 +92,7 @@ pub use inspect::{Damaged, Inspection};
 pub use jobs::{Attempt, Claimant, Job, Lease, REASON_MAX_BYTES};
 pub use machines::{Machine, MachineCursor, MachineLabels, MachineSeen, StateSeen};
 pub use outbox::{OutboxDepth, OutboxGoal, StoreDifference};
+pub use pages::Reports;
 pub use pushes::{Push, PushSource, Taken};
 pub use reaper::{Lost, ReapLimit, Watch};
 pub use regions::Region;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use shoal_proto::state::TokenRole;
-use shoal_queue::{Actor, AuditFilter, Known, MachineSeen, NewToken, Queue, QueueError};
+use shoal_queue::{Actor, AuditFilter, Known, MachineSeen, NewToken, Queue, QueueError, Reports};
 
 use super::{actor, app, ask, name, records::publish, submit};
 
@@ -155,13 +155,16 @@ pub(crate) async fn pages_neither_skip_nor_repeat(url: &str) {
     let eu = "eu".parse().unwrap();
     queue.keep_reports(&eu, &machines, &[]).await.unwrap();
     let (mut seen, mut after) = (Vec::new(), String::new());
-    while let Some(row) = queue.machines_page(Some(&eu), None, &after, 2).await.unwrap().first() {
+    while let Some(row) =
+        queue.machines_page(Some(&eu), Reports::default(), &after, 2).await.unwrap().first()
+    {
         after = row.seen.name.to_string();
         seen.push(after.clone());
     }
     seen.sort_unstable();
     assert_eq!(seen, ["m-1", "m.2", "m1", "m10", "m2"]);
-    assert!(queue.machines_page(None, apps.as_ref(), "", 9).await.unwrap().is_empty());
+    let of_apps = Reports { apps: apps.as_ref(), failed: false };
+    assert!(queue.machines_page(None, of_apps, "", 9).await.unwrap().is_empty());
 }
 
 pub(crate) async fn audit_rows_are_found_by_what_they_say(url: &str) {
