@@ -9,6 +9,7 @@ mod events;
 mod harness;
 mod jobs;
 mod pushes;
+mod page;
 mod queue;
 mod refusals;
 mod rollouts;
