@@ -111,6 +111,13 @@ pub struct Config {
     pub database: Option<String>,
     /// PEM file with the key that signs goals.
     pub goal_key: PathBuf,
+    /// PEM file with the certificate, and those between it and its CA, that browsers are shown: they can check none of the
+    /// cluster's. None: one that the coordinator makes for itself, of which browsers warn. Read at the start.
+    #[serde(default)]
+    pub page_certificate: Option<PathBuf>,
+    /// PEM file with that certificate's key.
+    #[serde(default)]
+    pub page_key: Option<PathBuf>,
     /// Goal store beside the database, `etcd://USER:PASSWORD@HOST:PORT,HOST:PORT/PREFIX`, or `etcds://...?ca=FILE` with
     /// TLS: what is set is written there, too, and regions may follow it. None: they follow the coordinators alone.
     #[serde(default)]

@@ -33,6 +33,7 @@
 
 mod api;
 mod auto_deploy;
+mod browsers;
 mod config;
 mod config_told;
 mod duty;
@@ -229,7 +230,10 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     let secrets = secrets::Secrets::new(&secrets)?;
     let webhook_client = webhooks::client(&config)?;
 
-    let tls = shoal_pki::server_config(&identity, &trust, &[b"http/1.1"], ClientAuth::Optional)?;
+    let mut tls =
+        shoal_pki::server_config(&identity, &trust, &[b"http/1.1"], ClientAuth::Optional)?;
+    let (chain, key) = browsers::certificate(&config, identity.member().machine.as_str())?;
+    shoal_pki::also_for_browsers(&mut tls, &chain, &key).context("the certificate for browsers")?;
     let shared = Arc::new(Shared {
         queue,
         main,

@@ -17,6 +17,7 @@
 //! The crate computes over bytes: whoever calls it reads and writes the files.
 
 mod authority;
+mod browser;
 mod goal;
 mod identity;
 mod key;
@@ -30,6 +31,7 @@ mod tests;
 pub use authority::{
     CERTIFICATE_DAYS, CERTIFICATE_DAYS_MAX, CertificateAuthority, HOSTS_MAX, IssueRequest, Issued,
 };
+pub use browser::{also_for_browsers, not_after_s, self_signed};
 pub use goal::{GoalSigner, SignError};
 pub use identity::Identity;
 pub use member::{Member, PkiError, Role, check_cluster_name, member_of, server_name};
