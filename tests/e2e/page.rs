@@ -109,6 +109,10 @@ async fn a_deployer_builds_deploys_and_goes_back_by_pressing_buttons() {
     assert!(row.contains(&format!("web/{}-{job}", first.short())), "{row}");
     assert_eq!(browser.count(".artifacts tr.dim button:disabled").await, 1);
     browser.picture("not-deployable").await;
+    browser.go(&cluster.page("/copies")).await;
+    browser.sees(".artifacts tr.dim", "not yet copied to: r2").await;
+    browser.picture("copies").await;
+    browser.go(&cluster.page("/apps/web")).await;
     fs::remove_file(&bucket).unwrap();
     fs::rename(&aside, &bucket).unwrap();
     browser.click(".artifacts button.deploy").await;
@@ -154,6 +158,14 @@ async fn a_deployer_builds_deploys_and_goes_back_by_pressing_buttons() {
     for machine in ["m1", "m4"] {
         cluster.machine_is(machine, "web", MachineState::Active).await;
     }
+
+    browser.go(&cluster.page("/history?app=web")).await;
+    let history = browser.sees("tbody tr:first-child", "SUCCEEDED back").await;
+    for part in [first.short(), "4 of 4", "build:", "rollout:", "by token:dana"] {
+        assert!(history.contains(part), "{part} in {history}");
+    }
+    browser.sees("tbody", "3 of 4, 1 failed").await;
+    browser.picture("history").await;
 
     // A build that fails says why, in its view and in the list.
     press_build(&browser, &cluster, repo.commit("echo before the end\nexit 7\n").as_str()).await;

@@ -7,15 +7,15 @@ use axum::{
 };
 use maud::{Markup, html};
 use shoal_client::types::{
-    App, AppStatus, Artifact, BuildRequest, DeployRequest, Job, Machine, Page as Items,
-    Replication, Rollout,
+    App, AppStatus, Artifact, BuildRequest, DeployRequest, Job, Machine, Page as Items, Rollout,
 };
-use shoal_proto::{AppName, state::ReplicationStatus};
+use shoal_proto::AppName;
 
 use super::{
     Page, Place, Pressed, Rows, Shown, Visit, builds,
     call::Refusal,
-    html::{self, bar, button, bytes, copy_state, hidden, live, more, rollout_state, time, wrong},
+    copies,
+    html::{button, bytes, hidden, live, more, rollout_state, time, wrong},
     rollouts,
 };
 
@@ -34,7 +34,7 @@ pub(super) async fn list(visit: Visit, Query(rows): Query<Rows>) -> Shown {
             (more("/", apps.next_cursor.as_deref()))
         }
     };
-    let content = html! { h1 { "Apps" } (live(is_under_way, &table)) };
+    let content = html! { h1 { "Apps" } (live(is_under_way, None, &table)) };
     Ok(visit.shown(StatusCode::OK, "Apps", &content))
 }
 
@@ -71,7 +71,7 @@ async fn shown(visit: &Visit, name: &AppName, failed: Option<&Refusal>, commit: 
 
     let is_under_way = rollout.iter().any(|rollout| !rollout.status.is_terminal())
         || jobs.items.iter().any(|job| !job.status.is_terminal())
-        || artifacts.items.iter().any(|artifact| !artifact.deployable);
+        || artifacts.items.iter().any(copies::is_under_way);
     let state = html! {
         section aria-labelledby="rollout" {
             h2 #rollout { "Rollout" }
@@ -93,6 +93,7 @@ async fn shown(visit: &Visit, name: &AppName, failed: Option<&Refusal>, commit: 
             h2 #builds { "Builds" }
             (builds::table(&jobs.items))
             (more(&format!("/builds?app={name}"), jobs.next_cursor.as_deref()))
+            p { a href=(format!("/history?app={name}")) { "The history of " (name) } }
         }
     };
     let content = html! {
@@ -102,7 +103,7 @@ async fn shown(visit: &Visit, name: &AppName, failed: Option<&Refusal>, commit: 
         @if !app.repository.is_empty() && visit.may(&Method::POST, "/v1/jobs", Some(name)) {
             (build_form(visit, name, commit))
         }
-        (live(is_under_way, &state))
+        (live(is_under_way, Some(name), &state))
     };
     let code = failed.map_or(StatusCode::OK, |refusal| refusal.status);
     Ok(visit.shown(code, name.as_str(), &content))
@@ -116,7 +117,7 @@ fn facts(app: &App) -> Markup {
                 dt { "Build" } dd { code { (app.build_command) } " leaves " code { (app.output) } }
             }
             dt { "Machines" } dd { @if app.selector.is_empty() { "all" } @else { code { (app.selector) } } }
-            dt { "Waves" } dd {
+            dt { "Rollouts" } dd {
                 @for wave in &app.plan.waves_permille { (f64::from(*wave) / 10.0) " %, " }
                 "at most " (f64::from(app.plan.max_failed_permille) / 10.0) " % may fail"
             }
@@ -154,9 +155,7 @@ fn artifacts(visit: &Visit, app: &AppName, list: &[Artifact], rollout: Option<&R
                             }
                         }
                         td data-is="Stored" { (bytes(artifact.encoded_bytes)) " of " (bytes(artifact.size_bytes)) }
-                        td data-is="Copies" { ul .copies { @for (region, copy) in &artifact.replication {
-                            li { b { (region) } " " (self::copy(copy, artifact.encoded_bytes)) }
-                        } } }
+                        td data-is="Copies" { (copies::copies(artifact)) }
                         td data-is="Made" { (time(artifact.created_at_ms)) }
                         td data-is="Deploy" {
                             @if !artifact.deployable {
@@ -173,19 +172,6 @@ fn artifacts(visit: &Visit, app: &AppName, list: &[Artifact], rollout: Option<&R
                 } }
             }
         }
-    }
-}
-
-/// An artifact's copy in a region.
-fn copy(copy: &Replication, whole: u64) -> Markup {
-    html! {
-        (copy_state(copy.status))
-        @if copy.status == ReplicationStatus::Copying {
-            " " (bytes(copy.bytes_done)) " of " (bytes(whole))
-            (bar(&[("COPYING", copy.bytes_done.min(whole))], whole, "copied"))
-        }
-        @if copy.status == ReplicationStatus::Complete { (html::took(copy.started_at_ms, copy.finished_at_ms)) }
-        @if let Some(reason) = &copy.reason { " " span .reason { (reason) } }
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) async fn list(visit: Visit, Query(rows): Query<Rows>) -> Shown {
     let list = html! { (table(&jobs.items)) (more(&path, jobs.next_cursor.as_deref())) };
     let content = html! {
         h1 { "Builds" @if let Some(app) = &rows.app { " of " a href=(format!("/apps/{app}")) { (app) } } }
-        (live(is_under_way, &list))
+        (live(is_under_way, rows.app.as_ref(), &list))
     };
     Ok(visit.shown(StatusCode::OK, "Builds", &content))
 }
@@ -100,7 +100,7 @@ async fn shown(visit: &Visit, id: i64, offset: u64, failed: Option<&Refusal>) ->
     let content = html! {
         h1 { "Build " (id) " of " a href=(format!("/apps/{}", job.app)) { (job.app) } }
         (wrong(failed.map(|refusal| refusal.message.as_str())))
-        (live(!has_ended, &state))
+        (live(!has_ended, Some(&job.app), &state))
         h2 { "Log" }
         @if offset > 0 { p { a href=(format!("/jobs/{id}")) { "From its beginning" } } }
         pre #log tabindex="0" aria-label="The build's log" data-log=(format!("/jobs/{id}/log")) data-offset=(next) {

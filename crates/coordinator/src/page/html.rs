@@ -3,7 +3,11 @@
 use axum::response::Html;
 use bytesize::ByteSize;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use shoal_proto::state::{JobStatus, ReplicationStatus, RolloutStatus};
+use shoal_proto::{
+    AppName,
+    state::{JobStatus, ReplicationStatus, RolloutStatus},
+};
+use shoal_queue::EventKind;
 
 use super::Visit;
 
@@ -36,6 +40,8 @@ pub(super) fn page(title: &str, visit: Option<&Visit>, content: &Markup) -> Html
                         nav aria-label="Views" {
                             a href="/" { "Apps" }
                             a href="/builds" { "Builds" }
+                            a href="/copies" { "Copies" }
+                            a href="/history" { "History" }
                         }
                         (who(visit))
                     }
@@ -63,10 +69,12 @@ impl Refresh for Markup {
 /// What marks the part of a view that keeps itself up to date.
 const LIVE: &str = "data-every=";
 
-/// The part of a view that keeps itself up to date.
-pub(super) fn live(is_under_way: bool, content: &Markup) -> Markup {
+/// The part of a view that keeps itself up to date: each time something happens, to one app or to any, and every so often.
+pub(super) fn live(is_under_way: bool, app: Option<&AppName>, content: &Markup) -> Markup {
     let every_ms = if is_under_way { FAST_MS } else { SLOW_MS };
-    html! { div #live data-every=(every_ms) { (content) } }
+    let events = app.map_or("/live".into(), |app| format!("/live?app={app}"));
+    let kinds = EventKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(" ");
+    html! { div #live data-every=(every_ms) data-events=(events) data-kinds=(kinds) { (content) } }
 }
 
 fn who(visit: &Visit) -> Markup {

@@ -9,6 +9,8 @@
 mod apps;
 mod builds;
 mod call;
+mod copies;
+mod history;
 mod html;
 mod rollouts;
 mod session;
@@ -17,6 +19,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{
     Form, Router,
+    body::Body,
     extract::{
         ConnectInfo, DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State,
     },
@@ -72,6 +75,9 @@ pub(crate) fn router(shared: Arc<Shared>, api: Router) -> Router {
         .route("/jobs/{job}", get(builds::one).post(builds::act))
         .route("/jobs/{job}/log", get(builds::log))
         .route("/rollouts/{rollout}", get(rollouts::one).post(rollouts::act))
+        .route("/copies", get(copies::list))
+        .route("/history", get(history::list))
+        .route("/live", get(events))
         .route("/login", get(login_form).post(login))
         .route("/logout", post(logout))
         .route("/static/page.css", get(|| file("text/css", include_str!("static/page.css"))))
@@ -313,6 +319,12 @@ impl Pressed {
         }
         format!("page-{}", hasher.finalize().to_hex())
     }
+}
+
+/// What happens, as the API streams it: the script looks anew at each.
+async fn events(visit: Visit, Query(rows): Query<Rows>) -> Shown {
+    let app = rows.app.map_or(String::new(), |app| format!("?app={app}"));
+    visit.api.send(Method::GET, &format!("/v1/events{app}"), None, Body::empty()).await
 }
 
 #[derive(Deserialize)]

@@ -32,7 +32,7 @@ async fn shown(visit: &Visit, id: i64, failed: Option<&Refusal>) -> Shown {
     let content = html! {
         h1 { "Rollout " (id) " of " a href=(format!("/apps/{}", rollout.app)) { (rollout.app) } }
         (wrong(failed.map(|refusal| refusal.message.as_str())))
-        (live(!rollout.status.is_terminal(), &state))
+        (live(!rollout.status.is_terminal(), Some(&rollout.app), &state))
     };
     let code = failed.map_or(StatusCode::OK, |refusal| refusal.status);
     Ok(visit.shown(code, &format!("Rollout {id}"), &content))

@@ -332,6 +332,38 @@ async fn whatever_comes_from_outside_is_text() {
 }
 
 #[tokio::test]
+async fn what_happens_is_told_to_the_open_page() {
+    let cluster = Cluster::start().await;
+    let operator = cluster.operator();
+    operator.set_app(&app("web", "")).await.unwrap();
+    operator.set_app(&app("other", "")).await.unwrap();
+    let token = cluster.token("ann", TokenRole::Viewer, Some("web")).await;
+    let browser = Browser::with(&cluster, &token).await;
+    assert_eq!(Browser::of(&cluster).get("/live").await.status(), 303);
+    assert_eq!(browser.get("/live?app=other").await.status(), 403);
+    let mut stream = browser.get("/live?app=web").await;
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    build(&operator, "other").await;
+    build(&operator, "web").await;
+    let mut said = String::new();
+    while !said.contains("event: build:queued") {
+        let chunk = tokio::time::timeout(PATIENCE, stream.chunk()).await.unwrap().unwrap().unwrap();
+        said += std::str::from_utf8(&chunk).unwrap();
+    }
+    assert!(!said.contains("other"), "{said}");
+    // What the script listens for is what is told.
+    let page = browser.page("/apps/web").await;
+    assert!(
+        page.contains("data-events=\"/live?app=web\"") && page.contains("build:queued"),
+        "{page}"
+    );
+    let history = browser.page("/history").await;
+    assert!(history.contains("QUEUED") && !history.contains("/apps/other"), "{history}");
+    let copies = browser.page("/copies").await;
+    assert!(copies.contains("eu") && copies.contains("us"), "{copies}");
+}
+
+#[tokio::test]
 async fn another_coordinator_knows_the_session() {
     let mut cluster = Cluster::start().await;
     let token = cluster.token("ann", TokenRole::Viewer, None).await;

@@ -81,8 +81,27 @@ async function follow(log) {
     }
 }
 
+// Something happened: the view is looked at at once, and no more often than it can be made.
+let stream = null;
+let soon = 0;
+function listen() {
+    const part = document.getElementById("live");
+    if (stream || !part || document.hidden) return;
+    stream = new EventSource(part.dataset.events);
+    const look = () => { clearTimeout(soon); soon = setTimeout(keep, 150); };
+    for (const kind of part.dataset.kinds.split(" ")) stream.addEventListener(kind, look);
+}
+// A page that nobody looks at holds no stream open.
+function deaf() { if (stream) stream.close(); stream = null; }
+
 const part = document.getElementById("live");
 if (part) timer = setTimeout(keep, Number(part.dataset.every));
-document.addEventListener("visibilitychange", () => { if (!document.hidden && document.getElementById("live")) keep(); });
+document.addEventListener("visibilitychange", () => {
+    if (document.hidden) { deaf(); return; }
+    listen();
+    if (document.getElementById("live")) keep();
+});
+addEventListener("pagehide", deaf);
+listen();
 const log = document.getElementById("log");
 if (log) { log.scrollTop = log.scrollHeight; follow(log); }
