@@ -62,12 +62,13 @@ pub(super) fn is_under_way(artifact: &Artifact) -> bool {
 pub(super) fn copies(artifact: &Artifact) -> Markup {
     html! {
         ul .copies { @for (region, copy) in &artifact.replication {
-            li { b { (region) } " " (self::copy(copy, artifact.encoded_bytes)) }
+            li { b { (region) } " " (self::copy(copy, artifact.encoded_bytes, artifact.deployable)) }
         } }
     }
 }
 
-fn copy(copy: &Replication, whole: u64) -> Markup {
+/// Its own reason is a part of what keeps the artifact from being deployed, and said there.
+fn copy(copy: &Replication, whole: u64, deployable: bool) -> Markup {
     html! {
         (copy_state(copy.status)) " "
         @if copy.status == ReplicationStatus::Copying {
@@ -76,6 +77,6 @@ fn copy(copy: &Replication, whole: u64) -> Markup {
             (bar(&[("COPYING", copy.bytes_done.min(whole))], whole, "copied"))
         }
         @if copy.status == ReplicationStatus::Complete { (took(copy.started_at_ms, copy.finished_at_ms)) }
-        @if let Some(reason) = &copy.reason { " " span .reason { (reason) } }
+        @if let Some(reason) = copy.reason.as_ref().filter(|_| deployable) { " " span .reason { (reason) } }
     }
 }

@@ -144,10 +144,10 @@ pub(super) fn took(from_ms: Option<i64>, to_ms: Option<i64>) -> Markup {
 /// A duration in words.
 pub(super) fn duration(seconds: f64) -> String {
     match seconds {
-        s if s < 10.0 => format!("{s:.1} s"),
-        s if s < 120.0 => format!("{s:.0} s"),
-        s if s < 7_200.0 => format!("{:.0} min", s / 60.0),
-        s => format!("{:.1} h", s / 3_600.0),
+        s if s < 10.0 => format!("{s:.1}\u{a0}s"),
+        s if s < 120.0 => format!("{s:.0}\u{a0}s"),
+        s if s < 7_200.0 => format!("{:.0}\u{a0}min", s / 60.0),
+        s => format!("{:.1}\u{a0}h", s / 3_600.0),
     }
 }
 

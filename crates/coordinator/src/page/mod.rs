@@ -337,6 +337,8 @@ fn login_page(status: StatusCode, wrong: Option<&str>, to: &str) -> Response {
         h1 { "Log in" }
         (html::wrong(wrong))
         form .login method="post" action="/login" {
+            // Password managers keep a token under a name.
+            input type="text" name="user" value="token" autocomplete="username" hidden;
             label for="token" { "Token" }
             input #token name="token" type="password" required autocomplete="current-password" spellcheck="false"
                 autofocus placeholder="shoal_…" aria-describedby="token-help";

@@ -95,7 +95,6 @@ pub(super) fn regions(rollout: &Rollout) -> Markup {
             thead { tr { th { "Region" } th { "Machines" } th { "States" } th { "Pieces" } th { "From the bucket" } } }
             tbody { @for (name, region) in &rollout.regions {
                 @let shares: Vec<_> = region.states.iter().map(|(state, count)| (state.as_str(), *count)).collect();
-                @let pieces = if region.pieces_total == 0 { 0.0 } else { 100.0 * region.pieces as f64 / region.pieces_total as f64 };
                 tr {
                     th scope="row" data-is="Region" { (name) }
                     td data-is="Machines" { (region.machines) }
@@ -103,8 +102,8 @@ pub(super) fn regions(rollout: &Rollout) -> Markup {
                         (bar(&shares, region.machines, &format!("machines of {name} by state")))
                         @for (is, count) in &region.states { (state(is.as_str())) " " (count) " " }
                     }
-                    td data-is="Pieces" { (format!("{pieces:.0} %")) }
-                    td data-is="From the bucket" { (format!("{:.2} copies", region.origin_copies)) }
+                    td data-is="Pieces" { @if region.pieces_total > 0 { (region.pieces * 100 / region.pieces_total) " %" } @else { "–" } }
+                    td data-is="Bucket" { (format!("{:.2} copies", region.origin_copies)) }
                 }
             } }
         }
