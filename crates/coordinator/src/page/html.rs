@@ -53,7 +53,8 @@ pub(super) fn page(title: &str, visit: Option<&Visit>, content: &Markup) -> Html
     Html(page.into_string())
 }
 
-/// Without scripts a view is loaded anew as a whole, and less often than its parts are with them.
+/// Without scripts a view is loaded anew as a whole, and less often than its parts are with them. One where something is
+/// typed is not: that would be lost.
 trait Refresh {
     fn refresh(&self) -> Markup;
 }
@@ -61,10 +62,13 @@ trait Refresh {
 impl Refresh for Markup {
     fn refresh(&self) -> Markup {
         html! {
-            @if self.0.contains(LIVE) { noscript { meta http-equiv="refresh" content="10"; } }
+            @if self.0.contains(LIVE) && !self.0.contains(TYPED) { noscript { meta http-equiv="refresh" content="10"; } }
         }
     }
 }
+
+/// What marks a view where something is typed.
+const TYPED: &str = "<label";
 
 /// What marks the part of a view that keeps itself up to date.
 const LIVE: &str = "data-every=";

@@ -108,6 +108,9 @@ async fn a_login_is_a_token_and_ends_with_it() {
     let page = browser.page("/").await;
     assert!(page.contains("<b>token:ann</b> · viewer") && page.contains("cluster test"), "{page}");
     assert!(!page.contains(&token));
+    // Without scripts it loads itself anew.
+    let refresh = "<noscript><meta http-equiv=\"refresh\"";
+    assert!(page.contains(refresh) && !browser.page("/login").await.contains(refresh), "{page}");
 
     // Whoever comes from a link elsewhere shows no cookie at first.
     let from_elsewhere = Browser { site: "cross-site", ..Browser::of(&cluster) };
@@ -193,6 +196,7 @@ async fn buttons_do_once_what_their_role_may_and_forged_ones_nothing() {
 
     let page = browser.page("/apps/web").await;
     assert!(page.contains("id=\"build\""), "{page}");
+    assert!(!page.contains("http-equiv"), "what is typed would be lost");
     let form = [("do", "build"), ("commit", SHA)];
     let first = browser.press("/apps/web", &page, &form).await;
     let second = browser.press("/apps/web", &page, &form).await;
