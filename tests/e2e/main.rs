@@ -11,6 +11,7 @@ mod goals;
 mod harness;
 mod limits;
 mod membership;
+mod page;
 mod peers;
 mod pipeline;
 mod postgres;

@@ -122,6 +122,13 @@ pub struct Config {
     /// How long the certificates count that it issues; 90 days. They are renewed after two thirds of that.
     #[serde(default = "certificate_life_default")]
     pub certificate_life_s: f64,
+    /// PEM file with the certificate, and those between it and its CA, that browsers are shown: they can check none of the
+    /// cluster's. None: one that the coordinator makes for itself, of which browsers warn. Read at the start.
+    #[serde(default)]
+    pub page_certificate: Option<PathBuf>,
+    /// PEM file with that certificate's key.
+    #[serde(default)]
+    pub page_key: Option<PathBuf>,
     /// Goal store beside the database, `etcd://USER:PASSWORD@HOST:PORT,HOST:PORT/PREFIX`, or `etcds://...?ca=FILE` with
     /// TLS: what is set is written there, too, and regions may follow it. None: they follow the coordinators alone.
     #[serde(default)]

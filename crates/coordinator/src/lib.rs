@@ -27,12 +27,15 @@
 //!
 //! Whom the cluster believes is a numbered bundle (`trust`) that every process follows; any coordinator makes the next one.
 //!
+//! The same listener has a page for browsers (`page`), which is a caller of the API like any other.
+//!
 //! Goals are made and signed in `goals`, inside the transaction that numbers them. Uploads stream through
 //! into the main bucket, and an index is stored only when every part is proved (`uploads`). The jobs' logs are plain
 //! files (`logs`).
 
 mod api;
 mod auto_deploy;
+mod browsers;
 mod config;
 mod config_told;
 mod duty;
@@ -45,6 +48,7 @@ mod inspect;
 mod logs;
 mod metrics;
 mod outbox;
+mod page;
 mod reaper;
 mod recover;
 mod registry;
@@ -235,7 +239,10 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
 
     // Who has no certificate yet may join, and people show tokens: each route asks for what it needs.
     let credentials = membership.credentials();
-    let tls = shoal_pki::server_config(credentials, &[b"http/1.1"], ClientAuth::Optional)?;
+    let mut tls = shoal_pki::server_config(credentials, &[b"http/1.1"], ClientAuth::Optional)?;
+    let machine = membership.identity().member().machine.clone();
+    let (chain, key) = browsers::certificate(&config, machine.as_str())?;
+    shoal_pki::also_for_browsers(&mut tls, &chain, &key).context("the certificate for browsers")?;
     let shared = Arc::new(Shared {
         queue,
         main,
@@ -259,13 +266,13 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
         happened: Notify::new(),
         events_moved: Notify::new(),
         streams: Arc::new(Semaphore::new(events::STREAMS_MAX)),
-        secrets,
         webhook_client,
         hook_limit: hooks::Limit::default(),
         hook_places: Semaphore::new(api::HOOKS_AT_ONCE),
         workers: Mutex::new(HashMap::new()),
         seen: Mutex::new(HashMap::new()),
         tokens_used: Mutex::new(HashMap::new()),
+        secrets,
         openapi: api::document(),
         stop: stop.clone(),
         config,
@@ -287,7 +294,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
         }
         None => None,
     };
-    let router = api::router(shared.clone());
+    let router = page::router(shared.clone(), api::router(shared.clone()));
     let listen = shared.config.listen;
     let (addr, api) = shoal_process::serve_https(listen, tls, router, membership, stop).await?;
     let addresses = Addresses { api: addr, metrics };

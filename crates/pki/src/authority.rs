@@ -263,7 +263,7 @@ fn now_s() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }
 
-fn params(days: u32, name: &str) -> Result<CertificateParams, PkiError> {
+pub(crate) fn params(days: u32, name: &str) -> Result<CertificateParams, PkiError> {
     params_at(now_s(), i64::from(days) * DAY_S, name)
 }
 

@@ -18,6 +18,7 @@
 //! The crate computes over bytes: whoever calls it reads and writes the files.
 
 mod authority;
+mod browser;
 mod credentials;
 mod goal;
 mod identity;
@@ -34,6 +35,7 @@ pub use authority::{
     CERTIFICATE_DAYS, CERTIFICATE_DAYS_MAX, CertificateAuthority, HOSTS_MAX, IssueRequest, Issued,
     Names,
 };
+pub use browser::{also_for_browsers, not_after_s, self_signed};
 pub use credentials::Credentials;
 pub use goal::{GoalSigner, SignError};
 pub use identity::Identity;

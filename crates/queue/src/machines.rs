@@ -13,6 +13,7 @@ use sqlx::any::AnyRow;
 use crate::{
     db::{self, Queue, Write, count, get, json, number, parsed, parsed_opt, placeholders, to_json},
     error::Result,
+    pages::Reports,
 };
 
 /// How many rows one INSERT carries: 16 columns of each stay far below any database's limit of parameters
@@ -340,6 +341,7 @@ impl Queue {
         app: Option<&AppName>,
     ) -> Result<Vec<Machine>> {
         let apps = app.map(|app| BTreeSet::from([app.clone()]));
-        self.machines_page(region, apps.as_ref(), "", u32::MAX).await
+        self.machines_page(region, Reports { apps: apps.as_ref(), failed: false }, "", u32::MAX)
+            .await
     }
 }

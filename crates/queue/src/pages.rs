@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_proto::{AppName, MachineName, RegionName};
+use shoal_proto::{AppName, MachineName, RegionName, state::MachineState};
 use sqlx::{Any, any::AnyArguments, query::Query};
 
 use crate::{
@@ -16,6 +16,15 @@ use crate::{
 
 /// How many machines' reports one query reads, far below any database's limit of parameters.
 const MACHINES_CHUNK: usize = 1_000;
+
+/// Which reports of machines are wanted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reports<'a> {
+    /// About these apps; none: about all.
+    pub apps: Option<&'a BTreeSet<AppName>>,
+    /// Only of failures.
+    pub failed: bool,
+}
 
 /// A query that is put together: its text, and what is bound to `$1`, `$2`, ...
 pub(crate) struct Select {
@@ -73,6 +82,14 @@ impl Select {
         match apps {
             Some(apps) => self.text(" AND ").among(column, apps.iter().map(AppName::as_str)),
             None => self,
+        }
+    }
+
+    fn of_failed(&mut self, column: &str, failed: bool) -> &mut Self {
+        let states = MachineState::ALL.iter().filter(|state| state.is_failure());
+        match failed {
+            true => self.text(" AND ").among(column, states.map(|state| state.as_str())),
+            false => self,
         }
     }
 
@@ -149,14 +166,14 @@ impl Queue {
     }
 
     /// The next at most `limit` machines after the one of that name, by name, with their apps: of one region or of all;
-    /// with `apps`, those that have reported about one of them, and only these reports.
+    /// where only some reports are wanted, the machines that made one of these, and only these reports.
     ///
     /// # Errors
     /// [`crate::QueueError`] when the database fails.
     pub async fn machines_page(
         &self,
         region: Option<&RegionName>,
-        apps: Option<&BTreeSet<AppName>>,
+        wanted: Reports<'_>,
         after: &str,
         limit: u32,
     ) -> Result<Vec<Machine>> {
@@ -165,9 +182,9 @@ impl Queue {
         if let Some(region) = region {
             select.text(" AND m.region = ").value(region.as_str());
         }
-        if apps.is_some() {
+        if wanted.apps.is_some() || wanted.failed {
             select.text(" AND EXISTS (SELECT 1 FROM machine_apps a WHERE a.machine = m.name");
-            select.of_apps("a.app", apps).text(")");
+            select.of_apps("a.app", wanted.apps).of_failed("a.state", wanted.failed).text(")");
         }
         select.text(" ORDER BY m.name LIMIT ").value(i64::from(limit));
         let rows = select.query().fetch_all(&mut *self.read().await?).await?;
@@ -178,7 +195,10 @@ impl Queue {
         let names: Vec<_> = places.keys().collect();
         for chunk in names.chunks(MACHINES_CHUNK) {
             let mut select = Select::new("SELECT * FROM machine_apps WHERE ");
-            select.among("machine", chunk.iter().map(|name| name.as_str())).of_apps("app", apps);
+            select
+                .among("machine", chunk.iter().map(|name| name.as_str()))
+                .of_apps("app", wanted.apps)
+                .of_failed("state", wanted.failed);
             select.text(" ORDER BY machine, app");
             for row in &select.query().fetch_all(&mut *self.read().await?).await? {
                 let name: MachineName = parsed(row, "machine")?;

@@ -4,6 +4,7 @@
 //! is killed, the kernel ends its processes and a [`Cleaner`](cleaner::Cleaner) the rest.
 
 mod apps;
+mod browser;
 mod cleaner;
 mod cluster;
 mod keys;
@@ -24,6 +25,7 @@ use shoal_pki::{Identity, Trust};
 
 pub use self::{
     apps::{Repo, plain_app, script_app},
+    browser::Browser,
     cluster::{Cluster, Remote, Shape, region_name},
     keys::Keys,
     network::{ip, own_network},

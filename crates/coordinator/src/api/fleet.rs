@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_client::types;
 use shoal_proto::{AppName, RegionName};
-use shoal_queue::{Actor, Bell};
+use shoal_queue::{Actor, Bell, Reports};
 
 use super::{App, Args, PageArgs, Place, Reply, Who, pages::Paging};
 use crate::{
@@ -20,6 +20,9 @@ pub(super) struct MachinesArgs {
     region: Option<RegionName>,
     /// Only machines that have reported about this app, and only that report.
     app: Option<AppName>,
+    /// Only machines that failed an app of these (FAILED, ROLLED_BACK), and only these reports.
+    #[serde(default)]
+    failed: bool,
     /// How many rows at most, 1 to 1000; 100 when nothing is said.
     #[schemars(range(min = 1, max = 1000))]
     limit: Option<u32>,
@@ -41,7 +44,8 @@ pub(super) async fn machines(
         find_region(&shared, region).await?;
     }
     let (region, after) = (args.region.as_ref(), paging.after.as_deref().unwrap_or_default());
-    let rows = shared.queue.machines_page(region, apps.as_ref(), after, paging.wanted()).await?;
+    let wanted = Reports { apps: apps.as_ref(), failed: args.failed };
+    let rows = shared.queue.machines_page(region, wanted, after, paging.wanted()).await?;
     Ok(paging.page(rows, |row| row.seen.name.to_string(), view::machine))
 }
 

@@ -207,6 +207,15 @@ impl Cluster {
 
     /// HTTP of somebody who shows no certificate.
     pub(crate) fn without_certificate(&self) -> reqwest::Client {
+        self.guest().build().unwrap()
+    }
+
+    /// The same for who looks at each answer, those that send on too.
+    pub(crate) fn without_certificate_or_redirects(&self) -> reqwest::Client {
+        self.guest().redirect(reqwest::redirect::Policy::none()).build().unwrap()
+    }
+
+    fn guest(&self) -> reqwest::ClientBuilder {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.ca.cert_der().to_vec().into()).unwrap();
         let provider = rustls::crypto::aws_lc_rs::default_provider().into();
@@ -215,7 +224,7 @@ impl Cluster {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls).build().unwrap()
+        reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls)
     }
 
     pub(crate) fn client(&self, role: Role, name: &str, region: Option<&str>) -> Client {

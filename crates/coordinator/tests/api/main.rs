@@ -8,6 +8,7 @@ mod copies;
 mod events;
 mod harness;
 mod jobs;
+mod page;
 mod pushes;
 mod queue;
 mod refusals;

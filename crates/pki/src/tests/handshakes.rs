@@ -6,7 +6,8 @@ use rustls::{CipherSuite, ClientConnection, Error, ServerConnection, pki_types::
 
 use super::{CLUSTER, Cluster, bundle, cluster, identity, sign};
 use crate::{
-    ClientAuth, Credentials, Identity, Role, Trust, client_config, server_config, server_name,
+    ClientAuth, Credentials, Identity, PkiError, Role, Trust, client_config, server_config,
+    server_name,
 };
 
 const ALPN: &[&[u8]] = &[b"test/1"];
@@ -181,4 +182,49 @@ impl rustls::client::ResolvesClientCert for NoCertificate {
     fn has_certs(&self) -> bool {
         false
     }
+}
+
+/// A client that checks no Ed25519, as browsers are, and believes this one certificate.
+fn browser(certificate: &str) -> rustls::ClientConfig {
+    use rustls::{SignatureScheme, crypto::WebPkiSupportedAlgorithms, pki_types::pem::PemObject};
+    const ECDSA: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm] =
+        &[webpki::aws_lc_rs::ECDSA_P256_SHA256];
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.signature_verification_algorithms = WebPkiSupportedAlgorithms {
+        all: ECDSA,
+        mapping: &[(SignatureScheme::ECDSA_NISTP256_SHA256, ECDSA)],
+    };
+    let mut roots = rustls::RootCertStore::empty();
+    let certificate = rustls::pki_types::CertificateDer::from_pem_slice(certificate.as_bytes());
+    roots.add(certificate.unwrap()).unwrap();
+    rustls::ClientConfig::builder_with_provider(provider.into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
+
+#[test]
+fn who_cannot_check_the_clusters_certificate_is_shown_another() {
+    let one = cluster(CLUSTER);
+    let region = identity(&one.ca, "r1", Role::Region);
+    let (chain, key) = crate::self_signed(&["page.example".into()], 30).unwrap();
+    let server = |chain: &str, key: &str| {
+        let mut config =
+            server_config(&with(&region, &one.trust), &[], ClientAuth::Optional).unwrap();
+        crate::also_for_browsers(&mut config, chain, key).map(|()| config)
+    };
+    let (client, _) =
+        shake(browser(&chain), server(&chain, &key).unwrap(), "page.example").unwrap();
+    assert_ne!(client.peer_certificates().unwrap()[0].as_ref(), region.certificate_der());
+    // A member is shown what it knows.
+    let agent = identity(&one.ca, "m1", Role::Agent);
+    let member = client_config(&with(&agent, &one.trust), &[]).unwrap();
+    let (client, _) = shake(member, server(&chain, &key).unwrap(), &server_name(CLUSTER)).unwrap();
+    assert_eq!(client.peer_certificates().unwrap()[0].as_ref(), region.certificate_der());
+    let (_, other) = crate::self_signed(&["page.example".into()], 30).unwrap();
+    assert!(matches!(server(&chain, &other), Err(PkiError::KeyMismatch)));
+    assert!(matches!(server("", &key), Err(PkiError::Pem(_))));
+    assert!(matches!(server(&chain, "key"), Err(PkiError::Pem(_))));
+    assert!(crate::not_after_s(&chain).unwrap() > 0 && crate::not_after_s(&key).is_err());
 }

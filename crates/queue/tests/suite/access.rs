@@ -2,10 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use shoal_proto::state::TokenRole;
-use shoal_queue::{Actor, AuditFilter, Known, MachineSeen, NewToken, Queue, QueueError};
+use shoal_proto::{
+    Revision,
+    state::{MachineState, TokenRole},
+};
+use shoal_queue::{Actor, AuditFilter, Known, MachineSeen, NewToken, Queue, QueueError, Reports};
 
-use super::{actor, app, ask, name, records::publish, submit};
+use super::{
+    actor, app, ask, name,
+    records::{self, publish},
+    submit,
+};
 
 fn new_token(name: &str, expires_at_ms: Option<i64>) -> NewToken {
     let apps = Some(BTreeSet::from([super::name("web")]));
@@ -156,13 +163,39 @@ pub(crate) async fn pages_neither_skip_nor_repeat(url: &str) {
     let eu = "eu".parse().unwrap();
     queue.keep_reports(&eu, &machines, &[]).await.unwrap();
     let (mut seen, mut after) = (Vec::new(), String::new());
-    while let Some(row) = queue.machines_page(Some(&eu), None, &after, 2).await.unwrap().first() {
+    while let Some(row) =
+        queue.machines_page(Some(&eu), Reports::default(), &after, 2).await.unwrap().first()
+    {
         after = row.seen.name.to_string();
         seen.push(after.clone());
     }
     seen.sort_unstable();
     assert_eq!(seen, ["m-1", "m.2", "m1", "m10", "m2"]);
-    assert!(queue.machines_page(None, apps.as_ref(), "", 9).await.unwrap().is_empty());
+    let of_apps = Reports { apps: apps.as_ref(), failed: false };
+    assert!(queue.machines_page(None, of_apps, "", 9).await.unwrap().is_empty());
+    // Those that failed, and why.
+    let (revision, web) = (Revision { epoch: 1, number: 1 }, BTreeSet::from([name("web")]));
+    let said = |machine, state| records::state(machine, revision, 1, state);
+    let states = [
+        said("m1", MachineState::Failed),
+        said("m2", MachineState::Active),
+        said("m10", MachineState::RolledBack),
+        said("m.2", MachineState::Waiting),
+    ];
+    queue.keep_reports(&eu, &machines, &states).await.unwrap();
+    let count = async |wanted| queue.machines_page(None, wanted, "", 9).await.unwrap().len();
+    let of_web = Reports { apps: Some(&web), failed: false };
+    assert_eq!(count(of_web).await, 4);
+    let failed =
+        queue.machines_page(None, Reports { failed: true, ..of_web }, "", 9).await.unwrap();
+    let failed: Vec<_> =
+        failed.iter().map(|row| (row.seen.name.as_str(), row.apps.len())).collect();
+    assert_eq!(
+        failed.iter().copied().collect::<BTreeSet<_>>(),
+        BTreeSet::from([("m1", 1), ("m10", 1)])
+    );
+    assert_eq!(count(Reports { failed: true, ..of_apps }).await, 0);
+    assert_eq!(count(Reports { failed: true, apps: None }).await, 2);
 }
 
 pub(crate) async fn audit_rows_are_found_by_what_they_say(url: &str) {
