@@ -14,7 +14,9 @@ use bytes::Bytes;
 use serde::Serialize;
 use shoal_client::{
     Client, ClientError,
-    types::{BuildRequest, ClaimRequest, ClaimedJob, DeployRequest, FinishRequest, LeaseRef, Outcome},
+    types::{
+        BuildRequest, ClaimRequest, ClaimedJob, DeployRequest, FinishRequest, LeaseRef, Outcome,
+    },
 };
 use shoal_pki::Role;
 use shoal_proto::{AppName, ArtifactId, EncodingId, state::JobStatus};
@@ -159,11 +161,8 @@ async fn worker(
     over: tokio::sync::watch::Receiver<bool>,
 ) -> anyhow::Result<(Times, Vec<Duration>)> {
     let (mut times, mut waits) = (Times::default(), vec![]);
-    let request = ClaimRequest {
-        incarnation: "one".into(),
-        host: "bench".into(),
-        wait_s: CLAIM_WAIT_S,
-    };
+    let request =
+        ClaimRequest { incarnation: "one".into(), host: "bench".into(), wait_s: CLAIM_WAIT_S };
     loop {
         if *over.borrow() {
             return Ok((times, waits));

@@ -67,7 +67,8 @@ pub(crate) async fn measure(shape: Shape<'_>, goals: usize) -> anyhow::Result<Re
     client.set_app(&app("data")?).await?;
     let artifact = world.publish(&client, "data").await?;
     let request = DeployRequest { app: artifact.app.clone(), artifact: artifact.name };
-    let files = world.regions.iter().map(|region| world.data(region.as_str()).join("goals/data.goal"));
+    let files =
+        world.regions.iter().map(|region| world.data(region.as_str()).join("goals/data.goal"));
     let files: Vec<PathBuf> = files.collect();
     let (mut answered, mut stored, mut everywhere) = (vec![], vec![], vec![]);
     for _ in 0..goals {
@@ -78,7 +79,10 @@ pub(crate) async fn measure(shape: Shape<'_>, goals: usize) -> anyhow::Result<Re
         let look = async {
             let mut seen = vec![None; files.len()];
             while seen.iter().any(Option::is_none) {
-                ensure!(start.elapsed() < GOAL_TIMEOUT, "a goal is not stored after {GOAL_TIMEOUT:?}");
+                ensure!(
+                    start.elapsed() < GOAL_TIMEOUT,
+                    "a goal is not stored after {GOAL_TIMEOUT:?}"
+                );
                 for (at, file) in files.iter().enumerate() {
                     if seen[at].is_none() && revision(file)? != before[at] {
                         seen[at] = Some(start.elapsed());

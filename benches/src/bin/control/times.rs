@@ -30,7 +30,10 @@ impl Spread {
 impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { count, median_ms, p99_ms, max_ms } = self;
-        write!(f, "median {median_ms:>7.1} ms  p99 {p99_ms:>7.1} ms  most {max_ms:>7.1} ms  of {count}")
+        write!(
+            f,
+            "median {median_ms:>7.1} ms  p99 {p99_ms:>7.1} ms  most {max_ms:>7.1} ms  of {count}"
+        )
     }
 }
 

@@ -148,9 +148,8 @@ impl World {
             self.goals(),
         );
         for region in &self.regions {
-            config += &format!(
-                "[[regions]]\nname = \"{region}\"\nbucket = \"{root}/bucket-{region}\"\n"
-            );
+            config +=
+                &format!("[[regions]]\nname = \"{region}\"\nbucket = \"{root}/bucket-{region}\"\n");
         }
         self.start_process("coordinator", "coordinator", &config)
     }
