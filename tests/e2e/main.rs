@@ -9,6 +9,7 @@ mod events;
 mod faults;
 mod goals;
 mod harness;
+mod kills;
 mod limits;
 mod membership;
 mod page;

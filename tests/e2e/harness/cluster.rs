@@ -10,7 +10,7 @@ use std::{
 use shoal_client::Client;
 use shoal_pki::Role;
 
-use super::{Keys, Process, cleaner::Cleaner, client, walk};
+use super::{Keys, Process, cleaner::Cleaner, client, client_of, walk};
 
 /// What a cluster consists of.
 pub struct Shape {
@@ -188,6 +188,19 @@ impl Cluster {
         self.coordinator =
             start_coordinator(&self.keys, self.dir.path(), &self.shape, 0, self.api.port());
         self.coordinator.address("api").await;
+    }
+
+    /// Starts a coordinator beside the first again, on the port that it had.
+    pub async fn restart_other(&mut self, at: usize) {
+        self.others[at].kill();
+        let (root, port) = (self.dir.path(), self.other_apis[at].port());
+        self.others[at] = start_coordinator(&self.keys, root, &self.shape, at + 1, port);
+        self.others[at].address("api").await;
+    }
+
+    /// A client of all coordinators.
+    pub fn client_of_all(&self) -> Client {
+        client_of(&self.root().join("operator"), &self.urls())
     }
 
     pub fn start_worker(&self, at: usize) -> Process {

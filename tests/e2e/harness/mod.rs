@@ -70,8 +70,12 @@ pub fn walk(dir: &Path, wanted: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
 }
 
 pub fn client(identity: &Path, api: SocketAddr) -> Client {
+    client_of(identity, &[format!("https://{api}")])
+}
+
+pub fn client_of(identity: &Path, coordinators: &[String]) -> Client {
     let read = |name: &str| fs::read_to_string(identity.join(name)).unwrap();
     let id = Identity::from_pem(&read("identity.pem"), &read("identity.key")).unwrap();
     let trust = Trust::from_signed(&fs::read(identity.join("trust.bin")).unwrap()).unwrap();
-    Client::new(&[format!("https://{api}")], &id, &trust).unwrap()
+    Client::new(coordinators, &id, &trust).unwrap()
 }

@@ -6,13 +6,13 @@
 //!
 //! A server lives in a temporary directory and listens on a socket in it alone, so any number run side by side. It
 //! ends with whoever started it, killed or not: its parent is a shell that waits for the end of its input, which
-//! the kernel closes.
+//! the kernel closes. It can be killed and started again with what it has on the disk.
 
 use std::{
     env, fs,
-    io::Read as _,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -29,8 +29,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Where Debian puts each version's programs.
 const PROGRAMS: &str = "/usr/lib/postgresql";
 
-/// Runs the server as long as the input is open, as the user `postgres` where it is started by root, whom it refuses.
-/// SIGINT ends its sessions at once, and in order.
+/// Runs the server as long as the input is open, and does what its lines say; as the user `postgres` where it is started by
+/// root, whom it refuses. SIGINT ends its sessions at once, and in order.
 const RUN: &str = r#"
 set -eu
 bin=$1 dir=$2
@@ -42,19 +42,42 @@ if [ "$(id -u)" = 0 ]; then
 fi
 cd "$dir"
 $as "$bin/initdb" -D "$dir/data" -U postgres -A trust -E UTF8 --locale=C --no-sync >"$dir/log" 2>&1
-$as "$bin/postgres" -D "$dir/data" -k "$dir" -c listen_addresses= -c max_connections=300 "$@" \
-    >>"$dir/log" 2>&1 </dev/null &
-server=$!
-trap 'kill -INT $server 2>/dev/null || true; wait $server || true; rm -rf "$dir"; exit' TERM INT
-while read -r _; do :; done
-kill -INT $server 2>/dev/null || true
-wait $server || true
-rm -rf "$dir"
+start() {
+    $as "$bin/postgres" -D "$dir/data" -k "$dir" -c listen_addresses= -c max_connections=300 "$@" \
+        >>"$dir/log" 2>&1 </dev/null &
+    server=$!
+}
+end() {
+    kill -INT $server 2>/dev/null || true
+    wait $server || true
+    rm -rf "$dir"
+}
+trap 'end; exit' TERM INT
+trap '' PIPE
+start "$@"
+while read -r word; do
+    case $word in
+        kill)
+            kill -KILL $server 2>/dev/null || true
+            wait $server 2>/dev/null || true
+            ;;
+        start) start "$@" ;;
+        alive)
+            case $(cut -d' ' -f3 /proc/$server/stat 2>/dev/null) in
+                '' | Z) word=dead ;;
+            esac
+            ;;
+    esac
+    echo "$word" || true
+done
+end
 "#;
 
 /// A server of one's own. Ends when it is dropped, and whenever its process ends.
 pub struct Server {
     shell: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
     dir: PathBuf,
 }
 
@@ -94,25 +117,70 @@ impl Server {
         for setting in settings {
             command.args(["-c", setting]);
         }
-        let shell = command.stdin(Stdio::piped()).spawn().context("cannot run sh")?;
-        let mut server = Self { shell, dir };
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut shell = command.spawn().context("cannot run sh")?;
+        let input = shell.stdin.take();
+        let output = BufReader::new(shell.stdout.take().context("no output")?);
+        let mut server = Self { shell, input, output, dir };
+        server
+            .ready(|server| {
+                if let Some(status) = server.shell.try_wait()? {
+                    bail!("PostgreSQL did not start ({status}):\n{}", server.log());
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(server)
+    }
+
+    /// Waits until it answers; `check` looks at it before each try.
+    async fn ready(
+        &mut self,
+        mut check: impl FnMut(&mut Self) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         let start = Instant::now();
         loop {
-            match PgConnection::connect(&server.url("postgres")).await {
-                Ok(connection) => {
-                    connection.close().await?;
-                    return Ok(server);
-                }
+            check(self)?;
+            match PgConnection::connect(&self.url("postgres")).await {
+                Ok(connection) => return Ok(connection.close().await?),
                 Err(error) if start.elapsed() > START_TIMEOUT => {
-                    bail!("PostgreSQL does not answer: {error}\n{}", server.log());
+                    bail!("PostgreSQL does not answer: {error}\n{}", self.log());
                 }
-                Err(_) => {}
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
-            if let Some(status) = server.shell.try_wait()? {
-                bail!("PostgreSQL did not start ({status}):\n{}", server.log());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    fn order(&mut self, word: &str) -> anyhow::Result<String> {
+        writeln!(self.input.as_mut().context("no input")?, "{word}")?;
+        let mut done = String::new();
+        self.output.read_line(&mut done)?;
+        Ok(done.trim().to_string())
+    }
+
+    /// Kills it (SIGKILL), in the middle of whatever it does; returns when its first process is gone, and the others see
+    /// that and end.
+    ///
+    /// # Errors
+    /// When its shell is gone.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.order("kill").map(drop)
+    }
+
+    /// Starts it again, at the same address, with what it has on the disk; returns when it has recovered and answers.
+    ///
+    /// # Errors
+    /// When it does not start, with its log.
+    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+        self.order("start")?;
+        self.ready(|server| {
+            // It refuses to start as long as one of the old processes uses the data.
+            if server.order("alive")? == "dead" {
+                server.order("start")?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// The URL of a database of this server.
@@ -134,7 +202,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // The shell's input ends, and so does the server.
-        drop(self.shell.stdin.take());
+        drop(self.input.take());
         let _ = self.shell.wait();
     }
 }
