@@ -64,7 +64,7 @@ async fn wrong_requests_get_one_line_in_one_shape() {
     let build = |app: &str, commit: &str| json!({ "app": app, "commit": commit }).to_string();
     let cases: Vec<(Method, &str, String, u16, &str)> = vec![
         (Method::GET, "v1/nothing", String::new(), 404, "no such path"),
-        (Method::GET, "", String::new(), 404, "no such path"),
+        (Method::GET, "v1", String::new(), 404, "no such path"),
         (Method::DELETE, "v1/apps", String::new(), 405, "DELETE"),
         (Method::GET, "v1/apps/none", String::new(), 404, "shoal app set none"),
         (Method::GET, "v1/apps/A%20B", String::new(), 400, "app name"),
