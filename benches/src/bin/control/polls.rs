@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use serde::Serialize;
 use shoal_client::types::DeployRequest;
-use shoal_pki::Role;
+use shoal_pki::{Credentials, Role};
 use shoal_proto::{
     AppName, Revision,
     peer::{PeerAddr, StreamReply, StreamRequest},
@@ -77,7 +77,7 @@ struct Machine {
 
 impl Machine {
     async fn connect(config: EndpointConfig, region: std::net::SocketAddr) -> anyhow::Result<Self> {
-        let member = config.identity.member().clone();
+        let member = config.credentials.identity().member().clone();
         let (endpoint, mut incoming) = Endpoint::bind(&config)?;
         // What the region process says by itself is read, and no more.
         tokio::spawn(async move { while incoming.recv().await.is_some() {} });
@@ -160,7 +160,8 @@ pub(crate) async fn measure(
             machines.extend(dials.join_next().await.transpose()?.transpose()?.map(Arc::new));
         }
         let (identity, trust) = world.member(&format!("m{at}"), Role::Agent, Some(&region))?;
-        let mut config = EndpointConfig::new("127.0.0.1:0".parse()?, identity, trust);
+        let credentials = Credentials::new(identity, trust);
+        let mut config = EndpointConfig::new("127.0.0.1:0".parse()?, credentials);
         config.max_connections = 4;
         config.socket_buffer_bytes = SOCKET_BUFFER_BYTES;
         dials.spawn(Machine::connect(config, addr));

@@ -67,6 +67,7 @@ impl Report {
 /// A batch: these machines, each in this state.
 fn batch(machines: &[MachineName], rollout: &Rollout, at: usize) -> RegionReports {
     let seen = |name: &MachineName| MachineSeen {
+        node: None,
         name: name.clone(),
         zone: "a".into(),
         labels: [("role".to_string(), "web".to_string())].into(),

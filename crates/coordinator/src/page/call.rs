@@ -44,7 +44,7 @@ pub(super) struct Api {
 impl Api {
     /// The certificate of the browser's connection, if it has one, is not taken along: only the token counts.
     pub(super) fn new(router: Router, token: String, from: Option<&Caller>) -> Self {
-        let from = from.map(|from| Caller { addr: from.addr, member: None });
+        let from = from.map(|from| Caller { addr: from.addr, member: None, certificate: None });
         Self { router, token, from }
     }
 
