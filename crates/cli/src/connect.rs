@@ -52,7 +52,7 @@ impl Connection {
             let Some(login) = Login::read(&login::file(self.config.as_deref())?)? else {
                 anyhow::bail!(
                     "who are you? log in with shoal login --coordinator https://HOST:PORT --ca FILE, or give \
-                     --identity DIR (make one with: shoal pki issue --role operator)"
+                     --identity DIR or set SHOAL_IDENTITY (make one with: shoal pki issue --role operator)"
                 );
             };
             return login.client(&self.coordinators);

@@ -27,7 +27,7 @@ fn refused(args: &[&str], word: &str) {
 
 #[test]
 fn errors_are_one_line_that_says_what_to_do() {
-    refused(&["status"], "SHOAL_COORDINATOR");
+    refused(&["status"], "shoal login");
     refused(&["status", "--coordinator", "https://127.0.0.1:1"], "SHOAL_IDENTITY");
     refused(&["jobs", "--coordinator", "x", "--identity", "/nowhere"], "shoal pki issue");
     refused(&["build", "web", "main"], "git rev-parse");
