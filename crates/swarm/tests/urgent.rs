@@ -116,21 +116,49 @@ fn beside_an_urgent_fetch_another_reads_one_piece_of_many_that_it_leased() {
     one_at_a_time(800);
 }
 
-#[test]
-fn beside_an_urgent_fetch_that_neighbours_feed_another_reads_one_piece() {
-    let mut machine = Machine::new(800);
-    machine.fetch(LESSER, 0, true);
+/// A neighbour begins to feed an urgent fetch, and all but one of the lesser one's reads end.
+fn feed(machine: &mut Machine) {
     let before = machine.reads(LESSER);
+    assert!(before > 1, "{before} reads while nothing else is fetched");
     machine.fetch(URGENT, 9, false);
     let peer = PeerKey(1);
     machine.tell(Event::PeerUp { peer, same_zone: true });
     let have = Arc::new(Bitmap::full(PIECES));
     machine.tell(Event::PeerJoined { peer, swarm: URGENT, have });
     (1..before).for_each(|_| machine.end_one(LESSER));
+}
+
+/// The neighbour gives one piece.
+fn gain(machine: &mut Machine) {
+    machine.now = machine.now + Duration::from_millis(5);
+    let request = machine.requests.remove(0);
+    machine.tell(Event::FetchEnded { request, outcome: Outcome::Verified });
+}
+
+#[test]
+fn beside_an_urgent_fetch_that_neighbours_feed_another_reads_one_piece() {
+    let mut machine = Machine::new(800);
+    machine.fetch(LESSER, 0, true);
+    feed(&mut machine);
     for round in 0..50 {
-        machine.now = machine.now + Duration::from_millis(5);
-        let request = machine.requests.remove(0);
-        machine.tell(Event::FetchEnded { request, outcome: Outcome::Verified });
+        gain(&mut machine);
         assert_eq!(machine.reads(LESSER), 1, "reads in round {round}");
+    }
+}
+
+#[test]
+fn beside_an_urgent_fetch_one_that_reads_by_nobodys_leave_reads_one_piece() {
+    let mut machine = Machine::new(800);
+    machine.fetch(LESSER, 0, false);
+    while machine.reads(LESSER) == 0 {
+        machine.now = machine.swarm.next_timeout().unwrap();
+        machine.tell(Event::Timeout);
+    }
+    feed(&mut machine);
+    for round in 0..50 {
+        gain(&mut machine);
+        assert_eq!(machine.reads(LESSER), 1, "reads in round {round}");
+        machine.end_one(LESSER);
+        assert_eq!(machine.reads(LESSER), 1, "one after the other, round {round}");
     }
 }

@@ -1,10 +1,13 @@
 //! The state machine: one entry, [`Swarm::handle`], and what each event changes. The decisions lie
-//! beside it: [`pick`] says which piece is asked from whom, [`origin`] what is read from the bucket,
-//! [`tell`] what neighbours hear, [`uploads`] what they get; [`membership`] follows who they are.
+//! beside it: [`pick`] says which piece is asked from whom, [`origin`] what is read from the bucket, by leave that
+//! [`leasing`] asks for or [`fallback`] gives; [`tell`] what neighbours hear, [`uploads`] what they get;
+//! [`membership`] follows who they are.
 
 mod actions;
 mod check;
 mod choose;
+mod fallback;
+mod leasing;
 mod membership;
 mod neighbours;
 mod origin;
@@ -358,7 +361,7 @@ impl Swarm {
         self.cancel(|request| request.swarm == key);
         if let Some(fetch) = state.fetch {
             let back = fetch.leases.pieces().map(|piece| (piece, false));
-            origin::report(&mut self.actions, key, back);
+            leasing::report(&mut self.actions, key, back);
         }
         self.reads.iter_mut().filter(|read| read.swarm == key).for_each(Read::orphan);
         for (peer, _) in self.peers.iter().filter(|(_, peer)| !peer.banned) {
