@@ -19,7 +19,7 @@ pub(super) const JSON_MAX_BYTES: usize = 1 << 20;
 const REPORTS_MAX_BYTES: usize = 16 << 20;
 
 /// How long a body may take to come: 16 MiB at 5 Mbit/s. Uploads have a rule of their own.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A JSON body.
 pub(super) struct Json<T>(pub(super) T);
@@ -43,14 +43,13 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Batch<T> {
     }
 }
 
-/// Reads a body whole, up to a limit.
-pub(super) async fn whole(body: Body, limit: usize) -> ApiResult<Bytes> {
+/// Reads a body whole, up to a limit in bytes and in time.
+pub(super) async fn whole(body: Body, limit: usize, within: Duration) -> ApiResult<Bytes> {
     let incomplete =
         |text: String| ApiError::new(StatusCode::REQUEST_TIMEOUT, "incomplete_body", text);
-    let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, limit)).await;
-    let read = read.map_err(|_| {
-        incomplete(format!("the body was not there after {} s", BODY_TIMEOUT.as_secs()))
-    })?;
+    let read = tokio::time::timeout(within, axum::body::to_bytes(body, limit)).await;
+    let read = read
+        .map_err(|_| incomplete(format!("the body was not there after {} s", within.as_secs())))?;
     read.map_err(|error| {
         use std::error::Error as _;
         if error.source().is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>()) {
@@ -75,7 +74,7 @@ fn has_nul(value: &serde_json::Value) -> bool {
 
 /// Reads a body as JSON.
 async fn json<T: DeserializeOwned>(body: Body, limit: usize) -> ApiResult<T> {
-    let bytes = whole(body, limit).await?;
+    let bytes = whole(body, limit, BODY_TIMEOUT).await?;
     let wrong = |error: serde_json::Error| {
         let text = error.to_string();
         // The place in a body that a program wrote helps nobody.

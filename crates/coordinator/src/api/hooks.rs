@@ -1,18 +1,21 @@
 //! Pushes, as GitHub and GitLab tell them. These routes ask for no certificate: a signature over the body is what proves
 //! a caller, and who has none is told little and not often.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use axum::{
-    extract::{ConnectInfo, FromRequest, Request},
+    body::Body,
+    extract::{FromRequest, FromRequestParts as _, Request},
     http::{HeaderMap, StatusCode},
 };
 use shoal_client::types;
-use shoal_process::Caller;
 use shoal_proto::state::Priority;
 use shoal_queue::{Actor, PushSource, Taken};
 
-use super::{App, Reply, apps, follow::owner, jobs, whole};
+use super::{App, Reply, access::From, apps, extract::whole, follow::owner, jobs};
 use crate::{
     error::{ApiError, ApiResult},
     hooks::{self, Change, Limit, Pushed},
@@ -90,32 +93,38 @@ fn delivery_id(forge: Forge, headers: &HeaderMap, body: &[u8]) -> String {
     format!("{}:{id}", forge.as_str())
 }
 
-/// A call of a forge, before it is believed.
-pub(super) struct Push(Request);
+/// A call of a forge, before it is believed: its body is read only once it has a place.
+pub(super) struct Push {
+    origin: IpAddr,
+    headers: HeaderMap,
+    body: Body,
+}
 
 impl<S: Send + Sync> FromRequest<S> for Push {
-    type Rejection = std::convert::Infallible;
+    type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Self::Rejection> {
-        Ok(Self(request))
+    async fn from_request(request: Request, state: &S) -> ApiResult<Self> {
+        let (mut parts, body) = request.into_parts();
+        let From(caller) = From::from_request_parts(&mut parts, state).await?;
+        Ok(Self { origin: caller.addr.ip(), headers: parts.headers, body })
     }
 }
 
-pub(super) async fn github(shared: App, Push(request): Push) -> Reply<types::PushReply> {
-    take(&shared, Forge::GitHub, request).await.map(axum::Json)
+pub(super) async fn github(shared: App, push: Push) -> Reply<types::PushReply> {
+    take(&shared, Forge::GitHub, push).await.map(axum::Json)
 }
 
-pub(super) async fn gitlab(shared: App, Push(request): Push) -> Reply<types::PushReply> {
-    take(&shared, Forge::GitLab, request).await.map(axum::Json)
+pub(super) async fn gitlab(shared: App, push: Push) -> Reply<types::PushReply> {
+    take(&shared, Forge::GitLab, push).await.map(axum::Json)
 }
 
 fn answer(message: impl Into<String>) -> types::PushReply {
     types::PushReply { message: message.into(), builds: Vec::new() }
 }
 
-async fn take(shared: &Shared, forge: Forge, request: Request) -> ApiResult<types::PushReply> {
-    let caller = request.extensions().get::<ConnectInfo<Caller>>().map(|info| info.0.addr.ip());
-    let origin = caller.ok_or_else(|| ApiError::internal("a caller without an address"))?;
+async fn take(shared: &Shared, forge: Forge, push: Push) -> ApiResult<types::PushReply> {
+    let Push { origin, headers, body } = push;
+    let headers = &headers;
     let busy = || {
         let wait_s = Limit::retry_after().as_secs();
         let text = format!("too many calls: try again in {wait_s} s");
@@ -126,16 +135,7 @@ async fn take(shared: &Shared, forge: Forge, request: Request) -> ApiResult<type
     }
     let place = tokio::time::timeout(PLACE_TIMEOUT, shared.hook_places.acquire()).await;
     let _place = place.map_err(|_| busy())?;
-    let (parts, body) = request.into_parts();
-    let body = tokio::time::timeout(BODY_TIMEOUT, whole(body, BODY_MAX_BYTES)).await;
-    let body = body.map_err(|_| {
-        ApiError::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "incomplete_body",
-            "the body did not come in time",
-        )
-    })??;
-    let headers = &parts.headers;
+    let body = whole(body, BODY_MAX_BYTES, BODY_TIMEOUT).await?;
     let event = match forge {
         Forge::GitHub => header(headers, "x-github-event"),
         Forge::GitLab => header(headers, "x-gitlab-event"),

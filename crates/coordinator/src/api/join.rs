@@ -7,23 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{
-    http::StatusCode,
-    response::{IntoResponse, Response},
-};
+use axum::http::StatusCode;
 use shoal_client::types;
 use shoal_pki::{HOSTS_MAX, Names, Role, join_signature_holds};
 use shoal_proto::goal::check_label;
 use shoal_queue::{JoinGrant, JoinToken, MemberSeen};
 
 use super::{
-    App, Args, Json, PageArgs, Place, Reply, Who,
-    access::From,
-    describe::{Answer, Operation},
-    done,
-    once::ShownOnce,
-    pages::Paging,
-    trust::ca_hash,
+    App, Args, Json, PageArgs, Place, Reply, Who, access::From, done, once::ShownOnce,
+    pages::Paging, trust::ca_hash,
 };
 use crate::{
     error::{ApiError, ApiResult},
@@ -121,28 +113,11 @@ fn check_grant(request: &types::JoinTokenRequest) -> ApiResult<Role> {
     Ok(role)
 }
 
-/// A new token, which is in no stored answer.
-pub(super) struct Made(types::JoinTokenMade);
-
-impl IntoResponse for Made {
-    fn into_response(self) -> Response {
-        let mut response = axum::Json(self.0).into_response();
-        response.extensions_mut().insert(ShownOnce);
-        response
-    }
-}
-
-impl Answer for Made {
-    fn describe(operation: &mut Operation, schemas: &mut schemars::SchemaGenerator) {
-        <axum::Json<types::JoinTokenMade> as Answer>::describe(operation, schemas);
-    }
-}
-
 pub(super) async fn make(
     shared: App,
     Who(_, actor): Who,
     Json(request): Json<types::JoinTokenRequest>,
-) -> ApiResult<Made> {
+) -> ApiResult<ShownOnce<types::JoinTokenMade>> {
     let role = check_grant(&request)?;
     if let Some(region) = &request.region
         && !shared.buckets.contains_key(region)
@@ -171,7 +146,7 @@ pub(super) async fn make(
     };
     shared.queue.add_join_token(&new, &hash(&token), &actor).await?;
     let ca_hash = ca_hash(&shared.membership.trust());
-    Ok(Made(types::JoinTokenMade { token, id, expires_at_ms: new.expires_at_ms, ca_hash }))
+    Ok(ShownOnce(types::JoinTokenMade { token, id, expires_at_ms: new.expires_at_ms, ca_hash }))
 }
 
 fn view(token: JoinToken) -> types::JoinToken {

@@ -52,7 +52,9 @@ pub(crate) use trust::Noted;
 
 use self::{
     access::{Access, Peer, Reach, Who},
-    extract::{Args, Batch, JSON_MAX_BYTES, Json, Maybe, Place, Raw, Reply, done, whole},
+    extract::{
+        Args, BODY_TIMEOUT, Batch, JSON_MAX_BYTES, Json, Maybe, Place, Raw, Reply, done, whole,
+    },
     routes::{Route, Routes},
 };
 use crate::{RouteInfo, error::ApiError, state::Shared};

@@ -15,13 +15,16 @@ use axum::{
     extract::{Request, State},
     http::{HeaderName, HeaderValue, StatusCode, header},
     middleware::Next,
-    response::{IntoResponse as _, Response},
+    response::{IntoResponse, Response},
 };
+use schemars::{JsonSchema, SchemaGenerator};
+use serde::Serialize;
 use shoal_queue::Known;
 
 use super::{
     access::{Principal, RequestId},
-    extract::{JSON_MAX_BYTES, whole},
+    describe::{Answer, Operation},
+    extract::{BODY_TIMEOUT, JSON_MAX_BYTES, whole},
 };
 use crate::{
     error::{ApiError, ApiResult},
@@ -49,9 +52,26 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Marks an answer that is shown once and never kept: one with a secret.
+/// An answer with a secret: it is shown once and never kept.
+pub(super) struct ShownOnce<T>(pub(super) T);
+
+/// Marks the response of one.
 #[derive(Clone, Copy)]
-pub(super) struct ShownOnce;
+struct NeverKept;
+
+impl<T: Serialize> IntoResponse for ShownOnce<T> {
+    fn into_response(self) -> Response {
+        let mut response = axum::Json(self.0).into_response();
+        response.extensions_mut().insert(NeverKept);
+        response
+    }
+}
+
+impl<T: JsonSchema> Answer for ShownOnce<T> {
+    fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator) {
+        <axum::Json<T> as Answer>::describe(operation, schemas);
+    }
+}
 
 /// The caller's key, if it gave one.
 fn key(request: &Request) -> ApiResult<Option<&str>> {
@@ -102,7 +122,7 @@ async fn keyed(
 ) -> ApiResult<Response> {
     let (mut parts, body) = request.into_parts();
     let caller = parts.extensions.get::<Principal>().map(|by| by.name.clone()).unwrap_or_default();
-    let body = whole(body, JSON_MAX_BYTES).await?;
+    let body = whole(body, JSON_MAX_BYTES, BODY_TIMEOUT).await?;
     let id = digest(&[caller.as_bytes(), key.as_bytes()]);
     let (method, uri) = (parts.method.as_str(), parts.uri.to_string());
     let fingerprint = digest(&[method.as_bytes(), uri.as_bytes(), &body]);
@@ -189,7 +209,7 @@ async fn keep_alive(shared: &Shared, id: &str) -> std::convert::Infallible {
 /// Keeps an answer, if there is something to keep.
 async fn kept(shared: &Shared, id: &str, response: Response) -> ApiResult<Response> {
     let status = response.status();
-    if !status.is_success() || response.extensions().get::<ShownOnce>().is_some() {
+    if !status.is_success() || response.extensions().get::<NeverKept>().is_some() {
         if let Err(error) = shared.queue.drop_request(id).await {
             // It is then taken over by whoever comes with this key again.
             tracing::warn!(%error, "a request that was refused stays noted");
@@ -197,7 +217,7 @@ async fn kept(shared: &Shared, id: &str, response: Response) -> ApiResult<Respon
         return Ok(response);
     }
     let (parts, body) = response.into_parts();
-    let body = whole(body, ANSWER_MAX_BYTES).await?;
+    let body = whole(body, ANSWER_MAX_BYTES, BODY_TIMEOUT).await?;
     let text = String::from_utf8_lossy(&body);
     if let Err(error) = shared.queue.answer_request(id, status.as_u16(), &text).await {
         // What was asked for is done: that is the answer, whether or not it can be given again.

@@ -1,16 +1,10 @@
 //! Tokens, and who one is.
 
-use axum::response::{IntoResponse, Response};
 use shoal_client::types;
 use shoal_proto::MachineName;
 use shoal_queue::{NewToken, Token};
 
-use super::{
-    App, Args, Json, PageArgs, Place, Reply, Who, access,
-    describe::{Answer, Operation},
-    once::ShownOnce,
-    pages::Paging,
-};
+use super::{App, Args, Json, PageArgs, Place, Reply, Who, access, once::ShownOnce, pages::Paging};
 use crate::{
     error::{ApiError, ApiResult},
     state::now_ms,
@@ -36,28 +30,11 @@ fn view(token: Token) -> types::Token {
     }
 }
 
-/// A new token with its secret, which is in no stored answer.
-pub(super) struct Created(types::CreatedToken);
-
-impl IntoResponse for Created {
-    fn into_response(self) -> Response {
-        let mut response = axum::Json(self.0).into_response();
-        response.extensions_mut().insert(ShownOnce);
-        response
-    }
-}
-
-impl Answer for Created {
-    fn describe(operation: &mut Operation, schemas: &mut schemars::SchemaGenerator) {
-        <axum::Json<types::CreatedToken> as Answer>::describe(operation, schemas);
-    }
-}
-
 pub(super) async fn create(
     shared: App,
     Who(_, actor): Who,
     Json(request): Json<types::TokenRequest>,
-) -> ApiResult<Created> {
+) -> ApiResult<ShownOnce<types::CreatedToken>> {
     if request.apps.as_ref().is_some_and(|apps| apps.is_empty() || apps.len() > APPS_MAX) {
         return Err(ApiError::invalid(format!(
             "apps must name 1 to {APPS_MAX} apps; leave it out for a token of all"
@@ -78,7 +55,7 @@ pub(super) async fn create(
     };
     let token = shared.queue.create_token(&new, &actor, now).await?;
     tracing::info!(token = %token.name, role = %token.role, by = actor.name, "token made");
-    Ok(Created(types::CreatedToken { secret, token: view(token) }))
+    Ok(ShownOnce(types::CreatedToken { secret, token: view(token) }))
 }
 
 pub(super) async fn list(

@@ -12,8 +12,8 @@ use shoal_proto::{
 use shoal_queue::{Artifact, Bell};
 
 use super::{
-    App, Args, Json, Place, Reply, Who, access::Principal, done, jobs::ListArgs, pages::Paging,
-    whole,
+    App, Args, BODY_TIMEOUT, Json, Place, Reply, Who, access::Principal, done, jobs::ListArgs,
+    pages::Paging, whole,
 };
 use crate::{
     error::{ApiError, ApiResult},
@@ -105,7 +105,7 @@ pub(super) async fn put(
 ) -> Reply<types::Done> {
     let hashes = &shared.part_hashes;
     if object == "index" {
-        let bytes = whole(request.into_body(), INDEX_MAX_BYTES).await?;
+        let bytes = whole(request.into_body(), INDEX_MAX_BYTES, BODY_TIMEOUT).await?;
         uploads::put_index(&shared.main, hashes, &artifact, &encoding, bytes).await?;
         return Ok(done());
     }

@@ -1,15 +1,10 @@
 //! Webhooks, as operators see them.
 
-use axum::response::{IntoResponse, Response};
 use shoal_client::types;
 use shoal_queue::{Delivery, DeliveryStatus, NewWebhook, Webhook};
 
 use super::{
-    App, Args, Json, PageArgs, Place, Reply, Who,
-    describe::{Answer, Operation},
-    done,
-    events::kinds,
-    once::ShownOnce,
+    App, Args, Json, PageArgs, Place, Reply, Who, done, events::kinds, once::ShownOnce,
     pages::Paging,
 };
 use crate::{
@@ -76,28 +71,11 @@ fn new_secret() -> ApiResult<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A new webhook, whose secret is in no stored answer.
-pub(super) struct Added(types::Webhook);
-
-impl IntoResponse for Added {
-    fn into_response(self) -> Response {
-        let mut response = axum::Json(self.0).into_response();
-        response.extensions_mut().insert(ShownOnce);
-        response
-    }
-}
-
-impl Answer for Added {
-    fn describe(operation: &mut Operation, schemas: &mut schemars::SchemaGenerator) {
-        <axum::Json<types::Webhook> as Answer>::describe(operation, schemas);
-    }
-}
-
 pub(super) async fn add(
     shared: App,
     Who(_, actor): Who,
     Json(request): Json<types::WebhookRequest>,
-) -> ApiResult<Added> {
+) -> ApiResult<ShownOnce<types::Webhook>> {
     let allow_http = shared.config.webhooks.allow_http;
     webhooks::check_url(&request.url, allow_http).map_err(ApiError::invalid)?;
     let kinds = kinds(request.events.iter().map(String::as_str))?;
@@ -114,7 +92,7 @@ pub(super) async fn add(
     let added = shared.queue.add_webhook(&new, &actor, now_ms()).await?;
     tracing::info!(webhook = added.id, by = actor.name, "webhook added");
     let secret = made.then(|| signatures::secret_text(&bytes));
-    Ok(Added(types::Webhook { secret, ..view(added) }))
+    Ok(ShownOnce(types::Webhook { secret, ..view(added) }))
 }
 
 pub(super) async fn list(

@@ -7,7 +7,9 @@ use shoal_client::types::{self, Outcome};
 use shoal_proto::{MachineName, state::JobStatus};
 use shoal_queue::{Bell, Claimant, End, Lease};
 
-use super::{App, Args, JSON_MAX_BYTES, Json, Maybe, Peer, Place, Reply, apps, done, whole};
+use super::{
+    App, Args, BODY_TIMEOUT, JSON_MAX_BYTES, Json, Maybe, Peer, Place, Reply, apps, done, whole,
+};
 use crate::{
     error::{ApiError, ApiResult},
     removal,
@@ -131,7 +133,7 @@ pub(super) async fn log(
     Args(args): Args<LogArgs>,
     request: Request,
 ) -> Reply<types::Done> {
-    let content = whole(request.into_body(), JSON_MAX_BYTES).await?;
+    let content = whole(request.into_body(), JSON_MAX_BYTES, BODY_TIMEOUT).await?;
     let lease = Lease { attempt: args.attempt, token: args.lease };
     shared.queue.check_lease(job, &lease).await?;
     let logs = shared.logs.clone();
