@@ -40,8 +40,9 @@ pub fn script_app(name: &str, repository: &Path) -> App {
         activation: Activation::Run { args: vec![] },
         health: Some(HealthCheck {
             // The version that it says must be its own, not what the one before it left.
-            command: "grep -q \"echo $(cut -d' ' -f1 \"$SHOAL_RUN_DIR/version\") \" \"$SHOAL_CURRENT\""
-                .into(),
+            command:
+                "grep -q \"echo $(cut -d' ' -f1 \"$SHOAL_RUN_DIR/version\") \" \"$SHOAL_CURRENT\""
+                    .into(),
             timeout_s: 30,
         }),
         ..plain_app(name)

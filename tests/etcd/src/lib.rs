@@ -4,7 +4,7 @@
 //! all tests); where that is not set, it starts a [`Server`] of its own with the program of Debian's package
 //! `etcd-server`. A test without a server fails and says how to install one; it is never skipped.
 //!
-//! A [`Server`] can be killed, started again and held still. It lives in a temporary directory, and ends with whoever
+//! A [`Server`] can be killed, started again and held still; [`Server::start_cluster`] starts several that are one etcd. It lives in a temporary directory, and ends with whoever
 //! started it, killed or not: its parent is a shell that waits for the end of its input, which the kernel closes.
 
 use std::{
@@ -75,6 +75,40 @@ pub struct Server {
     http: reqwest::Client,
 }
 
+/// Fails where no etcd is installed.
+fn installed() -> anyhow::Result<()> {
+    let found = Command::new("etcd").arg("--version").stdout(Stdio::null()).status();
+    ensure!(
+        found.is_ok_and(|status| status.success()),
+        "no etcd: install Debian's package with: apt-get install etcd-server; or name a server that runs \
+         with: {VARIABLE}=etcd://HOST:PORT"
+    );
+    Ok(())
+}
+
+/// Somebody took a port in between.
+fn is_port_taken(error: &anyhow::Error) -> bool {
+    format!("{error:#}").contains("address already in use")
+}
+
+/// A member's name and ports.
+struct Ports {
+    name: String,
+    client: u16,
+    peer: u16,
+}
+
+impl Ports {
+    fn free(name: &str) -> anyhow::Result<Self> {
+        Ok(Self { name: name.into(), client: free_port()?, peer: free_port()? })
+    }
+
+    /// As `--initial-cluster` names it.
+    fn peer(&self) -> String {
+        format!("{}=http://127.0.0.1:{}", self.name, self.peer)
+    }
+}
+
 fn free_port() -> anyhow::Result<u16> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let width = PORTS.end - PORTS.start;
@@ -111,25 +145,45 @@ impl Server {
         Self::start_with("https", flags, prepare).await
     }
 
+    /// Starts an empty cluster of so many members, and waits until each answers: that is when they have a leader.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub async fn start_cluster(members: usize) -> anyhow::Result<Vec<Self>> {
+        installed()?;
+        let mut last = None;
+        for _ in 0..PORT_TRIES {
+            let places = (0..members).map(|at| Ports::free(&format!("m{at}")));
+            let places = places.collect::<anyhow::Result<Vec<_>>>()?;
+            let all = places.iter().map(Ports::peer).collect::<Vec<_>>().join(",");
+            // None is ready before most of them run.
+            let servers =
+                places.iter().map(|ports| Self::spawn("http", ports, &all, &[], |_| Ok(())));
+            let mut servers = servers.collect::<anyhow::Result<Vec<_>>>()?;
+            let mut result = Ok(());
+            for server in &mut servers {
+                result = result.and(server.ready().await);
+            }
+            match result {
+                Ok(()) => return Ok(servers),
+                Err(error) if is_port_taken(&error) => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.context("no port was tried")?)
+    }
+
     async fn start_with(
         scheme: &'static str,
         flags: &[&str],
         prepare: impl Fn(&std::path::Path) -> anyhow::Result<()>,
     ) -> anyhow::Result<Self> {
-        let found = Command::new("etcd").arg("--version").stdout(Stdio::null()).status();
-        ensure!(
-            found.is_ok_and(|status| status.success()),
-            "no etcd: install Debian's package with: apt-get install etcd-server; or name a server that runs \
-             with: {VARIABLE}=etcd://HOST:PORT"
-        );
+        installed()?;
         let mut last = None;
         for _ in 0..PORT_TRIES {
             match Self::try_start(scheme, flags, &prepare).await {
                 Ok(server) => return Ok(server),
-                // Somebody took a port in between.
-                Err(error) if format!("{error:#}").contains("address already in use") => {
-                    last = Some(error);
-                }
+                Err(error) if is_port_taken(&error) => last = Some(error),
                 Err(error) => return Err(error),
             }
         }
@@ -141,17 +195,31 @@ impl Server {
         flags: &[&str],
         prepare: impl Fn(&std::path::Path) -> anyhow::Result<()>,
     ) -> anyhow::Result<Self> {
+        let ports = Ports::free("test")?;
+        let mut server = Self::spawn(scheme, &ports, &ports.peer(), flags, prepare)?;
+        server.ready().await?;
+        Ok(server)
+    }
+
+    /// Starts the process of one member of the cluster of `all`.
+    fn spawn(
+        scheme: &'static str,
+        ports: &Ports,
+        all: &str,
+        flags: &[&str],
+        prepare: impl Fn(&std::path::Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("shoal-etcd-").tempdir()?;
         prepare(dir.path())?;
-        let (port, peer) = (free_port()?, free_port()?);
+        let port = ports.client;
         let client = format!("{scheme}://127.0.0.1:{port}");
-        let peer = format!("http://127.0.0.1:{peer}");
+        let peer = format!("http://127.0.0.1:{}", ports.peer);
         let mut command = Command::new("sh");
         command.args(["-c", RUN, "sh"]).arg(dir.path());
-        command.args(["--name", "test", "--logger", "zap"]);
+        command.args(["--name", &ports.name, "--logger", "zap"]);
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-        command.args(["--initial-cluster", &format!("test={peer}")]);
+        command.args(["--initial-cluster", all]);
         let path = dir.path().display().to_string();
         command.args(flags.iter().map(|flag| flag.replace("DIR", &path)));
         let mut shell = command
@@ -164,9 +232,7 @@ impl Server {
         let identity = fs::read(dir.path().join("client.pem"))
             .and_then(|cert| Ok([cert, fs::read(dir.path().join("client.key"))?].concat()));
         let http = plain_client(scheme == "https", identity.ok())?;
-        let mut server = Self { shell, input, output, port, scheme, dir, http };
-        server.ready().await?;
-        Ok(server)
+        Ok(Self { shell, input, output, port, scheme, dir, http })
     }
 
     /// Waits until it answers.
@@ -233,8 +299,16 @@ impl Server {
     /// # Errors
     /// When it does not start, with its log.
     pub async fn start_again(&mut self) -> anyhow::Result<()> {
-        self.order("start")?;
+        self.run_again()?;
         self.ready().await
+    }
+
+    /// Starts it again and does not wait: a member answers when most of its cluster run.
+    ///
+    /// # Errors
+    /// When its shell is gone.
+    pub fn run_again(&mut self) -> anyhow::Result<()> {
+        self.order("start").map(drop)
     }
 
     /// Holds it still: its connections stay open, and it answers nothing.

@@ -248,6 +248,62 @@ async fn a_goal_that_nobody_believes_is_written_over_and_no_other() {
     place.remove().await.unwrap();
 }
 
+/// The address of a cluster: that of all its members.
+fn address(members: &[Server]) -> String {
+    let hosts: Vec<_> = members.iter().map(|member| member.url().replace("etcd://", "")).collect();
+    format!("etcd://{}", hosts.join(","))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_cluster_goes_on_without_any_one_of_its_members() {
+    let mut members = Server::start_cluster(3).await.unwrap();
+    let store = EtcdStore::open(&address(&members), "test").unwrap();
+    let mut watch = EtcdStore::open_with(&address(&members), "test", NEVER).unwrap().watch(None);
+    let mut number = 0;
+    for at in 0..members.len() {
+        members[at].kill().unwrap();
+        // The one that led may have been it: until there is another, nothing is written.
+        number += 1;
+        let start = Instant::now();
+        loop {
+            match store.put(&entry("a", 1, number)).await {
+                Ok(Put::Written | Put::Known) => break,
+                Ok(stale) => panic!("{stale:?}"),
+                Err(error) => assert!(start.elapsed() < Duration::from_secs(60), "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // Its stream was with the one that is gone, or is not: it is told without asking by itself.
+        let told = until_ok(&mut watch).await;
+        assert_eq!(told.last().unwrap(), &entry("a", 1, number), "without member {at}");
+        members[at].start_again().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_member_that_lost_the_others_is_an_error_and_not_silence() {
+    let mut members = Server::start_cluster(3).await.unwrap();
+    let store = EtcdStore::open_with(&address(&members), "test", NEVER).unwrap();
+    put(&store, "a", 1, 1).await;
+    // The stream is with the first one, which stays.
+    let mut watch = store.watch(None);
+    told(&mut watch).await;
+    put(&store, "a", 1, 2).await;
+    assert_eq!(told(&mut watch).await.entries, [entry("a", 1, 2)]);
+    members[1..].iter_mut().for_each(|member| member.kill().unwrap());
+    let error = watch.next().await.unwrap_err();
+    assert!(matches!(error, GoalsError::Unreachable { .. }), "{error}");
+    let error = store.put(&entry("a", 1, 3)).await.unwrap_err();
+    assert!(matches!(error, GoalsError::Unreachable { .. }), "{error}");
+    members[1..].iter_mut().for_each(|member| member.run_again().unwrap());
+    let start = Instant::now();
+    while let Err(error) = store.put(&entry("a", 1, 3)).await {
+        assert!(start.elapsed() < Duration::from_secs(60), "{error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(until_ok(&mut watch).await.last().unwrap(), &entry("a", 1, 3));
+}
+
 /// An address where nobody listens.
 fn nobody() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
