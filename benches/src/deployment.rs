@@ -83,9 +83,10 @@ pub fn start(
         bucket::start(cluster, namespace, &seed.address)?;
     }
     for machine in machines {
-        let mut settings = "keep_builds = 0\nreserve_free_mib = 64\n".to_owned();
+        let metrics = machine.at(METRICS);
+        let mut settings =
+            format!("keep_builds = 0\nreserve_free_mib = 64\nmetrics_listen = \"{metrics}\"\n");
         if machine.name == SEED {
-            settings += &format!("metrics_listen = \"{}\"\n", machine.at(METRICS));
             settings += seed_settings;
         }
         let mut program = machine.command(shoal);
@@ -188,12 +189,21 @@ fn cpu_s(cluster: &Cluster) -> anyhow::Result<f64> {
 
 /// Stored piece bytes that the seed sent so far.
 fn sent_bytes(seed: &Machine) -> anyhow::Result<f64> {
-    let mut stream = TcpStream::connect(seed.at(METRICS))?;
+    metric(seed, "shoal_agent_sent_bytes_total")
+}
+
+/// One of the metrics of the agent on a machine; it has no labels.
+///
+/// # Errors
+/// When the agent says nothing of it.
+pub fn metric(machine: &Machine, name: &str) -> anyhow::Result<f64> {
+    let mut stream = TcpStream::connect(machine.at(METRICS))?;
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
     let mut said = String::new();
     stream.read_to_string(&mut said)?;
-    let value = said.lines().find_map(|line| line.strip_prefix("shoal_agent_sent_bytes_total "));
-    value.and_then(|value| value.trim().parse().ok()).context("the seed says no sent bytes")
+    let value = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let value = value.and_then(|value| value.trim().parse().ok());
+    value.with_context(|| format!("{} says nothing of {name}", machine.name))
 }
 
 /// Stored piece bytes that these agents read from the bucket for the present artifact.
