@@ -259,11 +259,9 @@ async fn a_cluster_goes_on_without_any_one_of_its_members() {
     let mut members = Server::start_cluster(3).await.unwrap();
     let store = EtcdStore::open(&address(&members), "test").unwrap();
     let mut watch = EtcdStore::open_with(&address(&members), "test", NEVER).unwrap().watch(None);
-    let mut number = 0;
-    for at in 0..members.len() {
-        members[at].kill().unwrap();
+    for (member, number) in members.iter_mut().zip(1..) {
+        member.kill().unwrap();
         // The one that led may have been it: until there is another, nothing is written.
-        number += 1;
         let start = Instant::now();
         loop {
             match store.put(&entry("a", 1, number)).await {
@@ -275,8 +273,8 @@ async fn a_cluster_goes_on_without_any_one_of_its_members() {
         }
         // Its stream was with the one that is gone, or is not: it is told without asking by itself.
         let told = until_ok(&mut watch).await;
-        assert_eq!(told.last().unwrap(), &entry("a", 1, number), "without member {at}");
-        members[at].start_again().await.unwrap();
+        assert_eq!(told.last().unwrap(), &entry("a", 1, number), "without member {number}");
+        member.start_again().await.unwrap();
     }
 }
 
