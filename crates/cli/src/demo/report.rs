@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use shoal_client::types::{Artifact, Job, Replication, Rollout, RolloutRegion};
 use shoal_proto::{
     ArtifactId, RegionName,
     state::{JobStatus, MachineState, ReplicationStatus},
@@ -155,6 +156,42 @@ pub(super) fn tables(report: &Report, agents: &[AgentReport]) -> String {
     let regions = show::render(&regions, "");
     let machines = show::render(&machines, "");
     format!("\n{}\n\n{regions}\n\n{machines}\n", lines.join("\n"))
+}
+
+pub(super) fn job_report(job: &Job) -> JobReport {
+    JobReport {
+        id: job.id,
+        status: job.status,
+        queued_s: show::seconds_between(Some(job.created_at_ms), job.started_at_ms),
+        build_s: show::seconds_between(job.started_at_ms, job.finished_at_ms),
+    }
+}
+
+pub(super) fn replication_report(artifact: &Artifact) -> BTreeMap<RegionName, ReplicationReport> {
+    let report = |copy: &Replication| ReplicationReport {
+        status: copy.status,
+        seconds: show::seconds_between(Some(artifact.created_at_ms), copy.finished_at_ms),
+    };
+    artifact.replication.iter().map(|(name, copy)| (name.clone(), report(copy))).collect()
+}
+
+pub(super) fn region_reports(rollout: &Rollout) -> BTreeMap<RegionName, RegionReport> {
+    let report = |region: &RolloutRegion| {
+        let count = |wanted: fn(MachineState) -> bool| {
+            region.states.iter().filter(|(state, _)| wanted(**state)).map(|(_, count)| count).sum()
+        };
+        let since = |at| show::seconds_between(Some(rollout.created_at_ms), at);
+        RegionReport {
+            machines: region.machines,
+            active: count(MachineState::is_success),
+            failed: count(MachineState::is_failure),
+            origin_bytes: region.origin_bytes,
+            origin_copies: region.origin_copies,
+            first_active_s: since(region.first_active_at_ms),
+            last_active_s: since(region.last_active_at_ms),
+        }
+    };
+    rollout.regions.iter().map(|(name, region)| (name.clone(), report(region))).collect()
 }
 
 #[cfg(test)]
