@@ -150,6 +150,7 @@ fn state(region: &RegionReplication) -> &'static str {
 fn replication(page: &ReplicationStatusPage) -> String {
     let mut table = show::table(&[
         "REGION", "STATE", "COMPLETE", "COPYING", "PENDING", "FAILED", "LEFT", "RATE", "ETA",
+        "DRAINED",
     ]);
     for (name, region) in &page.regions {
         let count = |status| region.copies.get(&status).copied().unwrap_or_default().to_string();
@@ -163,6 +164,7 @@ fn replication(page: &ReplicationStatusPage) -> String {
             show::size(region.bytes_left),
             rate(region.bytes_per_s),
             eta(region.eta_s),
+            region.drain.as_ref().map(show::halted).unwrap_or_default(),
         ]);
     }
     let mut text = show::render(&table, "the coordinator's configuration names no regions");

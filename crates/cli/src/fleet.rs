@@ -30,8 +30,8 @@ pub(crate) struct RegionsArgs {
 pub(crate) struct DrainArgs {
     #[command(flatten)]
     of: DrainOf,
-    /// Why, for those who look; of a worker.
-    #[arg(long, value_name = "TEXT", requires = "worker")]
+    /// Why, for those who look.
+    #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
     #[command(flatten)]
     connection: Connection,
@@ -109,7 +109,10 @@ impl DrainOf {
             });
         }
         let Some(region) = &self.region else { anyhow::bail!("which region or worker?") };
-        let region = client.drain_region(region, drain.is_some()).await?;
+        let region = match drain {
+            Some(request) => client.drain_region(region, &request).await?,
+            None => client.undrain_region(region).await?,
+        };
         show::print_as(connection.json, &region, |region| {
             list_regions(std::slice::from_ref(region))
         })
@@ -150,7 +153,7 @@ fn list(machines: &[Machine], nothing: &str) -> String {
 }
 
 fn list_regions(regions: &[Region]) -> String {
-    let mut table = show::table(&["REGION", "STATE", "MACHINES", "PROCESSES"]);
+    let mut table = show::table(&["REGION", "STATE", "MACHINES", "PROCESSES", "DRAINED"]);
     for region in regions {
         let processes: Vec<_> = region
             .processes
@@ -162,6 +165,7 @@ fn list_regions(regions: &[Region]) -> String {
             if region.drained { "drained" } else { "in service" }.into(),
             region.machines.to_string(),
             if processes.is_empty() { "none".into() } else { processes.join(", ") },
+            region.drain.as_ref().map(show::halted).unwrap_or_default(),
         ]);
     }
     show::render(&table, "the coordinator's configuration names no regions")

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Subcommand;
-use shoal_client::types::{Halt, HaltRequest, QueueStatus, Worker};
+use shoal_client::types::{HaltRequest, QueueStatus, Worker};
 
 use crate::{connect::Connection, show};
 
@@ -61,15 +61,9 @@ impl WorkersArgs {
     }
 }
 
-/// Who stopped it, when and why.
-fn halted(halt: &Halt) -> String {
-    let reason = halt.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-    format!("{} by {}{reason}", show::ago(halt.at_ms), halt.by)
-}
-
 fn status(queue: &QueueStatus) -> String {
     let state = match &queue.paused {
-        Some(pause) => format!("paused {}", halted(pause)),
+        Some(pause) => format!("paused {}", show::halted(pause)),
         None => "open".into(),
     };
     let mut table = show::table(&["QUEUE", &state]);
@@ -100,7 +94,7 @@ pub(crate) fn list_workers(workers: &[Worker]) -> String {
             worker.host.clone(),
             show::ago(worker.last_seen_at_ms),
             if jobs.is_empty() { "-".into() } else { jobs.join(", ") },
-            worker.drain.as_ref().map(halted).unwrap_or_default(),
+            worker.drain.as_ref().map(show::halted).unwrap_or_default(),
         ]);
     }
     show::render(&table, "no worker has asked for jobs yet")
@@ -110,7 +104,7 @@ pub(crate) fn list_workers(workers: &[Worker]) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use shoal_client::types::Waiting;
+    use shoal_client::types::{Halt, Waiting};
     use shoal_proto::state::{Priority, WorkerState};
 
     use super::*;

@@ -7,6 +7,7 @@ use std::{
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
+use shoal_client::types::Halt;
 
 /// Prints `text` and a newline on stdout. A reader that has gone away (`| head`) is no error of ours.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
@@ -82,6 +83,12 @@ pub(crate) fn until(at_ms: i64) -> String {
 pub(crate) fn duration(duration: Duration) -> String {
     let whole = humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string();
     whole.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// Who took it out of service or stopped it, when and why.
+pub(crate) fn halted(halt: &Halt) -> String {
+    let reason = halt.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    format!("{} by {}{reason}", ago(halt.at_ms), halt.by)
 }
 
 /// The time between two moments in seconds; none when one of them is not there yet.

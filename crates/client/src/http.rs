@@ -606,13 +606,20 @@ impl Client {
         self.list("v1/regions", Vec::new(), None).await
     }
 
-    /// Takes a region out of service, or back into it.
+    /// Takes a region out of service.
     ///
     /// # Errors
     /// [`ClientError`], as for every call.
-    pub async fn drain_region(&self, region: &RegionName, drained: bool) -> Result<Region> {
-        let verb = if drained { "drain" } else { "undrain" };
-        self.post(&format!("v1/regions/{region}/{verb}"), &()).await
+    pub async fn drain_region(&self, region: &RegionName, request: &HaltRequest) -> Result<Region> {
+        self.post(&format!("v1/regions/{region}/drain"), request).await
+    }
+
+    /// Puts a region back into service.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn undrain_region(&self, region: &RegionName) -> Result<Region> {
+        self.post(&format!("v1/regions/{region}/undrain"), &()).await
     }
 
     /// Whether the queue is paused, and how much waits.

@@ -392,6 +392,8 @@ pub struct Region {
     pub name: RegionName,
     /// Whether it is out of service: it holds up no deployment.
     pub drained: bool,
+    /// Why it is; none when it is in service.
+    pub drain: Option<Halt>,
     /// Its region processes and when each was last heard of.
     pub processes: BTreeMap<MachineName, i64>,
     /// How many machines it knows.
@@ -431,7 +433,7 @@ pub struct Waiting {
     pub oldest_wait_s: f64,
 }
 
-/// Why jobs are not taken: by anybody, or by a worker.
+/// Why jobs are not taken, by anybody or by a worker, or a region is out of service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Halt {
     /// What the operator said.
@@ -442,7 +444,7 @@ pub struct Halt {
     pub at_ms: i64,
 }
 
-/// Lets jobs not be taken: by anybody, or by a worker.
+/// Lets jobs not be taken, by anybody or by a worker, or takes a region out of service.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HaltRequest {

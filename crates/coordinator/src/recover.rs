@@ -106,7 +106,7 @@ async fn step(
         }
     }
     let regions = shared.queue.regions().await?;
-    let mut silent: Vec<_> = regions.into_iter().filter(|region| !region.drained).collect();
+    let mut silent: Vec<_> = regions.into_iter().filter(|region| region.drain.is_none()).collect();
     // After the rows: who tells in between is not missed.
     let told = lock(&shared.recovery).as_ref().map(|now| now.told.clone()).unwrap_or_default();
     silent.retain(|region| !told.contains_key(&region.name));

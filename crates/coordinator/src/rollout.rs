@@ -30,7 +30,11 @@ impl Shared {
     /// The regions that are out of service.
     pub(crate) async fn drained(&self) -> Result<BTreeSet<RegionName>, QueueError> {
         let regions = self.queue.regions().await?;
-        Ok(regions.into_iter().filter(|region| region.drained).map(|region| region.name).collect())
+        Ok(regions
+            .into_iter()
+            .filter(|region| region.drain.is_some())
+            .map(|region| region.name)
+            .collect())
     }
 }
 

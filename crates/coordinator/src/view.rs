@@ -67,12 +67,12 @@ pub(crate) fn worker(worker: queue::Worker) -> types::Worker {
         started_at_ms: worker.started_at_ms,
         last_seen_at_ms: worker.last_seen_ms,
         jobs: worker.jobs,
-        drain: worker.drain.map(|drain| types::Halt {
-            reason: drain.reason,
-            by: drain.by,
-            at_ms: drain.at_ms,
-        }),
+        drain: worker.drain.map(halt),
     }
+}
+
+pub(crate) fn halt(drain: queue::Drain) -> types::Halt {
+    types::Halt { reason: drain.reason, by: drain.by, at_ms: drain.at_ms }
 }
 
 /// The queue as it is now.
@@ -237,7 +237,8 @@ pub(crate) fn machine(machine: queue::Machine) -> types::Machine {
 pub(crate) fn region(region: queue::Region) -> types::Region {
     types::Region {
         name: region.name,
-        drained: region.drained,
+        drained: region.drain.is_some(),
+        drain: region.drain.map(halt),
         processes: region.processes,
         machines: region.machines,
     }

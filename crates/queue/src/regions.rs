@@ -7,8 +7,10 @@ use shoal_proto::{MachineName, RegionName};
 use crate::{
     artifacts,
     audit::{self, Actor},
-    db::{self, Queue, Write, flag, get, number, parsed},
+    db::{self, Queue, Write, get, number, parsed},
     error::{QueueError, Result},
+    finish::short,
+    workers::Drain,
 };
 
 /// A region.
@@ -16,8 +18,8 @@ use crate::{
 pub struct Region {
     /// Its name.
     pub name: RegionName,
-    /// Whether it is out of service.
-    pub drained: bool,
+    /// Why it is out of service; none when it is in service.
+    pub drain: Option<Drain>,
     /// Its processes, and when each was last heard of.
     pub processes: BTreeMap<MachineName, i64>,
     /// How many machines it knows.
@@ -106,7 +108,7 @@ impl Queue {
     /// [`QueueError`] when the database fails.
     pub async fn regions(&self) -> Result<Vec<Region>> {
         let rows = sqlx::query(
-            "SELECT r.name, r.drained, \
+            "SELECT r.name, r.drained, r.drain_reason, r.drained_by, r.drained_at, \
              (SELECT COUNT(*) FROM machines m WHERE m.region = r.name) AS machines \
              FROM regions r WHERE r.configured = 1 ORDER BY r.name",
         )
@@ -116,7 +118,7 @@ impl Queue {
         for row in &rows {
             regions.push(Region {
                 name: parsed(row, "name")?,
-                drained: flag(row, "drained")?,
+                drain: Drain::of(row)?,
                 processes: BTreeMap::new(),
                 machines: number(row, "machines")?,
             });
@@ -133,7 +135,7 @@ impl Queue {
         Ok(regions)
     }
 
-    /// Takes a region out of service, or back into it.
+    /// Takes a region out of service, for a reason that is shown, or back into it.
     ///
     /// # Errors
     /// [`QueueError::NotFound`] when the configuration has none of that name.
@@ -141,16 +143,23 @@ impl Queue {
         &self,
         name: &RegionName,
         drained: bool,
+        reason: Option<&str>,
         actor: &Actor,
         now_ms: i64,
     ) -> Result<()> {
         let mut tx = self.write().await?;
-        let done =
-            sqlx::query("UPDATE regions SET drained = $1 WHERE name = $2 AND configured = 1")
-                .bind(i64::from(drained))
-                .bind(name.as_str())
-                .execute(&mut *tx)
-                .await?;
+        let reason = reason.filter(|_| drained).map(short);
+        let done = sqlx::query(
+            "UPDATE regions SET drained = $1, drain_reason = $2, drained_by = $3, drained_at = $4 \
+             WHERE name = $5 AND configured = 1",
+        )
+        .bind(i64::from(drained))
+        .bind(reason)
+        .bind(actor.name.as_str())
+        .bind(now_ms)
+        .bind(name.as_str())
+        .execute(&mut *tx)
+        .await?;
         if done.rows_affected() == 0 {
             return Err(QueueError::NotFound(format!(
                 "no region '{name}' in the coordinator's configuration: shoal regions lists them"
@@ -169,7 +178,8 @@ impl Queue {
             come_back(&mut tx, name, now_ms).await?;
         }
         let what = if drained { "region.drain" } else { "region.undrain" };
-        audit::record(&mut tx, now_ms, actor, what, name.as_str(), "").await?;
+        audit::record(&mut tx, now_ms, actor, what, name.as_str(), reason.unwrap_or_default())
+            .await?;
         tx.commit().await
     }
 

@@ -91,7 +91,7 @@ impl Artifact {
     /// How it is in the regions that are in service.
     #[must_use]
     pub fn standing(&self, regions: &[Region]) -> Standing {
-        let in_service = regions.iter().filter(|region| !region.drained);
+        let in_service = regions.iter().filter(|region| region.drain.is_none());
         let copies: Vec<_> = in_service
             .map(|region| match self.copies.get(&region.name) {
                 Some(copy) => Counts {

@@ -6,6 +6,7 @@
 //! for a while: then it was the one that came late.
 
 use shoal_proto::state::JobStatus;
+use sqlx::any::AnyRow;
 
 use crate::{
     audit::{self, Actor},
@@ -35,7 +36,7 @@ pub struct Worker {
     pub jobs: Vec<i64>,
 }
 
-/// Why a worker takes no more jobs.
+/// Why a worker takes no more jobs, or a region is out of service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drain {
     /// What the operator said.
@@ -44,6 +45,20 @@ pub struct Drain {
     pub by: String,
     /// When.
     pub at_ms: i64,
+}
+
+impl Drain {
+    /// Of a row of workers or regions; none where it is in service.
+    pub(crate) fn of(row: &AnyRow) -> Result<Option<Self>> {
+        if !flag(row, "drained")? {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            reason: get(row, "drain_reason")?,
+            by: get::<Option<String>>(row, "drained_by")?.unwrap_or_default(),
+            at_ms: get::<Option<i64>>(row, "drained_at")?.unwrap_or_default(),
+        }))
+    }
 }
 
 /// What a worker is told when its name is another process's.
@@ -126,21 +141,13 @@ impl Queue {
                         && job.incarnation.as_ref() == Some(&incarnation)
                 });
                 let jobs = held.map(|job| job.id).collect();
-                let drain = match flag(row, "drained")? {
-                    true => Some(Drain {
-                        reason: get(row, "drain_reason")?,
-                        by: get::<Option<String>>(row, "drained_by")?.unwrap_or_default(),
-                        at_ms: get::<Option<i64>>(row, "drained_at")?.unwrap_or_default(),
-                    }),
-                    false => None,
-                };
                 Ok(Worker {
                     name,
                     incarnation,
                     host: get(row, "host")?,
                     started_at_ms: get(row, "started_at")?,
                     last_seen_ms: get(row, "last_seen")?,
-                    drain,
+                    drain: Drain::of(row)?,
                     jobs,
                 })
             })

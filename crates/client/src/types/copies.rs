@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_proto::{AppName, ArtifactId, RegionName, state::ReplicationStatus};
 
-use super::Artifact;
+use super::{Artifact, Halt};
 
 /// How the copies are.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -22,6 +22,8 @@ pub struct ReplicationStatusPage {
 pub struct RegionReplication {
     /// Whether it is out of service: nothing is copied into it.
     pub drained: bool,
+    /// Why it is; none when it is in service.
+    pub drain: Option<Halt>,
     /// Whether its store makes the copies itself, and the coordinator only looks.
     pub observed: bool,
     /// How many copies are in each state; only states of which there are any.

@@ -54,7 +54,8 @@ pub(super) async fn replication(
     for region in &regions {
         let observed = shared.config.is_observed(&region.name);
         let of = types::RegionReplication {
-            drained: region.drained,
+            drained: region.drain.is_some(),
+            drain: region.drain.clone().map(view::halt),
             observed,
             ..types::RegionReplication::default()
         };

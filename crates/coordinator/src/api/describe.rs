@@ -8,7 +8,7 @@ use super::{
     App,
     access::{From, Peer, Who},
     events::{LastEventId, Stream},
-    extract::{Args, Batch, Json, Maybe, Place, Raw},
+    extract::{Args, Batch, Json, Maybe, Place, Raw, Spare},
     hooks::Push,
 };
 use crate::error::ApiResult;
@@ -90,6 +90,15 @@ impl<T: JsonSchema> Input for Json<T> {
     fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator) {
         let content = json!({ "application/json": { "schema": schemas.subschema_for::<T>() } });
         operation.body = Some(json!({ "required": true, "content": content }));
+    }
+}
+
+impl<T: JsonSchema> Input for Spare<T> {
+    fn describe(operation: &mut Operation, schemas: &mut SchemaGenerator) {
+        <Json<Option<T>> as Input>::describe(operation, schemas);
+        if let Some(body) = &mut operation.body {
+            body["required"] = false.into();
+        }
     }
 }
 

@@ -32,6 +32,18 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     }
 }
 
+/// A JSON body that may be left out, or null, as releases before sent it.
+pub(super) struct Spare<T>(pub(super) Option<T>);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Spare<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> ApiResult<Self> {
+        let body = whole(request.into_body(), JSON_MAX_BYTES, BODY_TIMEOUT).await?;
+        if body.is_empty() { Ok(Self(None)) } else { parse(&body).map(Self) }
+    }
+}
+
 /// A JSON body that may be as long as a batch of reports.
 pub(super) struct Batch<T>(pub(super) T);
 
@@ -74,7 +86,10 @@ fn has_nul(value: &serde_json::Value) -> bool {
 
 /// Reads a body as JSON.
 async fn json<T: DeserializeOwned>(body: Body, limit: usize) -> ApiResult<T> {
-    let bytes = whole(body, limit, BODY_TIMEOUT).await?;
+    parse(&whole(body, limit, BODY_TIMEOUT).await?)
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
     let wrong = |error: serde_json::Error| {
         let text = error.to_string();
         // The place in a body that a program wrote helps nobody.
@@ -83,12 +98,12 @@ async fn json<T: DeserializeOwned>(body: Body, limit: usize) -> ApiResult<T> {
     };
     // A NUL is written so in JSON, and PostgreSQL keeps it in no text. Few bodies have it, so few are read twice.
     if bytes.windows(6).any(|part| part == b"\\u0000") {
-        let value = serde_json::from_slice(&bytes).map_err(wrong)?;
+        let value = serde_json::from_slice(bytes).map_err(wrong)?;
         if has_nul(&value) {
             return Err(ApiError::invalid("wrong body: a text has a NUL character: leave it out"));
         }
     }
-    serde_json::from_slice(&bytes).map_err(wrong)
+    serde_json::from_slice(bytes).map_err(wrong)
 }
 
 /// The query string.

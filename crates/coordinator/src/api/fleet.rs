@@ -6,7 +6,7 @@ use shoal_client::types;
 use shoal_proto::{AppName, RegionName};
 use shoal_queue::{Actor, Bell, Reports};
 
-use super::{App, Args, PageArgs, Place, Reply, Who, pages::Paging};
+use super::{App, Args, PageArgs, Place, Reply, Spare, Who, pages::Paging, queue::reason};
 use crate::{
     error::ApiError,
     state::{Shared, now_ms},
@@ -73,10 +73,11 @@ async fn set(
     shared: &Shared,
     name: &RegionName,
     drained: bool,
+    reason: Option<&str>,
     actor: &Actor,
 ) -> Reply<types::Region> {
-    shared.queue.drain(name, drained, actor, now_ms()).await?;
-    tracing::info!(region = %name, drained, by = actor.name, "region set");
+    shared.queue.drain(name, drained, reason, actor, now_ms()).await?;
+    tracing::info!(region = %name, drained, by = actor.name, reason, "region set");
     shared.ring(Bell::Copies);
     shared.ring(Bell::Rollouts);
     find_region(shared, name).await.map(axum::Json)
@@ -86,8 +87,10 @@ pub(super) async fn drain(
     shared: App,
     Who(_, actor): Who,
     Place(name): Place<RegionName>,
+    Spare(request): Spare<types::HaltRequest>,
 ) -> Reply<types::Region> {
-    set(&shared, &name, true, &actor).await
+    let reason = reason(request.unwrap_or_default())?;
+    set(&shared, &name, true, reason.as_deref(), &actor).await
 }
 
 pub(super) async fn undrain(
@@ -95,5 +98,5 @@ pub(super) async fn undrain(
     Who(_, actor): Who,
     Place(name): Place<RegionName>,
 ) -> Reply<types::Region> {
-    set(&shared, &name, false, &actor).await
+    set(&shared, &name, false, None, &actor).await
 }

@@ -53,7 +53,8 @@ pub(crate) use trust::Noted;
 use self::{
     access::{Access, Peer, Reach, Who},
     extract::{
-        Args, BODY_TIMEOUT, Batch, JSON_MAX_BYTES, Json, Maybe, Place, Raw, Reply, done, whole,
+        Args, BODY_TIMEOUT, Batch, JSON_MAX_BYTES, Json, Maybe, Place, Raw, Reply, Spare, done,
+        whole,
     },
     routes::{Route, Routes},
 };

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The reason of a request; none when it says nothing.
-fn reason(request: types::HaltRequest) -> ApiResult<Option<String>> {
+pub(super) fn reason(request: types::HaltRequest) -> ApiResult<Option<String>> {
     let reason = request.reason.map(|reason| reason.trim().to_string());
     let reason = reason.filter(|reason| !reason.is_empty());
     if reason.as_ref().is_some_and(|reason| reason.len() > REASON_MAX_BYTES) {

@@ -2,7 +2,7 @@
 
 use axum::{extract::Query, http::StatusCode};
 use maud::{Markup, html};
-use shoal_client::types::{Artifact, RegionReplication, Replication, ReplicationStatusPage};
+use shoal_client::types::{Artifact, Halt, RegionReplication, Replication, ReplicationStatusPage};
 use shoal_proto::{RegionName, state::ReplicationStatus};
 
 use super::{
@@ -44,6 +44,7 @@ fn region(name: &RegionName, region: &RegionReplication) -> Markup {
         tr .dim[region.drained] {
             th scope="row" data-is="Region" {
                 (name) @if region.drained { " (out of service)" } @if region.observed { " (its store copies by itself)" }
+                @if let Some(drain) = &region.drain { div .reason { (drained(drain)) } }
             }
             td data-is="Copies" { @for (status, count) in &region.copies { (state(status.as_str())) " " (count) " " } }
             td data-is="Left" { (bytes(region.bytes_left)) }
@@ -51,6 +52,12 @@ fn region(name: &RegionName, region: &RegionReplication) -> Markup {
             td data-is="Done in" { @if let Some(eta_s) = region.eta_s { (duration(eta_s)) } }
         }
     }
+}
+
+/// Who took it out of service, and why.
+fn drained(drain: &Halt) -> String {
+    let reason = drain.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    format!("by {}{reason}", drain.by)
 }
 
 /// Whether bytes of it are on their way.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use bytes::Bytes;
-use shoal_client::types::PublishRequest;
+use shoal_client::types::{HaltRequest, PublishRequest, Region};
 use shoal_proto::state::ReplicationStatus;
 
 use crate::harness::*;
@@ -140,11 +140,23 @@ async fn what_is_not_in_every_region_in_service_is_not_deployed() {
     assert!(text.contains("shoal drain us"), "{text}");
 
     // Out of service it holds nothing up; back in service it is caught up with.
-    assert!(operator.drain_region(us, true).await.unwrap().drained);
+    let request = HaltRequest { reason: Some(" flood ".into()) };
+    let drained = operator.drain_region(us, &request).await.unwrap();
+    let why = drained.drain.unwrap();
+    assert!(drained.drained && why.reason.as_deref() == Some("flood"), "{why:?}");
+    let shown = operator.replication(None, 10).await.unwrap();
+    assert_eq!(shown.regions[us].drain.as_ref(), Some(&why));
+    // A release before says nothing, or null.
+    for body in ["", "null", "{}"] {
+        let url = format!("{}/v1/regions/us/drain", cluster.url());
+        let request = cluster.raw(shoal_pki::Role::Operator).post(url).body(body);
+        let region: Region = request.send().await.unwrap().json().await.unwrap();
+        assert_eq!(region.drain.unwrap().reason, None, "'{body}'");
+    }
     assert!(operator.artifact(&name).await.unwrap().deployable);
     deploy(&operator, "web", &name).await.unwrap();
     fs::remove_file(&block).unwrap();
-    assert!(!operator.drain_region(us, false).await.unwrap().drained);
+    assert!(!operator.undrain_region(us).await.unwrap().drained);
     deployable(&operator, &name).await;
     deploy(&operator, "web", &name).await.unwrap();
 
@@ -154,7 +166,8 @@ async fn what_is_not_in_every_region_in_service_is_not_deployed() {
     assert!(status == 404 && text.contains("shoal app set nobody"), "{text}");
     let (status, _, text) = refusal(deploy(&operator, "web", "web/none-1").await);
     assert!(status == 404 && text.contains("shoal artifacts"), "{text}");
-    let unknown = refusal(operator.drain_region(&"mars".parse().unwrap(), true).await);
+    let unknown =
+        refusal(operator.drain_region(&"mars".parse().unwrap(), &HaltRequest::default()).await);
     assert_eq!(unknown.0, 404);
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use shoal_client::types::{AuditQuery, AuditRow, Page};
+use shoal_client::types::{AuditQuery, AuditRow, HaltRequest, Page};
 use shoal_pki::Role;
 use shoal_test_postgres::Database;
 
@@ -214,8 +214,8 @@ async fn every_change_of_a_person_is_in_the_audit_log() {
     let rollout = deploy(&operator, "web", &artifact.name).await.unwrap();
     operator.cancel_rollout(rollout.id).await.unwrap();
     let eu = "eu".parse().unwrap();
-    operator.drain_region(&eu, true).await.unwrap();
-    operator.drain_region(&eu, false).await.unwrap();
+    operator.drain_region(&eu, &HaltRequest::default()).await.unwrap();
+    operator.undrain_region(&eu).await.unwrap();
     operator.pause_queue(&Default::default()).await.unwrap();
     operator.resume_queue().await.unwrap();
     claim(&cluster.worker("w1"), 0).await;

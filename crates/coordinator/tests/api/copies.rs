@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use shoal_client::{
     Client,
-    types::{Artifact, GcReport, GcRequest, PinRequest, PublishRequest},
+    types::{Artifact, GcReport, GcRequest, HaltRequest, PinRequest, PublishRequest},
 };
 use shoal_origin::{Bucket, Check};
 use shoal_queue::{Queue, sqlite_url};
@@ -240,12 +240,12 @@ async fn a_region_that_was_away_is_cleared_when_it_is_back() {
     let (old, new) = (cut(1, 2), cut(2, 2));
     let name = publish(&operator, "web", &old).await.name;
     deployable(&operator, &name).await;
-    operator.drain_region(&us, true).await.unwrap();
+    operator.drain_region(&us, &HaltRequest::default()).await.unwrap();
     publish(&operator, "web", &new).await;
     is_gone(&cluster, "main", &old).await;
     is_gone(&cluster, "eu", &old).await;
     bucket(&cluster, "us").verify(&old.artifact, &old.encoding).await.unwrap();
-    operator.drain_region(&us, false).await.unwrap();
+    operator.undrain_region(&us).await.unwrap();
     is_gone(&cluster, "us", &old).await;
     // And it gets what it missed.
     let us = bucket(&cluster, "us");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use shoal_client::{
     Client,
-    types::{App, GoalsQuery, GoalsReply, RollbackRequest, Rollout},
+    types::{App, GoalsQuery, GoalsReply, HaltRequest, RollbackRequest, Rollout},
 };
 use shoal_proto::{
     RegionName,
@@ -137,7 +137,7 @@ async fn machines_of_a_drained_region_hold_up_no_rollout() {
     let rollout = deploy(&operator, "web", &names[0]).await.unwrap();
     let active = state("m0", "web", rollout.revision, MachineState::Active);
     report(&region, vec![], vec![active]).await;
-    operator.drain_region(&"us".parse().unwrap(), true).await.unwrap();
+    operator.drain_region(&"us".parse().unwrap(), &HaltRequest::default()).await.unwrap();
     assert_eq!(ended(&operator, rollout.id).await.status, RolloutStatus::Succeeded);
 }
 

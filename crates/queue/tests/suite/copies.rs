@@ -113,10 +113,10 @@ pub(crate) async fn what_was_inspected_longest_ago_is_next(url: &str) {
     assert_eq!((next.artifact, next.urgent), (it.artifact, true));
     deploy(&queue, "web", &named("web/b")).await.unwrap();
     // A region that comes back may have lost anything.
-    queue.drain(&eu(), true, &actor(), 400).await.unwrap();
+    queue.drain(&eu(), true, None, &actor(), 400).await.unwrap();
     let without = queue.next_inspection(1_000).await.unwrap().unwrap();
     assert!(without.regions.is_empty(), "a drained region is not looked at");
-    queue.drain(&eu(), false, &actor(), 500).await.unwrap();
+    queue.drain(&eu(), false, None, &actor(), 500).await.unwrap();
     for (at, want) in [2, 3, 1].into_iter().enumerate() {
         let next = queue.next_inspection(0).await.unwrap().unwrap();
         assert!(next.urgent);
@@ -133,7 +133,7 @@ pub(crate) async fn what_a_region_missed_comes_in_use_first_then_the_newest(url:
     let queue = ready(url, &["web/run"]).await;
     queue.set_regions(&regions(&["eu", "us"]), 20).await.unwrap();
     let us: RegionName = "us".parse().unwrap();
-    queue.drain(&us, true, &actor(), 30).await.unwrap();
+    queue.drain(&us, true, None, &actor(), 30).await.unwrap();
     let all = regions(&["eu", "us"]);
     for (seed, at) in [(2, 40), (3, 50), (4, 60)] {
         let artifact = format!("web/{seed}");
@@ -143,7 +143,7 @@ pub(crate) async fn what_a_region_missed_comes_in_use_first_then_the_newest(url:
     // Out of service it holds up nothing, and gets nothing.
     deploy(&queue, "web", &named("web/2")).await.unwrap();
     assert_eq!(queue.next_copy_due_ms().await.unwrap(), None);
-    queue.drain(&us, false, &actor(), 70).await.unwrap();
+    queue.drain(&us, false, None, &actor(), 70).await.unwrap();
     queue.publish(&name("web"), "web/new", &stored(5), &all, &actor(), 80).await.unwrap();
     let mut copies = vec![];
     while let Some(copy) = queue.take_copy("me", &[eu()], 90, 1_000).await.unwrap() {
@@ -153,8 +153,8 @@ pub(crate) async fn what_a_region_missed_comes_in_use_first_then_the_newest(url:
     // What runs, what is made now, and then what was missed.
     assert_eq!(order, [2, 5, 4, 3].map(|seed| stored(seed).artifact));
     // Who copies into a region that is drained hears that it does not any more.
-    queue.drain(&us, true, &actor(), 100).await.unwrap();
-    queue.drain(&us, false, &actor(), 101).await.unwrap();
+    queue.drain(&us, true, None, &actor(), 100).await.unwrap();
+    queue.drain(&us, false, None, &actor(), 101).await.unwrap();
     for copy in &copies {
         assert!(!queue.copy_progress(copy, "me", CopyProgress::default(), 2_000).await.unwrap());
     }
@@ -316,7 +316,7 @@ pub(crate) async fn what_is_drained_is_removed_later_unless_it_is_wanted_again(u
         let seed = 1 + u8::from(wanted);
         publish(&queue, "web", &artifact, seed).await;
         copy_all(&queue).await;
-        queue.drain(&eu(), true, &actor(), 50).await.unwrap();
+        queue.drain(&eu(), true, None, &actor(), 50).await.unwrap();
         queue.retain(&name("web"), 0, &actor(), 100).await.unwrap();
         let runs = queue.take_removals("me", 100, 200).await.unwrap();
         assert_eq!((runs[0].regions.as_slice(), runs[0].main), (&[][..], true));
@@ -326,7 +326,7 @@ pub(crate) async fn what_is_drained_is_removed_later_unless_it_is_wanted_again(u
         if wanted {
             publish(&queue, "web", &artifact, seed).await;
         }
-        queue.drain(&eu(), false, &actor(), 300).await.unwrap();
+        queue.drain(&eu(), false, None, &actor(), 300).await.unwrap();
         let runs = queue.take_removals("me", 300, 400).await.unwrap();
         if wanted {
             assert_eq!(runs, [], "what is left there is the beginning of its copy");

@@ -9,8 +9,8 @@ use shoal_proto::{
     state::{MachineState, ReplicationStatus, RolloutStatus},
 };
 use shoal_queue::{
-    Choice, CopyProgress, End, GoalDraft, MachineCursor, MachineSeen, Progress, Queue, QueueError,
-    Result, Rollout, SealedGoal, StateSeen, Targets,
+    Choice, CopyProgress, Drain, End, GoalDraft, MachineCursor, MachineSeen, Progress, Queue,
+    QueueError, Result, Rollout, SealedGoal, StateSeen, Targets,
 };
 
 use super::{actor, app, claim, name, regions, stored, submit};
@@ -69,11 +69,11 @@ pub(crate) async fn copies_are_owned_tried_again_and_taken_over(url: &str) {
     queue.set_regions(&regions(&["eu", "us"]), 0).await.unwrap();
     app(&queue, "web").await;
     publish(&queue, "web", "web/a", 1).await;
-    queue.drain(&EU.parse().unwrap(), true, &actor(), 1).await.unwrap();
+    queue.drain(&EU.parse().unwrap(), true, None, &actor(), 1).await.unwrap();
     let us = queue.take_copy("one", &[], 100, 200).await.unwrap().unwrap();
     assert_eq!(us.region.as_str(), "us");
     assert_eq!(queue.take_copy("one", &[], 100, 200).await.unwrap(), None, "eu is drained");
-    queue.drain(&EU.parse().unwrap(), false, &actor(), 2).await.unwrap();
+    queue.drain(&EU.parse().unwrap(), false, None, &actor(), 2).await.unwrap();
     let at = |bytes_done| CopyProgress { bytes_done, bytes_per_s: 1 };
     let eu = queue.take_copy("one", &[], 100, 200).await.unwrap().unwrap();
     assert_eq!((eu.region.as_str(), eu.tries), (EU, 1));
@@ -206,9 +206,9 @@ pub(crate) async fn only_whole_artifacts_of_the_app_are_deployed(url: &str) {
     assert!(matches!(pending, QueueError::NotDeployable { .. }));
     assert!(text.contains("us (PENDING)") && !text.contains("eu ("), "{text}");
     // A region out of service holds nothing up, and does again when it is back.
-    queue.drain(&us[0], true, &actor(), 40).await.unwrap();
+    queue.drain(&us[0], true, None, &actor(), 40).await.unwrap();
     deploy(&queue, "web", &named("web/a")).await.unwrap();
-    queue.drain(&us[0], false, &actor(), 41).await.unwrap();
+    queue.drain(&us[0], false, None, &actor(), 41).await.unwrap();
     assert!(deploy(&queue, "web", &named("web/a")).await.is_err());
     // A region that is new has nothing of an artifact that no goal names.
     copy_all(&queue).await;
@@ -478,7 +478,10 @@ pub(crate) async fn regions_follow_the_configuration(url: &str) {
     };
     assert_eq!(names().await, ["us"]);
     let eu = EU.parse().unwrap();
-    assert!(matches!(queue.drain(&eu, true, &actor(), 1).await, Err(QueueError::NotFound(_))));
+    assert!(matches!(
+        queue.drain(&eu, true, None, &actor(), 1).await,
+        Err(QueueError::NotFound(_))
+    ));
     // The new region gets what runs, and the rest when it is asked for.
     let copy = queue.take_copy("me", &[], 100, 200).await.unwrap().unwrap();
     assert_eq!((copy.region.as_str(), copy.artifact), ("us", stored(2).artifact));
@@ -491,12 +494,17 @@ pub(crate) async fn regions_follow_the_configuration(url: &str) {
     assert_eq!(names().await, ["eu", "us"]);
     let artifact = queue.artifact("web/a", None).await.unwrap();
     assert_eq!(artifact.copies[&eu].status, ReplicationStatus::Complete);
-    queue.drain(&eu, true, &actor(), 30).await.unwrap();
+    queue.drain(&eu, true, Some("flood"), &actor(), 30).await.unwrap();
     queue.set_regions(&regions(&["eu", "us"]), 40).await.unwrap();
-    assert!(
-        queue.regions().await.unwrap()[0].drained,
+    let why = Drain { reason: Some("flood".into()), by: "alice".into(), at_ms: 30 };
+    assert_eq!(
+        queue.regions().await.unwrap()[0].drain,
+        Some(why),
         "a restart puts no region back into service"
     );
+    assert_eq!(queue.audit(1).await.unwrap()[0].detail, "flood");
+    queue.drain(&eu, false, None, &actor(), 45).await.unwrap();
+    assert_eq!(queue.regions().await.unwrap()[0].drain, None);
     let process = "eu-1".parse().unwrap();
     queue.region_process_seen(&eu, &process, 50).await.unwrap();
     queue.region_process_seen(&eu, &process, 60).await.unwrap();
@@ -511,7 +519,7 @@ pub(crate) async fn every_change_is_audited(url: &str) {
     queue.finish(job.id, &lease, &End::Cancelled, &[], 4).await.unwrap();
     let rollout = deploy(&queue, "web", &named("web/a")).await.unwrap();
     end(&queue, &rollout, RolloutStatus::Cancelled).await;
-    queue.drain(&EU.parse().unwrap(), true, &actor(), 5).await.unwrap();
+    queue.drain(&EU.parse().unwrap(), true, None, &actor(), 5).await.unwrap();
     let rows = queue.audit(100).await.unwrap();
     let what: Vec<_> = rows.iter().rev().map(|row| row.what.as_str()).collect();
     assert_eq!(
