@@ -19,4 +19,5 @@ mod postgres;
 mod pressure;
 mod queue;
 mod s3;
+mod scripts;
 mod trust;

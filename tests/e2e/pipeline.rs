@@ -115,7 +115,7 @@ async fn builds_that_fail_say_why() {
     });
     assert!(!sleeping, "a process of the build is left");
 
-    let error = cluster.shoal_fails(&["build", "web", "not-a-sha"]);
+    let error = cluster.shoal_fails_with(2, &["build", "web", "not-a-sha"]);
     assert!(error.contains("40 hex digits"), "{error}");
     let error = cluster.shoal_fails(&["build", "nobody", fine.as_str()]);
     assert!(error.contains("nobody"), "{error}");

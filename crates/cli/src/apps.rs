@@ -12,7 +12,7 @@ use shoal_proto::{
     goal::{Activation, HealthCheck, RolloutPlan},
 };
 
-use crate::{connect::Connection, show};
+use crate::{connect::Connection, exit::usage, show};
 
 /// How long a health check may take when nothing else is said.
 const HEALTH_TIMEOUT_S: u32 = 60;
@@ -97,7 +97,7 @@ struct AppFlags {
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
     keep_builds: Option<u32>,
     /// The length of a piece: a power of two from 256KiB to 16MiB.
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = show::parse_size)]
     piece_size: Option<bytesize::ByteSize>,
     /// How much of a region each wave may activate, in thousandths: 10,100,1000.
     #[arg(long, value_name = "PERMILLE", value_delimiter = ',')]
@@ -153,11 +153,12 @@ impl AppFlags {
             None => {}
         }
         if let Some(timeout_s) = self.health_timeout_s {
-            app.health.as_mut().context("--health-timeout-s needs --health")?.timeout_s = timeout_s;
+            let health = app.health.as_mut();
+            health.ok_or_else(|| usage("--health-timeout-s needs --health"))?.timeout_s = timeout_s;
         }
         app.selector
             .parse::<shoal_proto::goal::Selector>()
-            .map_err(|error| anyhow::anyhow!("selector: {error}"))?;
+            .map_err(|error| usage(format!("selector: {error}")))?;
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use shoal_client::{
 use shoal_proto::{AppName, manifest::PieceSize, state::ReplicationStatus};
 use shoal_store::{Cut, CutOptions, INDEX_NAME, cut, part_name};
 
-use crate::{connect::Connection, deploy, jobs::LIST_LIMIT, show};
+use crate::{connect::Connection, deploy, exit::usage, jobs::LIST_LIMIT, show};
 
 /// The longest reason in a listing, in characters.
 const REASON_MAX_CHARS: usize = 80;
@@ -35,7 +35,7 @@ pub(crate) struct ArtifactsArgs {
     #[arg(long)]
     app: Option<AppName>,
     /// How many at most.
-    #[arg(long, default_value_t = LIST_LIMIT)]
+    #[arg(long, default_value_t = LIST_LIMIT, value_parser = show::at_least_one())]
     limit: u32,
     #[command(flatten)]
     connection: Connection,
@@ -63,7 +63,7 @@ pub(crate) struct PublishArgs {
     #[arg(long)]
     deploy: bool,
     /// The length of a piece: a power of two from 256KiB to 16MiB; by default the app's, else by the file's size.
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = show::parse_size)]
     piece_size: Option<bytesize::ByteSize>,
     #[command(flatten)]
     connection: Connection,
@@ -100,7 +100,10 @@ impl PublishArgs {
             return show::print_as(self.connection.json, &artifact, detail);
         }
         if !self.connection.json {
-            eprintln!("{} is {}; waiting for the regions", artifact.name, artifact.artifact);
+            show::note(&format!(
+                "{} is {}; waiting for the regions",
+                artifact.name, artifact.artifact
+            ));
         }
         wait_deployable(&client, &artifact.name).await?;
         let rollout = deploy::deploy(&client, &self.app, &artifact.name).await?;
@@ -110,9 +113,9 @@ impl PublishArgs {
 
 /// Reads a piece size.
 fn piece_size(bytes: u64) -> anyhow::Result<PieceSize> {
-    PieceSize::from_bytes(bytes).with_context(|| {
-        format!("{bytes} bytes is no piece size: a power of two from 256KiB to 16MiB")
-    })
+    let wrong =
+        || usage(format!("{bytes} bytes is no piece size: a power of two from 256KiB to 16MiB"));
+    PieceSize::from_bytes(bytes).ok_or_else(wrong)
 }
 
 /// Cuts `file`, uploads what the main bucket lacks, and makes it an artifact of `app`. An upload that was
@@ -196,10 +199,11 @@ async fn wait_deployable(client: &Client, reference: &str) -> anyhow::Result<Art
             Ok(artifact) => {
                 if said != artifact.not_deployable_reason {
                     said = artifact.not_deployable_reason;
-                    eprintln!("waiting: {}", said.as_deref().unwrap_or("not deployable yet"));
+                    let why = said.as_deref().unwrap_or("not deployable yet");
+                    show::note(&format!("waiting: {why}"));
                 }
             }
-            Err(error) if error.is_transient() => eprintln!("shoal: {error}; trying again"),
+            Err(error) if error.is_transient() => show::again(&error),
             Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(LOOK_EVERY).await;

@@ -22,10 +22,10 @@ pub(crate) struct AuditArgs {
     #[arg(long)]
     what: Option<String>,
     /// Only changes of this last time, such as 2h or 7days.
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = show::parse_time)]
     since: Option<Duration>,
     /// How many at most.
-    #[arg(long, default_value_t = LIST_LIMIT)]
+    #[arg(long, default_value_t = LIST_LIMIT, value_parser = show::at_least_one())]
     limit: u32,
     #[command(flatten)]
     connection: Connection,

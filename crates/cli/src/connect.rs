@@ -5,7 +5,14 @@ use std::path::{Path, PathBuf};
 use shoal_client::Client;
 use shoal_process::Membership;
 
-use crate::login::{self, Login};
+use crate::{
+    exit::{Nobody, usage},
+    login::{self, Login},
+};
+
+/// What to do where none is named.
+pub(crate) const WHICH_COORDINATOR: &str =
+    "which coordinator? give --coordinator https://HOST:PORT or set SHOAL_COORDINATOR";
 
 /// The flags that every command against the API has.
 #[derive(clap::Args)]
@@ -38,29 +45,27 @@ impl Connection {
     }
 
     fn identity_dir(&self) -> anyhow::Result<&Path> {
-        self.identity.as_deref().ok_or_else(|| {
-            anyhow::anyhow!(
-                "who are you? give --identity DIR or set SHOAL_IDENTITY \
-                 (make one with: shoal pki issue --role operator)"
-            )
-        })
+        let nobody = Nobody(
+            "who are you? give --identity DIR or set SHOAL_IDENTITY (make one with: shoal pki issue --role operator)",
+        );
+        Ok(self.identity.as_deref().ok_or(nobody)?)
     }
 
     /// A client of the coordinators.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
         let Some(identity) = &self.identity else {
             let Some(login) = Login::read(&login::file(self.config.as_deref())?)? else {
-                anyhow::bail!(
+                return Err(Nobody(
                     "who are you? log in with shoal login --coordinator https://HOST:PORT --ca FILE, or give \
-                     --identity DIR or set SHOAL_IDENTITY (make one with: shoal pki issue --role operator)"
-                );
+                     --identity DIR or set SHOAL_IDENTITY (make one with: shoal pki issue --role operator)",
+                )
+                .into());
             };
             return login.client(&self.coordinators);
         };
-        anyhow::ensure!(
-            !self.coordinators.is_empty(),
-            "which coordinator? give --coordinator https://HOST:PORT or set SHOAL_COORDINATOR"
-        );
+        if self.coordinators.is_empty() {
+            return Err(usage(WHICH_COORDINATOR));
+        }
         let (identity, trust) = shoal_process::load_identity(identity)?;
         Ok(Client::new(&self.coordinators, &identity, &trust)?)
     }

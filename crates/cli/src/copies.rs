@@ -19,14 +19,14 @@ const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 pub(crate) struct ReplicationArgs {
     /// An artifact's name or id; without it all that are not whole in some bucket.
     artifact: Option<String>,
-    /// Show it again every second, until nothing is left to be copied.
+    /// Show it again every second, until nothing is left to be copied; with --json a line each time.
     #[arg(long)]
     watch: bool,
     /// Have the artifact's copies inspected at once, in all buckets.
     #[arg(long, requires = "artifact")]
     inspect: bool,
     /// How many artifacts at most.
-    #[arg(long, default_value_t = LIST_LIMIT)]
+    #[arg(long, default_value_t = LIST_LIMIT, value_parser = show::at_least_one())]
     limit: u32,
     #[command(flatten)]
     connection: Connection,
@@ -82,15 +82,18 @@ impl ReplicationArgs {
         let terminal = std::io::stdout().is_terminal();
         loop {
             let page = client.replication(self.artifact.as_deref(), self.limit).await?;
-            if self.watch && terminal && !self.connection.json {
-                show::print(CLEAR)?;
+            if !self.watch {
+                return show::print_as(self.connection.json, &page, replication);
             }
-            show::print_as(self.connection.json, &page, replication)?;
+            let clear = if terminal { CLEAR } else { "" };
+            show::stream_as(self.connection.json, &page, |page| {
+                format!("{clear}{}", replication(page))
+            })?;
             let left = page
                 .artifacts
                 .iter()
                 .any(|artifact| artifact.deleted.is_none() && !artifact.deployable);
-            if !self.watch || !left {
+            if !left {
                 return Ok(());
             }
             tokio::time::sleep(WATCH_EVERY).await;

@@ -47,8 +47,8 @@ pub(crate) struct RollbackArgs {
 pub(crate) struct StatusArgs {
     /// Only this app.
     app: Option<AppName>,
-    /// Show it again every second until interrupted.
-    #[arg(long, conflicts_with = "json")]
+    /// Show it again every second until interrupted; with --json a line each time.
+    #[arg(long)]
     watch: bool,
     #[command(flatten)]
     connection: Connection,
@@ -81,8 +81,10 @@ impl StatusArgs {
         let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
         loop {
             match client.status(self.app.as_ref()).await {
-                Ok(status) => show::print(&format!("{clear}{}", list(&status)))?,
-                Err(error) if error.is_transient() => eprintln!("shoal: {error}; trying again"),
+                Ok(status) => show::stream_as(self.connection.json, &status, |status| {
+                    format!("{clear}{}", list(status))
+                })?,
+                Err(error) if error.is_transient() => show::again(&error),
                 Err(error) => return Err(error.into()),
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -123,12 +125,12 @@ pub(crate) async fn wait_and_show(
         tokio::time::sleep(LOOK_EVERY).await;
         match client.rollout(rollout.id).await {
             Ok(new) => rollout = new,
-            Err(error) if error.is_transient() => eprintln!("shoal: {error}; trying again"),
+            Err(error) if error.is_transient() => show::again(&error),
             Err(error) => return Err(error.into()),
         }
         let now = states(&total(&rollout).states);
         if !json && now != said {
-            eprintln!("rollout {} {}: {now}", rollout.id, rollout.status);
+            show::note(&format!("rollout {} {}: {now}", rollout.id, rollout.status));
             said = now;
         }
     }

@@ -23,7 +23,7 @@ pub(crate) struct EventsArgs {
     #[arg(long = "type", value_name = "TYPE")]
     types: Vec<String>,
     /// Without --follow: how many.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = show::at_least_one())]
     limit: u32,
     #[command(flatten)]
     connection: Connection,
@@ -72,17 +72,17 @@ async fn follow(
                 continue;
             }
             Ok(Some(Streamed::Notice(name, text))) => {
-                eprintln!("shoal: {name} {text}");
+                show::note(&format!("shoal: {name} {text}"));
                 continue;
             }
             Ok(None) => {}
-            Err(error) => eprintln!("shoal: {error}; trying again"),
+            Err(error) => show::again(&error),
         }
         stream = loop {
             tokio::time::sleep(waits.next().unwrap_or(RETRY_MAX)).await;
             match client.follow_events(wanted, after).await {
                 Ok(stream) => break stream,
-                Err(error) if error.is_transient() => eprintln!("shoal: {error}; trying again"),
+                Err(error) if error.is_transient() => show::again(&error),
                 Err(error) => return Err(ClientError::into(error)),
             }
         };
@@ -91,7 +91,7 @@ async fn follow(
 
 fn print(event: &Event, json: bool) -> anyhow::Result<()> {
     // One line each: for programs, too.
-    show::print(&if json { serde_json::to_string(event)? } else { line(event) })
+    show::stream_as(json, event, line)
 }
 
 fn line(event: &Event) -> String {

@@ -13,7 +13,7 @@ pub(crate) struct HistoryArgs {
     #[arg(long)]
     app: Option<AppName>,
     /// How many rows.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = show::at_least_one())]
     limit: u32,
     #[command(flatten)]
     connection: Connection,

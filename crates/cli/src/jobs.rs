@@ -3,6 +3,7 @@
 use std::{io, time::Duration};
 
 use anyhow::bail;
+use serde::Serialize;
 use shoal_client::{
     Client,
     types::{BuildRequest, Job},
@@ -25,7 +26,7 @@ pub(crate) struct BuildArgs {
     /// The app.
     app: AppName,
     /// The full commit SHA.
-    commit: String,
+    commit: CommitSha,
     /// Which builds go first: urgent, high, normal or low. A build of the same commit that waits is raised to it.
     #[arg(long, value_name = "PRIORITY", default_value_t)]
     priority: Priority,
@@ -45,7 +46,7 @@ pub(crate) struct JobsArgs {
     #[arg(long)]
     app: Option<AppName>,
     /// How many at most.
-    #[arg(long, default_value_t = LIST_LIMIT)]
+    #[arg(long, default_value_t = LIST_LIMIT, value_parser = show::at_least_one())]
     limit: u32,
     #[command(flatten)]
     connection: Connection,
@@ -55,11 +56,12 @@ pub(crate) struct JobsArgs {
 pub(crate) struct JobArgs {
     /// The job's number.
     job: i64,
-    /// Print its log instead.
-    #[arg(long, conflicts_with = "json")]
+    /// Print its log instead; with --json as the text of one object.
+    #[arg(long)]
     log: bool,
-    /// Print its log as it comes until the job has ended.
-    #[arg(long, conflicts_with = "json")]
+    /// Print its log as it comes until the job has ended; exit 1 unless it SUCCEEDED. With --json the log goes to stderr,
+    /// and the job is printed at its end.
+    #[arg(long)]
     follow: bool,
     #[command(flatten)]
     connection: Connection,
@@ -75,16 +77,14 @@ pub(crate) struct CancelArgs {
 
 impl BuildArgs {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        // Read here and not by clap: a SHA that is none is told like one that is not known.
-        let commit: CommitSha = self.commit.parse()?;
         let client = self.connection.client()?;
-        let request = BuildRequest { app: self.app, commit, priority: self.priority };
+        let request = BuildRequest { app: self.app, commit: self.commit, priority: self.priority };
         let mut job = client.build(&request).await?;
         if self.follow || self.wait {
             let joined = job.joined;
             if !self.connection.json {
                 let there = if joined == Some(true) { "was there already and " } else { "" };
-                eprintln!("job {} {there}is {}: {}", job.id, job.status, job.name);
+                show::note(&format!("job {} {there}is {}: {}", job.id, job.status, job.name));
             }
             job = wait(&client, job.id, self.follow.then_some(&mut io::stderr() as _)).await?;
             job.joined = joined;
@@ -107,21 +107,45 @@ impl JobsArgs {
 impl JobArgs {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let client = self.connection.client()?;
+        let json = self.connection.json;
         if self.follow {
-            let job = wait(&client, self.job, Some(&mut io::stdout())).await?;
+            let (mut stdout, mut stderr) = (io::stdout(), io::stderr());
+            let log: &mut (dyn io::Write + Send) = if json { &mut stderr } else { &mut stdout };
+            let job = wait(&client, self.job, Some(log)).await?;
+            if json {
+                show::print_json(&job)?;
+            }
             if job.status != JobStatus::Succeeded {
                 bail!("{}", failure(&job));
             }
             return Ok(());
         }
         if self.log {
-            let mut offset = 0;
-            while copy_log(&client, self.job, &mut offset, &mut io::stdout()).await? {}
-            return Ok(());
+            return print_log(&client, self.job, json).await;
         }
         let job = client.job(self.job).await?;
-        show::print_as(self.connection.json, &job, detail)
+        show::print_as(json, &job, detail)
     }
+}
+
+/// A job's log as JSON.
+#[derive(Serialize)]
+struct Log {
+    job: i64,
+    /// What is no UTF-8 in it is replaced.
+    log: String,
+}
+
+async fn print_log(client: &Client, job: i64, json: bool) -> anyhow::Result<()> {
+    let (mut offset, mut kept) = (0, Vec::new());
+    let mut stdout = io::stdout();
+    let out: &mut (dyn io::Write + Send) = if json { &mut kept } else { &mut stdout };
+    while copy_log(client, job, &mut offset, out).await? {}
+    if json {
+        let log = String::from_utf8_lossy(&kept).into_owned();
+        show::print_json(&Log { job, log })?;
+    }
+    Ok(())
 }
 
 impl CancelArgs {
@@ -140,8 +164,7 @@ async fn copy_log(
 ) -> anyhow::Result<bool> {
     let bytes = client.job_log(job, *offset).await?;
     *offset += bytes.len() as u64;
-    out.write_all(&bytes)?;
-    out.flush()?;
+    show::written(out.write_all(&bytes).and_then(|()| out.flush()))?;
     Ok(!bytes.is_empty())
 }
 
@@ -158,7 +181,7 @@ async fn wait(
         let job = match client.job(id).await {
             Ok(job) => job,
             Err(error) if error.is_transient() => {
-                eprintln!("shoal: {error}; trying again");
+                show::again(&error);
                 tokio::time::sleep(LOOK_EVERY).await;
                 continue;
             }

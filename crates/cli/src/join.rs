@@ -25,7 +25,8 @@ use shoal_proto::{
 };
 
 use crate::{
-    connect::Connection,
+    connect::{Connection, WHICH_COORDINATOR},
+    exit::usage,
     pki::{MODE_SECRET, make_private_dir, write_one},
     show,
     trust::{hex, unhex},
@@ -62,7 +63,7 @@ pub(crate) struct CreateArgs {
     #[arg(long, default_value_t = 1)]
     uses: u32,
     /// For how long it is good.
-    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "1h", value_parser = show::parse_time)]
     ttl: Duration,
     #[command(flatten)]
     connection: Connection,
@@ -116,7 +117,10 @@ impl JoinTokenCommand {
             }
             Self::Revoke(args) => {
                 args.connection.client()?.revoke_join_token(&args.id).await?;
-                show::print(&format!("{} is good for nothing any more", args.id))
+                let none = serde_json::json!({});
+                show::print_as(args.connection.json, &none, |_| {
+                    format!("{} is good for nothing any more", args.id)
+                })
             }
         }
     }
@@ -189,13 +193,13 @@ impl JoinArgs {
     }
 
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        ensure!(
-            !self.coordinators.is_empty(),
-            "which coordinator? give --coordinator https://HOST:PORT or set SHOAL_COORDINATOR"
-        );
+        if self.coordinators.is_empty() {
+            return Err(usage(WHICH_COORDINATOR));
+        }
         let wanted = self.ca_hash.strip_prefix("blake3:").and_then(unhex);
         let wanted = wanted.filter(|hash| hash.len() == 32);
-        let wanted = wanted.context("--ca-hash is not blake3: and 64 hexadecimal digits")?;
+        let wanted =
+            wanted.ok_or_else(|| usage("--ca-hash is not blake3: and 64 hexadecimal digits"))?;
         let machine = self.name.clone().map_or_else(host_name, Ok)?;
         let token = self.token()?;
         let identity = self.dir.join("identity");

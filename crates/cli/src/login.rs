@@ -134,15 +134,15 @@ fn read_token() -> anyhow::Result<String> {
     let stdin = io::stdin();
     let mut line = String::new();
     if stdin.is_terminal() {
-        eprint!("token: ");
-        io::stderr().flush()?;
+        let mut stderr = io::stderr();
+        write!(stderr, "token: ").and_then(|()| stderr.flush())?;
         let shown = tcgetattr(&stdin)?;
         let mut hidden = shown.clone();
         hidden.local_modes.remove(LocalModes::ECHO);
         tcsetattr(&stdin, OptionalActions::Flush, &hidden)?;
         let read = stdin.lock().read_line(&mut line);
         tcsetattr(&stdin, OptionalActions::Flush, &shown)?;
-        eprintln!();
+        show::note("");
         read?;
     } else {
         stdin.lock().read_line(&mut line)?;
@@ -165,7 +165,7 @@ impl LoginArgs {
         // Stored only when it is good for something.
         let whoami = login.client(&[])?.whoami().await?;
         login.write(&path)?;
-        eprintln!("the login is stored in {}", path.display());
+        show::note(&format!("the login is stored in {}", path.display()));
         show::print_as(self.json, &whoami, detail)
     }
 }

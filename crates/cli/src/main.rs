@@ -5,7 +5,7 @@
 //! cluster ([`pki`]), the calls against the coordinator's API (one module a noun), how their answers are
 //! shown ([`show`]), and the [`demo`], which starts the real processes and does what an operator would.
 //!
-//! An error is one line on stderr that says what to do, and exit code 1; a wrong flag is clap's, code 2.
+//! An error is one line on stderr that says what to do; the exit codes are in [`exit`].
 
 mod apps;
 mod artifacts;
@@ -15,6 +15,7 @@ mod copies;
 mod demo;
 mod deploy;
 mod events;
+mod exit;
 mod fleet;
 mod history;
 mod jobs;
@@ -34,7 +35,7 @@ use shoal_process::LogFormat;
 
 /// Builds a commit, copies the artifact to every region, and swarms it to every machine.
 #[derive(Parser)]
-#[command(name = "shoal", version, disable_help_subcommand = true)]
+#[command(name = "shoal", version, disable_help_subcommand = true, after_help = exit::HELP)]
 struct Cli {
     /// How log lines on stderr look.
     #[arg(long, global = true, value_enum, default_value_t)]
@@ -189,7 +190,7 @@ struct ImportArgs {
     /// The file.
     file: PathBuf,
     /// The length of a piece: a power of two from 256KiB to 16MiB; by default by the file's size.
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = show::parse_size)]
     piece_size: Option<bytesize::ByteSize>,
     /// Print JSON.
     #[arg(long)]
@@ -280,10 +281,12 @@ fn stop_when_stdin_closes() {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::refuse(&error),
+    };
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
-        eprintln!("shoal: another TLS provider is installed already");
-        return ExitCode::FAILURE;
+        return exit::end(Err(anyhow::anyhow!("another TLS provider is installed already")));
     }
     // An operator's command shows answers; it logs only when asked to.
     if cli.command.is_process() || std::env::var_os("SHOAL_LOG").is_some() {
@@ -291,10 +294,7 @@ fn main() -> ExitCode {
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("shoal: cannot start: {error}");
-            return ExitCode::FAILURE;
-        }
+        Err(error) => return exit::end(Err(anyhow::anyhow!("cannot start: {error}"))),
     };
     let result = runtime.block_on(async {
         if cli.stop_with_stdin {
@@ -304,13 +304,7 @@ fn main() -> ExitCode {
     });
     // A task that still blocks (a read of standard input, say) does not hold up the end.
     runtime.shutdown_background();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("shoal: {}", show::one_line(&error));
-            ExitCode::FAILURE
-        }
-    }
+    exit::end(result)
 }
 
 #[cfg(test)]

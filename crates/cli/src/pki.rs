@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use clap::Subcommand;
 use shoal_pki::{CERTIFICATE_DAYS, CertificateAuthority, GoalSigner, IssueRequest, Role, Trust};
 use shoal_proto::{
@@ -21,6 +21,8 @@ use shoal_proto::{
 
 use crate::{
     connect::Connection,
+    exit::usage,
+    show,
     trust::{self, RotateCommand},
 };
 
@@ -97,10 +99,10 @@ impl PkiCommand {
             Self::Refresh(args) => trust::refresh(&args.connection).await?,
             Self::Init { dir, cluster } => {
                 init(&dir, &cluster)?;
-                eprintln!(
+                show::note(&format!(
                     "the keys of cluster {cluster} are in {}; keep ca.key and goal.key safe",
                     dir.display()
-                );
+                ));
             }
             Self::Issue(args) => {
                 let request = IssueRequest {
@@ -111,7 +113,7 @@ impl PkiCommand {
                     days: args.days,
                 };
                 Pki::open(&args.pki)?.issue(&request, &args.out)?;
-                eprintln!("the identity is in {}", args.out.display());
+                show::note(&format!("the identity is in {}", args.out.display()));
             }
         }
         Ok(())
@@ -169,14 +171,19 @@ impl Pki {
     pub(crate) fn issue(&self, request: &IssueRequest, out: &Path) -> anyhow::Result<()> {
         let role = request.role;
         match (role, &request.region) {
-            (Role::Region | Role::Agent, None) => bail!("role {role} needs --region"),
+            (Role::Region | Role::Agent, None) => {
+                return Err(usage(format!("role {role} needs --region")));
+            }
             (Role::Region | Role::Agent, Some(_)) | (_, None) => {}
-            (_, Some(_)) => bail!("role {role} belongs to no region: leave --region out"),
+            (_, Some(_)) => {
+                return Err(usage(format!("role {role} belongs to no region: leave --region out")));
+            }
         }
-        ensure!(
-            role != Role::Coordinator || !request.hosts.is_empty(),
-            "a coordinator needs --host for each name or address that others reach it at"
-        );
+        if role == Role::Coordinator && request.hosts.is_empty() {
+            return Err(usage(
+                "a coordinator needs --host for each name or address that others reach it at",
+            ));
+        }
         let issued = self.authority.issue(request)?;
         write_new(
             out,

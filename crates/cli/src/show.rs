@@ -7,19 +7,53 @@ use std::{
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
-use shoal_client::types::Halt;
+use shoal_client::{ClientError, types::Halt};
+
+use crate::exit::ReaderGone;
 
 /// Prints `text` and a newline on stdout. A reader that has gone away (`| head`) is no error of ours.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    match writeln!(io::stdout().lock(), "{text}") {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
+    match stream(text) {
+        Err(error) if error.is::<ReaderGone>() => Ok(()),
+        printed => printed,
     }
+}
+
+/// The same where more will follow: [`ReaderGone`] when nobody reads it any more.
+pub(crate) fn stream(text: &str) -> anyhow::Result<()> {
+    written(writeln!(io::stdout().lock(), "{text}"))
+}
+
+/// What became of writing to stdout.
+pub(crate) fn written(result: io::Result<()>) -> anyhow::Result<()> {
+    result.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => ReaderGone.into(),
+        _ => anyhow::Error::new(error).context("cannot write to standard output"),
+    })
+}
+
+/// Says that a call did not do, and is made again.
+pub(crate) fn again(error: &ClientError) {
+    note(&format!("shoal: {error}; trying again"));
+}
+
+/// Says something on stderr; where that is closed there is nobody to tell.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// Prints `value` as JSON.
 pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     print(&serde_json::to_string_pretty(value)?)
+}
+
+/// Prints one of several values: a line of JSON when `json`, else what `human` makes of it.
+pub(crate) fn stream_as<T: Serialize>(
+    json: bool,
+    value: &T,
+    human: impl FnOnce(&T) -> String,
+) -> anyhow::Result<()> {
+    stream(&if json { serde_json::to_string(value)? } else { human(value) })
 }
 
 /// Prints JSON when `json`, else what `human` makes of it.
@@ -91,6 +125,21 @@ pub(crate) fn halted(halt: &Halt) -> String {
     format!("{} by {}{reason}", ago(halt.at_ms), halt.by)
 }
 
+/// Reads how many rows are wanted.
+pub(crate) fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..)
+}
+
+/// Reads a time, such as 90s, 2h or 7days.
+pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "write a time such as 90s, 2h or 7days".into())
+}
+
+/// Reads a size, such as 4MiB.
+pub(crate) fn parse_size(text: &str) -> Result<bytesize::ByteSize, String> {
+    text.parse().map_err(|_| "write a size such as 4MiB".into())
+}
+
 /// The time between two moments in seconds; none when one of them is not there yet.
 pub(crate) fn seconds_between(from_ms: Option<i64>, to_ms: Option<i64>) -> Option<f64> {
     let millis = to_ms?.saturating_sub(from_ms?).max(0);
@@ -105,6 +154,10 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
         // Many an error's own text holds its cause's already.
         if !causes.iter().any(|said| said.contains(&text)) {
             causes.push(text);
+        }
+        if cause.is::<ClientError>() {
+            // It says what lies below, as far as that says anything.
+            break;
         }
     }
     if causes.iter().any(|cause| cause.contains("UnknownIssuer")) {

@@ -2,12 +2,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use anyhow::Context as _;
 use clap::Subcommand;
 use shoal_client::types::{CreatedToken, Token, TokenRequest};
 use shoal_proto::{AppName, MachineName, state::TokenRole};
 
-use crate::{connect::Connection, show};
+use crate::{connect::Connection, exit::usage, show};
 
 #[derive(Subcommand)]
 pub(crate) enum TokenCommand {
@@ -30,7 +29,7 @@ pub(crate) struct CreateArgs {
     #[arg(long = "app", value_name = "APP")]
     apps: Vec<AppName>,
     /// For how long it counts, such as 90days or 12h; without, until it is revoked.
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = show::parse_time)]
     expires: Option<Duration>,
     #[command(flatten)]
     connection: Connection,
@@ -59,7 +58,9 @@ impl TokenCommand {
             Self::Create(args) => {
                 let apps: BTreeSet<_> = args.apps.into_iter().collect();
                 let seconds = args.expires.map(|time| u32::try_from(time.as_secs()));
-                let expires_in_s = seconds.transpose().context("--expires: ten years at most")?;
+                let expires_in_s = seconds.transpose();
+                let expires_in_s =
+                    expires_in_s.map_err(|_| usage("--expires: ten years at most"))?;
                 let request = TokenRequest {
                     name: args.name,
                     role: args.role,
@@ -87,7 +88,7 @@ impl TokenCommand {
 }
 
 fn created_text(created: &CreatedToken) -> String {
-    eprintln!("token {} is made; this is shown once:", created.token.name);
+    show::note(&format!("token {} is made; this is shown once:", created.token.name));
     created.secret.clone()
 }
 

@@ -59,7 +59,7 @@ pub(crate) struct DeliveriesArgs {
     /// The webhook's number.
     id: i64,
     /// How many.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = show::at_least_one())]
     limit: u32,
     #[command(flatten)]
     connection: Connection,

@@ -9,39 +9,59 @@ use std::{
 
 fn shoal(dir: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
-    for name in ["SHOAL_COORDINATOR", "SHOAL_IDENTITY", "SHOAL_LOG"] {
+    for name in ["SHOAL_COORDINATOR", "SHOAL_IDENTITY", "SHOAL_CONFIG", "SHOAL_LOG"] {
         command.env_remove(name);
     }
+    command.env("XDG_CONFIG_HOME", dir);
     command.args(args).env("TMPDIR", dir).current_dir(dir).output().unwrap()
 }
 
 /// Runs `shoal` with `args`, and checks the exit code and that the error is one line with `word` in it.
-fn refused(args: &[&str], word: &str) {
+fn refused(code: i32, args: &[&str], word: &str) {
     let dir = tempfile::tempdir().unwrap();
     let output = shoal(dir.path(), args);
     let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{args:?}: {error}");
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {error}");
     assert_eq!(error.lines().count(), 1, "{args:?}: {error}");
     assert!(error.starts_with("shoal: ") && error.contains(word), "{args:?}: {error}");
 }
 
 #[test]
 fn errors_are_one_line_that_says_what_to_do() {
-    refused(&["status"], "shoal login");
-    refused(&["status", "--coordinator", "https://127.0.0.1:1"], "SHOAL_IDENTITY");
-    refused(&["jobs", "--coordinator", "x", "--identity", "/nowhere"], "shoal pki issue");
-    refused(&["build", "web", "main"], "git rev-parse");
-    refused(&["agent", "--config", "/nowhere"], "/nowhere");
-    refused(&["worker"], "missing");
-    refused(&["pki", "init", "x", "--cluster", "No Name"], "cluster name");
-    refused(
-        &["pki", "issue", "--pki", "x", "--role", "worker", "--name", "w", "--out", "y"],
-        "pki init",
-    );
-    refused(&["demo", "--size", "1KiB"], "--size");
-    refused(&["demo", "--agents", "1"], "--regions");
-    refused(&["demo", "--artifact", "/nowhere"], "/nowhere");
-    refused(&["demo", "--stop", "/nowhere"], "/nowhere");
+    refused(4, &["status"], "shoal login");
+    refused(4, &["status", "--coordinator", "https://127.0.0.1:1"], "SHOAL_IDENTITY");
+    refused(1, &["jobs", "--coordinator", "x", "--identity", "/nowhere"], "shoal pki issue");
+    refused(2, &["jobs", "--identity", "/nowhere"], "SHOAL_COORDINATOR");
+    refused(1, &["agent", "--config", "/nowhere"], "/nowhere");
+    refused(1, &["worker"], "give --config FILE");
+    refused(1, &["pki", "init", "x", "--cluster", "No Name"], "cluster name");
+    let issue = ["pki", "issue", "--pki", "x", "--name", "w", "--out", "y", "--role"];
+    refused(1, &[&issue[..], &["worker"]].concat(), "pki init");
+    refused(1, &["demo", "--artifact", "/nowhere"], "/nowhere");
+    refused(1, &["demo", "--stop", "/nowhere"], "/nowhere");
+    refused(1, &["logout"], "nobody is logged in");
+}
+
+#[test]
+fn wrong_usage_is_one_line_and_a_code_of_its_own() {
+    refused(2, &["staus"], "similar subcommand exists: 'status'");
+    refused(2, &["status", "--jsno"], "'--json'");
+    refused(2, &["build", "web"], "usage: shoal build");
+    refused(2, &["build", "web", "main"], "git rev-parse");
+    refused(2, &["job", "x"], "not a whole number");
+    refused(2, &["jobs", "--limit", "0"], "0 is not in 1..");
+    refused(2, &["audit", "--since", "yesterday"], "2h");
+    refused(2, &["publish", "x", "--app", "web", "--piece-size", "big"], "4MiB");
+    refused(2, &["join", "--coordinator", "x", "--ca-hash", "y", "--token-file", "z"], "--ca-hash");
+    let dir = tempfile::tempdir().unwrap();
+    for args in [&[][..], &["pki"], &["queue"]] {
+        let output = shoal(dir.path(), args);
+        let help = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && help.contains("Commands:"), "{args:?}: {help}");
+    }
+    let output = shoal(dir.path(), &["--help"]);
+    let help = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && help.contains("Exit codes:\n  0  done\n"), "{help}");
 }
 
 #[test]

@@ -20,12 +20,15 @@ use serde::{Serialize, de::DeserializeOwned};
 use shoal_pki::{Credentials, Identity, Trust};
 use shoal_proto::{AppName, ArtifactId, EncodingId, MachineName, RegionName};
 
-use crate::types::{
-    App, AppStatus, Artifact, ArtifactRef, BuildRequest, ClaimRequest, ClaimedJob, DeployRequest,
-    Done, ErrorBody, FinishRequest, GcReport, GcRequest, GoalsQuery, GoalsReply, HaltRequest,
-    HeartbeatReply, Job, LeaseRef, Machine, Page, Pin, PinRequest, PublishRequest, QueueStatus,
-    Region, RegionReports, ReplicationStatusPage, RollbackRequest, Rollout, UploadState,
-    WatchRequest, Worker,
+use crate::{
+    VERSION_HEADER,
+    types::{
+        App, AppStatus, Artifact, ArtifactRef, BuildRequest, ClaimRequest, ClaimedJob,
+        DeployRequest, Done, ErrorBody, ErrorDetail, FinishRequest, GcReport, GcRequest,
+        GoalsQuery, GoalsReply, HaltRequest, HeartbeatReply, Job, LeaseRef, Machine, Page, Pin,
+        PinRequest, PublishRequest, QueueStatus, Region, RegionReports, ReplicationStatusPage,
+        RollbackRequest, Rollout, UploadState, WatchRequest, Worker,
+    },
 };
 
 pub use events::{EventQuery, EventStream, Streamed};
@@ -45,6 +48,36 @@ const RETRIES_MAX: usize = 4;
 /// How many rows of a list are asked for at once: the most that are given.
 const PAGE_ROWS: usize = 1_000;
 
+/// Why there was no answer: what lies at the bottom of it, and what to look at.
+fn unreachable(url: &str, source: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = source;
+    while let Some(below) = cause.source() {
+        cause = below;
+    }
+    let cause = cause.to_string();
+    let look = if cause.contains("certificate") || cause.contains("received fatal alert") {
+        "is this a member of that cluster, and is the address the coordinator's?"
+    } else {
+        "is it running, and is the address right?"
+    };
+    format!("no answer from the coordinator at {url}: {cause}; {look}")
+}
+
+/// What is wrong with an answer that comes from another release than this one; nothing where it is the same.
+fn other_release(response: &reqwest::Response) -> Option<String> {
+    let theirs = response.headers().get(VERSION_HEADER)?.to_str().ok()?;
+    let ours = env!("CARGO_PKG_VERSION");
+    (theirs != ours).then(|| {
+        format!("the coordinator is shoal {theirs} and this is {ours}: use one of the same release")
+    })
+}
+
+/// Whether a refusal may be because the two ends are of different releases: a path or a field that is not known there.
+fn is_unknown_there(error: &ErrorDetail) -> bool {
+    let unknown = ["no such path", "wrong body: unknown field", "wrong body: missing field"];
+    error.code == "wrong_method" || unknown.iter().any(|start| error.message.starts_with(start))
+}
+
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -59,9 +92,7 @@ pub enum ClientError {
         message: String,
     },
     /// No coordinator answered.
-    #[error(
-        "no answer from the coordinator at {url}: {source}; is it running, and is the address right?"
-    )]
+    #[error("{}", unreachable(url, source))]
     Unreachable {
         /// The last one tried.
         url: String,
@@ -245,13 +276,17 @@ impl Client {
         if status.is_success() {
             return Ok(response);
         }
+        let other = other_release(&response);
         let text = response.text().await.unwrap_or_default();
         match serde_json::from_str::<ErrorBody>(&text) {
-            Ok(body) => Err(ClientError::Refused {
-                status: status.as_u16(),
-                code: body.error.code,
-                message: body.error.message,
-            }),
+            Ok(ErrorBody { error }) => {
+                let other = other.filter(|_| is_unknown_there(&error));
+                let message = match other {
+                    Some(other) => format!("{}; {other}", error.message),
+                    None => error.message,
+                };
+                Err(ClientError::Refused { status: status.as_u16(), code: error.code, message })
+            }
             Err(_) => {
                 Err(wrong(format!("{status} {}", text.chars().take(200).collect::<String>())))
             }
@@ -259,13 +294,17 @@ impl Client {
     }
 
     pub(crate) async fn read<T: DeserializeOwned>(&self, response: reqwest::Response) -> Result<T> {
+        let other = other_release(&response);
         let bytes = response.bytes().await.map_err(|source| ClientError::Unreachable {
             url: self.url().into(),
             source: source.without_url(),
         })?;
         serde_json::from_slice(&bytes).map_err(|error| ClientError::Unexpected {
             url: self.url().into(),
-            text: error.to_string(),
+            text: match other {
+                Some(other) => format!("{error}; {other}"),
+                None => error.to_string(),
+            },
         })
     }
 

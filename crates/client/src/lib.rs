@@ -11,4 +11,7 @@ mod http;
 mod trust;
 pub mod types;
 
+/// The header in which a coordinator says its release, with every answer.
+pub const VERSION_HEADER: &str = "shoal-version";
+
 pub use http::{Client, ClientError, EventQuery, EventStream, Streamed};

@@ -28,7 +28,13 @@ pub fn load_config<T: DeserializeOwned>(
     let origin = file.map_or_else(|| "the flags".into(), |path| path.display().to_string());
     T::deserialize(table).map_err(|error| {
         let text = error.message().trim().replace('\n', " ");
-        anyhow::anyhow!("wrong configuration in {origin}: {text}")
+        // Who starts a process with nothing has most likely forgotten its file.
+        let hint = if file.is_none() && text.starts_with("missing field") {
+            "; give --config FILE with all keys, or each as a flag (--help lists them)"
+        } else {
+            ""
+        };
+        anyhow::anyhow!("wrong configuration in {origin}: {text}{hint}")
     })
 }
 

@@ -122,9 +122,14 @@ impl Cluster {
 
     /// Runs an operator's command that must fail with exit code 1 and one line; returns the line.
     pub fn shoal_fails(&self, args: &[&str]) -> String {
+        self.shoal_fails_with(1, args)
+    }
+
+    /// The same with another exit code.
+    pub fn shoal_fails_with(&self, code: i32, args: &[&str]) -> String {
         let output = self.shoal_output(args);
         let stderr = String::from_utf8_lossy(&output.stderr).trim().to_string();
-        assert_eq!(output.status.code(), Some(1), "shoal {args:?}: {stderr}");
+        assert_eq!(output.status.code(), Some(code), "shoal {args:?}: {stderr}");
         assert_eq!(stderr.lines().count(), 1, "shoal {args:?}: {stderr}");
         stderr
     }

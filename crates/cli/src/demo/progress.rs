@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::show;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How often a plain line about the same thing is written at most.
@@ -31,7 +32,7 @@ impl Progress {
         match &self.bars {
             // An error means that the terminal is gone; there is nobody to tell.
             Some(bars) => drop(bars.println(line)),
-            None => eprintln!("{line}"),
+            None => show::note(&line),
         }
     }
 

@@ -34,7 +34,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 use axum::{
     Router,
     extract::{MatchedPath, Request, State},
-    http::StatusCode,
+    http::{HeaderValue, StatusCode},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
@@ -43,6 +43,7 @@ use prometheus::IntGauge;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
+use shoal_client::VERSION_HEADER;
 use shoal_pki::Role;
 use shoal_proto::state::TokenRole;
 
@@ -61,6 +62,9 @@ use self::{
 use crate::{RouteInfo, error::ApiError, state::Shared};
 
 type App = State<Arc<Shared>>;
+
+/// This release.
+const VERSION: HeaderValue = HeaderValue::from_static(env!("CARGO_PKG_VERSION"));
 
 /// Who looks at something of an app.
 const VIEWER: Access = Access::Token(TokenRole::Viewer, Reach::Apps);
@@ -340,9 +344,11 @@ async fn count(State(shared): App, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let open = Open::new(shared.metrics.requests_open.with_label_values(&[&route]));
     // A panic is told as any other error; what its future held is dropped.
-    let response = AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
+    let run = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let mut response = run.unwrap_or_else(|_| {
         ApiError::internal("the call failed: the coordinator's log says why").into_response()
     });
+    response.headers_mut().insert(VERSION_HEADER, VERSION);
     drop(open);
     let seconds = start.elapsed().as_secs_f64();
     shared.metrics.request_seconds.with_label_values(&[&route]).observe(seconds);

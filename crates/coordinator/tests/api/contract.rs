@@ -29,8 +29,9 @@ fn the_committed_document_is_the_one_that_is_served() {
 async fn the_document_has_every_route_and_needs_no_credential() {
     let cluster = Cluster::start().await;
     let url = format!("{}/v1/openapi.json", cluster.url());
-    let document: Value =
-        cluster.without_certificate().get(url).send().await.unwrap().json().await.unwrap();
+    let answer = cluster.without_certificate().get(url).send().await.unwrap();
+    assert_eq!(answer.headers()[shoal_client::VERSION_HEADER], env!("CARGO_PKG_VERSION"));
+    let document: Value = answer.json().await.unwrap();
     assert_eq!(document, shoal_coordinator::openapi());
     let mut ids = std::collections::BTreeSet::new();
     for route in shoal_coordinator::api_routes() {
