@@ -10,6 +10,7 @@
 mod apps;
 mod artifacts;
 mod audit;
+mod completions;
 mod connect;
 mod copies;
 mod demo;
@@ -132,6 +133,8 @@ enum Command {
     Undrain(fleet::UndrainArgs),
     /// Start a whole cluster on this machine and deploy a build to it.
     Demo(demo::DemoArgs),
+    /// Print what a shell needs to complete commands and flags.
+    Completions(completions::CompletionsArgs),
 }
 
 #[derive(clap::Args)]
@@ -265,6 +268,7 @@ impl Command {
             Self::Drain(args) => args.run().await,
             Self::Undrain(args) => args.run().await,
             Self::Demo(args) => args.run().await,
+            Self::Completions(args) => args.run(),
         }
     }
 }
