@@ -4,6 +4,7 @@
 mod access;
 mod by_hand;
 mod copies;
+mod demo;
 mod deploys;
 mod events;
 mod faults;

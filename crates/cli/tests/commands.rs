@@ -53,6 +53,9 @@ fn wrong_usage_is_one_line_and_a_code_of_its_own() {
     refused(2, &["audit", "--since", "yesterday"], "2h");
     refused(2, &["publish", "x", "--app", "web", "--piece-size", "big"], "4MiB");
     refused(2, &["completions", "tcsh"], "[possible values: bash, zsh, fish]");
+    refused(2, &["demo", "--size", "1KiB"], "--size");
+    refused(2, &["demo", "--agents", "1"], "--regions");
+    refused(2, &["demo", "--bucket", "/tmp"], "--bucket");
     refused(2, &["join", "--coordinator", "x", "--ca-hash", "y", "--token-file", "z"], "--ca-hash");
     let dir = tempfile::tempdir().unwrap();
     for args in [&[][..], &["pki"], &["queue"]] {

@@ -173,6 +173,10 @@ impl Bucket {
         &self.inner.url
     }
 
+    pub(crate) fn prefix(&self) -> &Path {
+        &self.inner.prefix
+    }
+
     pub(crate) fn store(&self) -> &dyn ObjectStore {
         self.inner.store.as_ref()
     }

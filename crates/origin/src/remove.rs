@@ -61,19 +61,43 @@ impl Bucket {
         Ok(true)
     }
 
+    /// Deletes all that lies under this bucket's prefix, whatever it is: for who has made the prefix for himself. Uploads that
+    /// were cut off are not seen; the bucket's lifecycle rule ends them.
+    ///
+    /// # Errors
+    /// [`OriginError::Address`] for a directory and for a bucket without a prefix; else as [`Bucket::remove_index`].
+    pub async fn clear(&self) -> Result<(), OriginError> {
+        let prefix = self.prefix();
+        if !self.signs() || prefix.as_ref().is_empty() {
+            let reason = "only what is under a prefix of S3 or GCS is deleted as a whole".into();
+            return Err(OriginError::Address { url: self.url().into(), reason });
+        }
+        loop {
+            let keys = self.listed(prefix).await?;
+            if keys.is_empty() {
+                return Ok(());
+            }
+            let deleted = stream::iter(&keys).map(|key| self.delete(key));
+            let () = deleted.buffer_unordered(DELETES_IN_PARALLEL).try_collect().await?;
+        }
+    }
+
+    async fn listed(&self, prefix: &Path) -> Result<Vec<Path>, OriginError> {
+        retried("list", || async {
+            let listing = self.store().list(Some(prefix));
+            let keys = listing.map_ok(|meta| meta.location).try_collect().await;
+            keys.map_err(|error| self.error(prefix, error))
+        })
+        .await
+    }
+
     /// The keys of all objects of an encoding.
     async fn keys(
         &self,
         artifact: &ArtifactId,
         encoding: &EncodingId,
     ) -> Result<Vec<Path>, OriginError> {
-        let prefix = self.encoding_key(artifact, encoding);
-        retried("list", || async {
-            let listing = self.store().list(Some(&prefix));
-            let keys = listing.map_ok(|meta| meta.location).try_collect().await;
-            keys.map_err(|error| self.error(&prefix, error))
-        })
-        .await
+        self.listed(&self.encoding_key(artifact, encoding)).await
     }
 
     /// Takes away the directories that were its, and what uploads that were cut off have left there.

@@ -409,3 +409,22 @@ async fn credentials_come_from_the_role_of_an_instance_or_a_container() {
     assert!(matches!(error, OriginError::NoCredentials { .. }), "{error}");
     assert_clear(&error, "no credentials for");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prefix_is_cleared_and_what_is_beside_it_stays() {
+    let it = Place::s3(SMALL_BYTES);
+    it.upload().await.unwrap();
+    it.copy().await.unwrap();
+    it.regional.clear().await.unwrap();
+    it.regional.clear().await.unwrap();
+    assert_eq!(it.check(&it.regional).await, Check::Absent);
+    assert_eq!(it.check(&it.main).await, Check::Whole);
+    // Never a bucket as a whole, nor a directory.
+    let server = Server::start().unwrap();
+    let whole = open(&server, &format!("s3://{BUCKET}"), WRITER);
+    let dir = tempfile::tempdir().unwrap();
+    let directory = Bucket::open(dir.path().to_str().unwrap()).unwrap();
+    for bucket in [whole, directory] {
+        assert_clear(&bucket.clear().await.unwrap_err(), "under a prefix");
+    }
+}

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use shoal_client::Client;
 use shoal_goals::{EtcdStore, GoalStore as _};
+use shoal_origin::Bucket;
 use shoal_pki::{IssueRequest, Role};
 use shoal_proto::{MachineName, RegionName};
 
@@ -62,6 +63,23 @@ impl GoalsIn {
     }
 }
 
+/// What the demo is to use of engines that run already.
+#[derive(Clone, Default)]
+pub(super) struct Engines {
+    /// The coordinator's database; none: a file of its own.
+    pub(super) database: Option<String>,
+    /// An etcd for the goals.
+    pub(super) goals: Option<String>,
+    /// The address of buckets on S3 or GCS; none: they are directories.
+    pub(super) buckets: Option<String>,
+}
+
+/// Deletes the objects that a demo has put under an address of its own.
+async fn clear_buckets(url: &str) -> anyhow::Result<()> {
+    let cleared = async { Bucket::open(url)?.clear().await }.await;
+    cleared.with_context(|| format!("the demo's objects stay under {url}"))
+}
+
 /// A name that no other demo has.
 fn own_name(root: &Path) -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -74,9 +92,27 @@ fn own_name(root: &Path) -> String {
 struct State {
     #[serde(default)]
     goals: Option<GoalsIn>,
+    #[serde(default)]
+    buckets: Option<String>,
     temporary: bool,
     processes: Vec<Alive>,
     agent_data_dirs: Vec<PathBuf>,
+}
+
+impl State {
+    /// Ends all processes and programs, and clears etcd and the buckets.
+    async fn end(&self) -> anyhow::Result<()> {
+        stop_all(&self.processes, &self.agent_data_dirs).await;
+        let goals = match &self.goals {
+            Some(goals) => goals.clear().await,
+            None => Ok(()),
+        };
+        // One that is away does not keep the other from being cleared.
+        if let Some(url) = &self.buckets {
+            clear_buckets(url).await?;
+        }
+        goals
+    }
 }
 
 /// A cluster that runs, or is about to.
@@ -84,16 +120,15 @@ pub(super) struct Cluster {
     root: PathBuf,
     keep: bool,
     temporary: bool,
-    /// The address under which the buckets are; none: they are directories.
-    pub(super) buckets: Option<String>,
+    /// The address under which the demo's own buckets are; none: they are directories.
+    buckets: Option<String>,
     pki: Pki,
     /// Coordinator, worker and region processes.
     control: Vec<Process>,
     pub(super) agents: Vec<Agent>,
     api: Option<String>,
     goals: Option<GoalsIn>,
-    /// The coordinator's database; none: a file of its own.
-    pub(super) database: Option<String>,
+    database: Option<String>,
 }
 
 /// The region with number `at`, from 0.
@@ -102,27 +137,28 @@ pub(super) fn region_name(at: usize) -> anyhow::Result<RegionName> {
 }
 
 impl Cluster {
-    /// Makes the keys. Nothing runs yet. With the URL of an etcd, goals are kept there, too.
+    /// Makes the keys. Nothing runs yet. In an etcd and on S3 it is under a name that no other demo has.
     pub(super) fn create(
         root: &Path,
         keep: bool,
         temporary: bool,
-        goals: Option<&str>,
+        engines: Engines,
     ) -> anyhow::Result<Self> {
-        let dir = root.join("pki");
-        let goals = goals.map(|url| GoalsIn { url: url.into(), cluster: own_name(root) });
+        let (dir, name) = (root.join("pki"), own_name(root));
+        let buckets = engines.buckets.map(|url| format!("{}/{name}", url.trim_end_matches('/')));
+        let goals = engines.goals.map(|url| GoalsIn { url, cluster: name });
         pki::init(&dir, goals.as_ref().map_or("demo", |goals| &goals.cluster))?;
         Ok(Self {
             root: root.into(),
             keep,
             temporary,
-            buckets: None,
+            buckets,
             pki: Pki::open(&dir)?,
             control: Vec::new(),
             agents: Vec::new(),
             api: None,
             goals,
-            database: None,
+            database: engines.database,
         })
     }
 
@@ -310,6 +346,7 @@ impl Cluster {
         let agents = self.agents.iter().map(|agent| &agent.process);
         State {
             goals: self.goals.clone(),
+            buckets: self.buckets.clone(),
             temporary: self.temporary,
             processes: self.control.iter().chain(agents.clone()).map(|p| p.alive).collect(),
             agent_data_dirs: agents.map(Process::data_dir).collect(),
@@ -329,14 +366,14 @@ impl Cluster {
         !self.control.is_empty()
     }
 
-    /// Ends everything that runs.
+    /// Ends everything that runs, and takes away what it put elsewhere.
     pub(super) async fn stop(&self) -> anyhow::Result<()> {
-        let state = self.state();
-        stop_all(&state.processes, &state.agent_data_dirs).await;
-        match &self.goals {
-            Some(goals) => goals.clear().await,
-            None => Ok(()),
-        }
+        self.state().end().await
+    }
+
+    /// Where the buckets are, when they are not directories.
+    pub(super) fn remote_buckets(&self) -> Option<&str> {
+        self.buckets.as_deref()
     }
 }
 
@@ -348,10 +385,7 @@ pub(super) async fn stop_kept(dir: &Path) -> anyhow::Result<()> {
     })?;
     let state: State = serde_json::from_slice(&bytes)
         .with_context(|| format!("{} is not a demo's", path.display()))?;
-    stop_all(&state.processes, &state.agent_data_dirs).await;
-    if let Some(goals) = &state.goals {
-        goals.clear().await?;
-    }
+    state.end().await?;
     if state.temporary {
         fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }

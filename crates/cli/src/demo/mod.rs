@@ -20,7 +20,7 @@ use bytesize::ByteSize;
 use shoal_origin::Bucket;
 
 use self::{
-    cluster::Cluster,
+    cluster::{Cluster, Engines},
     place::Place,
     process::Failed,
     progress::Progress,
@@ -28,7 +28,7 @@ use self::{
     source::{SIZE_MIN_BYTES, Source},
     steps::follow,
 };
-use crate::show;
+use crate::{exit::usage, show};
 
 /// More processes than this are no demo for one machine.
 const PROCESSES_MAX: usize = 256;
@@ -57,10 +57,10 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "repo")]
     artifact: Option<PathBuf>,
     /// How long the artifact of the demo's own repository is.
-    #[arg(long, default_value = "256MiB", conflicts_with_all = ["repo", "artifact"])]
+    #[arg(long, default_value = "256MiB", value_parser = show::parse_size, conflicts_with_all = ["repo", "artifact"])]
     size: ByteSize,
     /// Keep the buckets under this address, such as s3://bucket/prefix, with credentials from the environment. The
-    /// agents get none of them, and what is written stays there.
+    /// agents get none of them. What is written is under a name of its own there, and deleted at the end.
     #[arg(long, value_name = "URL")]
     bucket: Option<String>,
     /// How many agents, spread evenly over the regions.
@@ -99,14 +99,17 @@ impl DemoArgs {
             return cluster::stop_kept(dir).await;
         }
         self.check()?;
-        let buckets = self.buckets().await?;
+        self.probe_bucket().await?;
         // Both before the first process, so that nothing is left behind whenever the signal comes.
         let interrupted = shoal_process::shutdown()?;
         let place = Place::make(&self)?;
-        let (temporary, goals) = (place.temporary.is_some(), self.goals.as_deref());
-        let mut cluster = Cluster::create(&place.root, self.keep, temporary, goals)?;
-        cluster.database.clone_from(&self.database);
-        cluster.buckets = buckets;
+        let engines = Engines {
+            database: self.database.clone(),
+            goals: self.goals.clone(),
+            buckets: self.bucket.clone(),
+        };
+        let temporary = place.temporary.is_some();
+        let mut cluster = Cluster::create(&place.root, self.keep, temporary, engines)?;
         let progress = Progress::new();
         let outcome = tokio::select! {
             outcome = follow(&self, &mut cluster, &progress) => outcome,
@@ -132,7 +135,7 @@ impl DemoArgs {
             }
             Err(error) => {
                 if let Some(failed) = error.downcast_ref::<Failed>() {
-                    eprint!("{}", failed.log);
+                    show::note(failed.log.trim_end());
                 }
                 if self.json {
                     let error = show::one_line(&error);
@@ -149,27 +152,33 @@ impl DemoArgs {
             ("regions", self.regions),
             ("region-processes", self.region_processes),
         ] {
-            ensure!(count > 0, "--{flag} is at least 1");
+            if count == 0 {
+                return Err(usage(format!("--{flag} is at least 1")));
+            }
         }
-        ensure!(self.agents >= self.regions, "--agents is at least --regions: one agent in each");
-        let processes = self.regions.saturating_mul(self.region_processes) + self.agents;
-        ensure!(processes <= PROCESSES_MAX, "{processes} processes are more than {PROCESSES_MAX}");
-        ensure!(
-            self.size.as_u64() >= SIZE_MIN_BYTES,
-            "--size is at least {}: the program has to fit",
-            show::size(SIZE_MIN_BYTES)
-        );
-        Ok(())
+        let processes =
+            self.regions.saturating_mul(self.region_processes).saturating_add(self.agents);
+        let least = show::size(SIZE_MIN_BYTES);
+        let wrong = if self.agents < self.regions {
+            "--agents is at least --regions: one agent in each".into()
+        } else if processes > PROCESSES_MAX {
+            format!("{processes} processes are more than {PROCESSES_MAX}")
+        } else if self.size.as_u64() < SIZE_MIN_BYTES {
+            format!("--size is at least {least}: the program has to fit")
+        } else {
+            return Ok(());
+        };
+        Err(usage(wrong))
     }
 
-    /// Where the buckets are, when they are not directories of the demo's own; looked at before anything is started.
-    async fn buckets(&self) -> anyhow::Result<Option<String>> {
-        let Some(url) = &self.bucket else { return Ok(None) };
-        let url = url.trim_end_matches('/').to_string();
-        let bucket = Bucket::open(&url).context("--bucket")?;
-        ensure!(bucket.signs(), "--bucket is an s3:// or gs:// address: directories need none");
-        bucket.probe().await.context("--bucket")?;
-        Ok(Some(url))
+    /// Looks whether the buckets can be where they are to be, before anything is started.
+    async fn probe_bucket(&self) -> anyhow::Result<()> {
+        let Some(url) = &self.bucket else { return Ok(()) };
+        let bucket = Bucket::open(url).context("--bucket")?;
+        if !bucket.signs() {
+            return Err(usage("--bucket is an s3:// or gs:// address: directories need none"));
+        }
+        bucket.probe().await.context("--bucket")
     }
 
     /// About how much disk the demo takes, in bytes: each agent keeps the artifact and its compressed pieces,
@@ -188,22 +197,37 @@ fn wrong(agents: &[AgentReport]) -> String {
     format!("not every agent runs the right bytes: {}", names.join(", "))
 }
 
+/// Whether programs in a directory are found by their names.
+fn is_searched(dir: &Path) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|all| std::env::split_paths(&all).any(|searched| searched == dir))
+}
+
 /// Says how to talk to a cluster that was left running.
 fn explain(cluster: &Cluster) {
     let operator = cluster.operator_dir();
     let root = operator.parent().unwrap_or(Path::new("/"));
-    eprintln!(
-        "\nThe cluster is still running. Talk to it so:\n\n\
+    let program = std::env::current_exe().ok();
+    let dir = program.as_deref().and_then(Path::parent).filter(|dir| !is_searched(dir));
+    let path = dir.map(|dir| format!("export PATH=\"{}:$PATH\"\n", dir.display()));
+    show::note(&format!(
+        "\nThe cluster is still running. Talk to it so:\n\n{}\
          export SHOAL_COORDINATOR={}\nexport SHOAL_IDENTITY={}\n\
          shoal status\nshoal machines\nshoal jobs\n",
+        path.unwrap_or_default(),
         cluster.api(),
         operator.display()
-    );
+    ));
     for agent in &cluster.agents {
         let port = agent.process.data_dir().join("run/demo/port");
         if let Ok(port) = std::fs::read_to_string(port) {
-            eprintln!("{}  http://127.0.0.1:{}/version", agent.process.name, port.trim());
+            let (name, port) = (&agent.process.name, port.trim());
+            show::note(&format!("{name}  http://127.0.0.1:{port}/version"));
         }
     }
-    eprintln!("\nLogs are in {}/*/log. End it with: shoal demo --stop {0}", root.display());
+    show::note(&format!("\nLogs are in {}/*/log.", root.display()));
+    if let Some(url) = cluster.remote_buckets() {
+        show::note(&format!("Its objects are under {url}; the end deletes them."));
+    }
+    show::note(&format!("End it with: shoal demo --stop {}", root.display()));
 }

@@ -202,7 +202,10 @@ impl Process {
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         };
         let log = read().unwrap_or_default();
-        Failed { what: format!("{} {what}", self.name), log: tail(&log) }.into()
+        // A process's last word is why it ended.
+        let why = log.lines().next_back().and_then(|line| line.strip_prefix("shoal: "));
+        let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+        Failed { what: format!("{} {what}{why}", self.name), log: tail(&log) }.into()
     }
 
     /// Its anonymous resident memory in bytes.
