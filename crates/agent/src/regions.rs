@@ -11,7 +11,7 @@ use shoal_pki::Role;
 use shoal_process::{Membership, Taken};
 use shoal_proto::{
     ArtifactId, EncodingId, MachineName, NodeId,
-    peer::{PeerAddr, StreamReply, StreamRequest, TRUST_SINCE},
+    peer::{CloseReason, PeerAddr, StreamReply, StreamRequest, TRUST_SINCE},
     region::{LEASE_BLOCK_PIECES, RegionReply, RegionRequest, SIGNED_LEASES_SINCE},
 };
 use shoal_swarm::lease_owners;
@@ -20,6 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a region process may take to answer before the next one is asked.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// After so many questions in a row that not even their arrival was acknowledged of, the connection is made anew.
+const UNHEARD_MAX: u32 = 2;
 
 /// How long a certificate may take: the coordinator is asked for it.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(30);
@@ -43,6 +46,8 @@ struct Process {
     connection: Option<Connection>,
     /// Not asked before then: it did not answer.
     silent_until: Option<Instant>,
+    /// How many questions in a row nothing came back for, not even that they had come.
+    unheard: u32,
 }
 
 struct Inner {
@@ -102,6 +107,7 @@ impl Regions {
                         node: Some(node),
                         connection: Some(connection.clone()),
                         silent_until: None,
+                        unheard: 0,
                     };
                     while !connection.is_closed() {
                         tokio::time::sleep(CHECK_INTERVAL).await;
@@ -196,9 +202,16 @@ impl Regions {
                 }
             }
         };
+        let before = connection.stats().received_bytes;
         let reply = tokio::time::timeout(ANSWER_TIMEOUT, asked).await.ok().flatten();
+        let heard = reply.is_some() || connection.stats().received_bytes > before;
         if let Some(process) = self.lock().get_mut(at) {
             process.silent_until = reply.is_none().then(|| Instant::now() + ANSWER_TIMEOUT);
+            process.unheard = if heard { 0 } else { process.unheard + 1 };
+            if process.unheard >= UNHEARD_MAX {
+                // A connection at rest is not probed, so it is up to those who ask to find out that nobody is there.
+                connection.close(CloseReason::Idle);
+            }
         }
         match reply {
             Some(RegionReply::Error(reason)) => {

@@ -76,6 +76,9 @@ impl From<QueueError> for ApiError {
                 tracing::error!(%message, "a call on the database failed");
                 Self::internal(message)
             }
+            QueueError::Forgotten => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
+            }
             QueueError::Database(_) => {
                 tracing::warn!(%message, "a call on the database failed");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)

@@ -38,6 +38,7 @@ mod auto_deploy;
 mod browsers;
 mod config;
 mod config_told;
+mod counted;
 mod duty;
 mod error;
 mod events;
@@ -254,6 +255,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
         join_failures: api::Failures::default(),
         logs,
         registry: registry::Registry::default(),
+        counted: counted::Counted::default(),
         part_hashes: uploads::PartHashes::default(),
         metrics: metrics::Metrics::new()?,
         job_waits: Notify::new(),

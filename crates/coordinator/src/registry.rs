@@ -6,13 +6,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+    time::Instant,
 };
 
 use shoal_proto::{
     MachineName, RegionName,
     goal::{Labels, Selector},
 };
-use shoal_queue::{MachineCursor, Queue, QueueError, Targets};
+use shoal_queue::{MachineCursor, MachineNumbers, Queue, QueueError, Targets};
 use tokio::sync::Mutex;
 
 /// How many changed machines are read at once.
@@ -27,8 +28,10 @@ struct Known {
 #[derive(Default)]
 struct State {
     cursor: MachineCursor,
-    /// [`Queue::machines_forgotten`] at the last time that all were read.
-    forgotten: i64,
+    /// What the database said of its machines before they were read the last time.
+    numbers: MachineNumbers,
+    /// When that was asked.
+    asked: Option<Instant>,
     machines: HashMap<MachineName, Known>,
 }
 
@@ -41,11 +44,20 @@ pub(crate) struct Registry {
 impl Registry {
     /// Takes in what changed. Returns how many machines are known.
     pub(crate) async fn refresh(&self, queue: &Queue) -> Result<usize, QueueError> {
+        let wanted = Instant::now();
         let mut state = self.state.lock().await;
+        // Somebody has looked meanwhile, later than it was wanted.
+        if state.asked.is_some_and(|asked| asked >= wanted) {
+            return Ok(state.machines.len());
+        }
+        let asked = Some(Instant::now());
+        let numbers = queue.machine_numbers().await?;
         // Those that were forgotten are in no number of a change: all are read again.
-        let forgotten = queue.machines_forgotten().await?;
-        if state.forgotten != forgotten {
-            *state = State { forgotten, ..State::default() };
+        if state.numbers.forgotten != numbers.forgotten {
+            *state = State::default();
+        } else if state.numbers == numbers {
+            state.asked = asked;
+            return Ok(state.machines.len());
         }
         loop {
             let mut cursor = state.cursor.clone();
@@ -57,6 +69,7 @@ impl Registry {
             }
             state.cursor = cursor;
             if last {
+                (state.numbers, state.asked) = (numbers, asked);
                 return Ok(state.machines.len());
             }
         }

@@ -66,8 +66,12 @@ async fn look(shared: &Shared) -> Result<(), QueueError> {
         return Ok(());
     }
     let drained = shared.drained().await?;
+    let began = Instant::now();
+    let mut progress = shared.queue.progress_of_open().await?;
     for rollout in open {
-        drive(shared, rollout, &drained).await?;
+        let progress = progress.remove(&rollout.id).unwrap_or_default();
+        shared.counted.note(&rollout, &progress, began);
+        drive(shared, rollout, progress, &drained).await?;
     }
     Ok(())
 }
@@ -121,6 +125,7 @@ async fn exact(
 async fn drive(
     shared: &Shared,
     rollout: Rollout,
+    progress: Progress,
     drained: &BTreeSet<RegionName>,
 ) -> Result<(), QueueError> {
     let selector: Selector = rollout.selector.parse().map_err(QueueError::Corrupt)?;
@@ -128,7 +133,6 @@ async fn drive(
     if targets != rollout.targets {
         shared.queue.set_targets(rollout.id, &targets).await?;
     }
-    let progress = shared.queue.progress(&rollout.app, rollout.revision).await?;
     let elapsed = elapsed_s(&rollout);
     let rough = counts(&targets, &progress, drained);
     let none = rough.machines == 0;

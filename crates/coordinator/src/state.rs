@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::{Failures, Noted},
     config::Config,
+    counted::Counted,
     hooks::Limit,
     logs::Logs,
     metrics::Metrics,
@@ -55,6 +56,7 @@ pub(crate) struct Shared {
     pub(crate) join_failures: Failures,
     pub(crate) logs: Logs,
     pub(crate) registry: Registry,
+    pub(crate) counted: Counted,
     pub(crate) part_hashes: PartHashes,
     pub(crate) metrics: Metrics,
     /// A job waits.

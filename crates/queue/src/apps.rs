@@ -50,9 +50,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the database fails.
     pub async fn apps(&self) -> Result<Vec<AppRow>> {
-        let rows = sqlx::query("SELECT name, spec FROM apps ORDER BY name")
-            .fetch_all(&mut *self.read().await?)
-            .await?;
+        let rows = self.look(sqlx::query("SELECT name, spec FROM apps ORDER BY name")).await?;
         rows.iter().map(app).collect()
     }
 
@@ -61,10 +59,8 @@ impl Queue {
     /// # Errors
     /// [`QueueError::NotFound`] when it is not registered.
     pub async fn app(&self, name: &AppName) -> Result<AppRow> {
-        let row = sqlx::query("SELECT name, spec FROM apps WHERE name = $1")
-            .bind(name.as_str())
-            .fetch_optional(&mut *self.read().await?)
-            .await?;
+        let query = sqlx::query("SELECT name, spec FROM apps WHERE name = $1").bind(name.as_str());
+        let row = self.look_at(query).await?;
         app(&row.ok_or_else(|| QueueError::no_app(name))?)
     }
 
@@ -92,15 +88,29 @@ impl Queue {
     }
 }
 
+/// An app that is to get a goal.
+pub(crate) struct Next {
+    pub(crate) app: AppRow,
+    pub(crate) revision: Revision,
+    /// The job of its present goal; none when it has no goal, or one that was published.
+    pub(crate) present_job: Option<i64>,
+}
+
 /// Gives an app its next revision; the app's row stays locked until the commit.
-pub(crate) async fn next_revision(tx: &mut Write, name: &AppName) -> Result<Revision> {
+pub(crate) async fn next_revision(tx: &mut Write, name: &AppName) -> Result<Next> {
     let row = sqlx::query(
         "UPDATE apps SET revision = revision + 1 WHERE name = $1 \
-         RETURNING revision, (SELECT value FROM counters WHERE name = 'epoch') AS epoch",
+         RETURNING name, spec, revision, (SELECT value FROM counters WHERE name = 'epoch') AS epoch, \
+         (SELECT a.job FROM goals g JOIN rollouts r ON r.id = g.rollout JOIN artifacts a ON a.name = r.artifact_name \
+         WHERE g.seq = apps.goal_seq) AS present_job",
     )
     .bind(name.as_str())
     .fetch_optional(&mut **tx)
     .await?;
     let row = row.ok_or_else(|| QueueError::no_app(name))?;
-    Ok(Revision { epoch: number(&row, "epoch")?, number: number(&row, "revision")? })
+    Ok(Next {
+        app: app(&row)?,
+        revision: Revision { epoch: number(&row, "epoch")?, number: number(&row, "revision")? },
+        present_job: get(&row, "present_job")?,
+    })
 }

@@ -298,32 +298,18 @@ impl Queue {
     /// # Errors
     /// [`QueueError::NotFound`] when there is none.
     pub async fn artifact(&self, reference: &str, app: Option<&AppName>) -> Result<Artifact> {
-        let row = match reference.parse::<ArtifactId>() {
-            Ok(id) => {
-                sqlx::query(
-                    "SELECT * FROM artifacts WHERE artifact = $1 \
-                     ORDER BY CASE WHEN app = $2 THEN 0 ELSE 1 END, \
-                     CASE WHEN deleted_at IS NULL THEN 0 ELSE 1 END, created_at DESC, name LIMIT 1",
-                )
-                .bind(id.to_string())
-                .bind(app.map_or("", AppName::as_str))
-                .fetch_optional(&mut *self.read().await?)
-                .await?
-            }
-            Err(_) => {
-                sqlx::query("SELECT * FROM artifacts WHERE name = $1")
-                    .bind(reference)
-                    .fetch_optional(&mut *self.read().await?)
-                    .await?
-            }
+        let query = match reference.parse::<ArtifactId>() {
+            Ok(id) => sqlx::query(
+                "SELECT * FROM artifacts WHERE artifact = $1 \
+                 ORDER BY CASE WHEN app = $2 THEN 0 ELSE 1 END, \
+                 CASE WHEN deleted_at IS NULL THEN 0 ELSE 1 END, created_at DESC, name LIMIT 1",
+            )
+            .bind(id.to_string())
+            .bind(app.map_or("", AppName::as_str)),
+            Err(_) => sqlx::query("SELECT * FROM artifacts WHERE name = $1").bind(reference),
         };
-        let row = row.ok_or_else(|| {
-            let short: String = reference.chars().take(100).collect();
-            QueueError::NotFound(format!(
-                "no artifact '{short}': give a name such as APP/SHA12-JOB or an id of 64 hex digits; \
-                 shoal artifacts lists them"
-            ))
-        })?;
+        let row = self.look_at(query).await?;
+        let row = row.ok_or_else(|| QueueError::no_artifact(reference))?;
         let mut found = vec![artifact(&row)?];
         self.add_copies(&mut found).await?;
         found.pop().ok_or_else(|| QueueError::Corrupt("an artifact that vanished".into()))
@@ -362,17 +348,19 @@ impl Queue {
         type Key = (ArtifactId, EncodingId);
         let mut copies: BTreeMap<Key, BTreeMap<RegionName, Copy>> = BTreeMap::new();
         let mut damages: BTreeMap<Key, String> = BTreeMap::new();
+        // As many texts as lists are long: only the most frequent one is worth a place among the prepared statements.
+        let alone = artifacts.len() == 1;
         for chunk in artifacts.chunks(COPIES_CHUNK) {
             let mut sql = String::from(
                 "SELECT c.* FROM replications c JOIN regions r ON r.name = c.region \
                  AND r.configured = 1 WHERE c.removing = 0 AND c.artifact IN ",
             );
             placeholders(&mut sql, 1, chunk.len());
-            let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
+            let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(alone);
             for artifact in chunk {
                 query = query.bind(artifact.stored.artifact.to_string());
             }
-            for row in &query.fetch_all(&mut *self.read().await?).await? {
+            for row in &self.look(query).await? {
                 let copy = Copy {
                     status: parsed(row, "status")?,
                     bytes_done: number(row, "bytes_done")?,
@@ -391,11 +379,11 @@ impl Queue {
                  WHERE damage IS NOT NULL AND artifact IN ",
             );
             placeholders(&mut sql, 1, chunk.len());
-            let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
+            let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(alone);
             for artifact in chunk {
                 query = query.bind(artifact.stored.artifact.to_string());
             }
-            for row in &query.fetch_all(&mut *self.read().await?).await? {
+            for row in &self.look(query).await? {
                 let key = (parsed(row, "artifact")?, parsed(row, "encoding")?);
                 damages.insert(key, get(row, "damage")?);
             }

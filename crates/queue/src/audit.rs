@@ -2,6 +2,7 @@
 
 use crate::{
     db::{self, Queue, Write, get},
+    dialect::Numbers,
     error::Result,
 };
 
@@ -19,7 +20,7 @@ pub struct Actor {
 /// A row of the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditRow {
-    /// Rises by one with each row.
+    /// Rises with each row, not always by one; two that are written at the same moment may be either way round.
     pub id: i64,
     /// When, in milliseconds since the Unix epoch.
     pub at_ms: i64,
@@ -71,21 +72,21 @@ pub(crate) async fn record(
     subject: &str,
     detail: &str,
 ) -> Result<()> {
-    let id = db::next(tx, "audit").await?;
-    sqlx::query(
+    let id = db::numbered(tx, Numbers::Audit).await?;
+    let sql = format!(
         "INSERT INTO audit (id, at, who, origin, what, subject, detail, app) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-    )
-    .bind(id)
-    .bind(now_ms)
-    .bind(actor.name.as_str())
-    .bind(actor.origin.as_str())
-    .bind(what)
-    .bind(subject)
-    .bind(detail)
-    .bind(app_of(what, subject))
-    .execute(&mut **tx)
-    .await?;
+         VALUES ({id}, $1, $2, $3, $4, $5, $6, $7)"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(now_ms)
+        .bind(actor.name.as_str())
+        .bind(actor.origin.as_str())
+        .bind(what)
+        .bind(subject)
+        .bind(detail)
+        .bind(app_of(what, subject))
+        .execute(&mut **tx)
+        .await?;
     Ok(())
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A heartbeat changes one row and is worth nothing by itself, but on SQLite it would sync the disk and hold up the
 //! one writer as long as any other change. So each caller lays its own beside the others', and all of them wait for
-//! the writer; the first to get it writes them all, and the others are told.
+//! the writer; the first to get it writes them all, and the others are told. PostgreSQL does not sync them: one that a server
+//! forgets with its failure is as one that did not come, and after an outage the reaper waits anyway.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -85,7 +86,7 @@ impl Queue {
 
     /// Gets the writer, and writes those that wait then. False: none did.
     async fn write_beats(&self) -> Result<bool> {
-        let mut tx = self.write().await?;
+        let mut tx = self.write_unsynced().await?;
         let batch = self.beats().next();
         if batch.is_empty() {
             tx.undo().await?;

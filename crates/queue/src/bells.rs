@@ -6,11 +6,11 @@
 //! relies on it. On SQLite there is nobody else to wake.
 
 use std::{
-    sync::atomic::{AtomicU8, Ordering},
+    sync::atomic::{AtomicU8, AtomicU32, Ordering},
     time::Duration,
 };
 
-use sqlx::{Connection as _, PgConnection, postgres::PgListener};
+use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgListener};
 use tokio::sync::Notify;
 
 use crate::{db::Queue, dialect::Dialect, error::Result};
@@ -65,6 +65,8 @@ impl Bell {
 pub(crate) struct Bells {
     rung: AtomicU8,
     wake: Notify,
+    /// The server's process that sends ours: what it sends was heard here before.
+    sender: AtomicU32,
 }
 
 impl Queue {
@@ -76,8 +78,7 @@ impl Queue {
         }
     }
 
-    /// Carries bells to the other coordinators, and calls `heard` for each that they ring (its own come back,
-    /// too). Runs until it is dropped. While the database is away nothing is heard; when it is back, everything
+    /// Carries bells to the other coordinators, and calls `heard` for each that they ring. Runs until it is dropped. While the database is away nothing is heard; when it is back, everything
     /// rings.
     pub async fn carry_bells(&self, heard: impl Fn(Bell)) {
         match self.dialect() {
@@ -92,12 +93,17 @@ impl Queue {
         loop {
             // Whatever ends a connection, the next one follows; what could not be sent is found by looking.
             let _ = self.ring_by_one_connection().await;
+            // The next process of that number may be another coordinator's.
+            self.bells().sender.store(0, Ordering::Release);
             tokio::time::sleep(TRY_AGAIN).await;
         }
     }
 
     async fn ring_by_one_connection(&self) -> Result<()> {
         let mut connection = PgConnection::connect(self.url()).await?;
+        let row = sqlx::query("SELECT pg_backend_pid()").fetch_one(&mut connection).await?;
+        let sender = row.try_get::<i32, _>(0)?.cast_unsigned();
+        self.bells().sender.store(sender, Ordering::Release);
         loop {
             self.bells().wake.notified().await;
             tokio::time::sleep(GATHER).await;
@@ -124,6 +130,9 @@ impl Queue {
             // What was missed until now may be anything.
             Bell::ALL.into_iter().for_each(heard);
             while let Some(message) = listener.try_recv().await? {
+                if message.process_id() == self.bells().sender.load(Ordering::Acquire) {
+                    continue;
+                }
                 // Another release's message is no number, or has more bells: not ours.
                 let rung: u8 = message.payload().parse().unwrap_or_default();
                 Bell::ALL.into_iter().filter(|bell| rung & bell.bit() != 0).for_each(heard);

@@ -90,15 +90,12 @@ impl Queue {
     /// # Errors
     /// [`QueueError::LeaseLost`] when the attempt does not hold the job.
     pub async fn check_lease(&self, job: i64, lease: &Lease) -> Result<bool> {
-        let held = sqlx::query(
+        let query = sqlx::query(
             "SELECT cancel_requested FROM jobs \
              WHERE id = $1 AND attempt = $2 AND lease = $3 AND status = 'RUNNING'",
-        )
-        .bind(job)
-        .bind(i64::from(lease.attempt))
-        .bind(lease.token.as_str())
-        .fetch_optional(&mut *self.read().await?)
-        .await?;
+        );
+        let query = query.bind(job).bind(i64::from(lease.attempt)).bind(lease.token.as_str());
+        let held = self.look_at(query).await?;
         crate::db::flag(&held.ok_or(QueueError::LeaseLost { job })?, "cancel_requested")
     }
 }

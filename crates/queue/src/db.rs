@@ -21,7 +21,7 @@ use sqlx::{
 use crate::{
     beats::Beats,
     bells::Bells,
-    dialect::Dialect,
+    dialect::{Dialect, Numbers},
     error::{QueueError, Result},
     hand::Hand,
 };
@@ -60,10 +60,14 @@ pub(crate) struct Write {
 }
 
 impl Write {
-    async fn begin(connection: PoolConnection<Any>, dialect: Dialect) -> Result<Self> {
+    async fn begin(
+        connection: PoolConnection<Any>,
+        dialect: Dialect,
+        begin: &'static str,
+    ) -> Result<Self> {
         // From here on whatever happens ends in a commit or in a ROLLBACK.
         let mut write = Self { connection: Some(connection), dialect };
-        sqlx::raw_sql(dialect.begin_write()).execute(&mut *write).await?;
+        sqlx::raw_sql(begin).execute(&mut *write).await?;
         Ok(write)
     }
 
@@ -114,7 +118,7 @@ impl DerefMut for Write {
 }
 
 /// The migrations, and whether each is for SQLite, too.
-const MIGRATIONS: [(i64, &str, bool, &str); 10] = [
+const MIGRATIONS: [(i64, &str, bool, &str); 11] = [
     (1, "first", true, include_str!("../migrations/0001_first.sql")),
     (2, "several coordinators", true, include_str!("../migrations/0002_several_coordinators.sql")),
     (3, "postgres", false, include_str!("../migrations/0003_postgres.sql")),
@@ -125,6 +129,7 @@ const MIGRATIONS: [(i64, &str, bool, &str); 10] = [
     (8, "events", true, include_str!("../migrations/0008_events.sql")),
     (9, "trust", true, include_str!("../migrations/0009_trust.sql")),
     (10, "region drain", true, include_str!("../migrations/0010_region_drain.sql")),
+    (11, "numbers", false, include_str!("../migrations/0011_numbers.sql")),
 ];
 
 /// What some of them do on PostgreSQL beside.
@@ -221,11 +226,43 @@ impl Queue {
 
     /// Runs a statement that is a transaction by itself; it is committed when this returns.
     pub(crate) async fn once(&self, query: Query<'_, Any, AnyArguments>) -> Result<Vec<AnyRow>> {
-        self.inner.hand.run(&self.inner.writer, self.inner.dialect, query).await
+        self.alone(&self.inner.writer, query).await
+    }
+
+    /// Runs a statement that only reads.
+    pub(crate) async fn look(&self, query: Query<'_, Any, AnyArguments>) -> Result<Vec<AnyRow>> {
+        self.alone(&self.inner.reader, query).await
+    }
+
+    /// [`Queue::look`] for what has one row at most.
+    pub(crate) async fn look_at(
+        &self,
+        query: Query<'_, Any, AnyArguments>,
+    ) -> Result<Option<AnyRow>> {
+        Ok(self.look(query).await?.into_iter().next())
+    }
+
+    async fn alone(
+        &self,
+        pool: &AnyPool,
+        query: Query<'_, Any, AnyArguments>,
+    ) -> Result<Vec<AnyRow>> {
+        match self.inner.dialect {
+            // Its writer is one: at hand for some, it would be out of reach for all others.
+            Dialect::Sqlite => Ok(query.fetch_all(&mut *connection(pool).await?).await?),
+            dialect => self.inner.hand.run(pool, dialect, query).await,
+        }
     }
 
     pub(crate) async fn write(&self) -> Result<Write> {
-        Write::begin(connection(&self.inner.writer).await?, self.inner.dialect).await
+        let dialect = self.inner.dialect;
+        Write::begin(connection(&self.inner.writer).await?, dialect, dialect.begin_write()).await
+    }
+
+    /// [`Queue::write`] for what may be lost when the server fails right after it.
+    pub(crate) async fn write_unsynced(&self) -> Result<Write> {
+        let dialect = self.inner.dialect;
+        Write::begin(connection(&self.inner.writer).await?, dialect, dialect.begin_unsynced()).await
     }
 }
 
@@ -252,6 +289,17 @@ pub(crate) async fn next(tx: &mut Write, counter: &'static str) -> Result<i64> {
         .fetch_one(&mut **tx)
         .await?;
     Ok(row.try_get("value")?)
+}
+
+/// What the next row of a kind is numbered with, as an expression for the statement that writes it.
+///
+/// PostgreSQL's sequences give numbers that rise and hold up nobody: these are told apart by them, and no reader follows
+/// them with a cursor. What is followed (goals, machines, events) has a counter ([`next`]).
+pub(crate) async fn numbered(tx: &mut Write, numbers: Numbers) -> Result<&'static str> {
+    if tx.dialect == Dialect::Sqlite {
+        next(tx, numbers.counter()).await?;
+    }
+    Ok(tx.dialect.number(numbers))
 }
 
 /// Reads a column of a basic type.

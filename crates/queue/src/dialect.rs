@@ -1,6 +1,6 @@
 //! Where databases differ, and nowhere else: how a transaction begins, what is set on a connection, how
-//! many connections there are, how a row to be changed is locked, and the two hot calls that PostgreSQL does in
-//! one statement. And what a claim looks for, which both share.
+//! many connections there are, how a row to be changed is locked, what is numbered by what, and the hot calls that PostgreSQL
+//! does in one statement. And what a claim looks for, which both share.
 
 use std::{path::Path, time::Duration};
 
@@ -107,6 +107,85 @@ pub(crate) const POSTGRES_SUCCEED: &str = "
     )
     SELECT * FROM ended";
 
+/// Asks for a build that is a new job: the job, its audit row and event, and what its request has made, in one round trip and
+/// one commit. No row: the app is unknown, the commit is being built already, or the request has made something. Who asks for the
+/// same commit at the same moment waits for this to be committed, at the unique index.
+pub(crate) const POSTGRES_SUBMIT: &str = "
+    WITH request AS (
+        SELECT id FROM requests WHERE id = $1 AND made IS NULL FOR NO KEY UPDATE
+    ), job AS (
+        INSERT INTO jobs (id, created_at, app, commit_sha, name, status, attempt, max_attempts, cancel_requested,
+            requested_by, priority, eligible_at, deferred)
+        SELECT n.id, $2, a.name, $4, a.name || '/' || $5 || '-' || n.id, 'QUEUED', 0, $6, 0, $7, $8, $2, 0
+        FROM apps a, (SELECT nextval('job_numbers') AS id) n
+        WHERE a.name = $3 AND ($1 IS NULL OR EXISTS (SELECT 1 FROM request))
+        ON CONFLICT (app, commit_sha) WHERE status IN ('QUEUED', 'RUNNING') AND cancel_requested = 0
+        DO NOTHING RETURNING *
+    ), noted AS (
+        UPDATE requests SET made = job.id FROM job, request WHERE requests.id = request.id
+    ), audited AS (
+        INSERT INTO audit (id, at, who, origin, what, subject, detail, app)
+        SELECT nextval('audit_numbers'), $2, $7, $9, 'job.submit', name, $10, app FROM job
+    ), told AS (
+        INSERT INTO event_outbox (place, at, kind, app, job, attempt, name, commit_sha, status, who)
+        SELECT nextval('event_places'), $2, 'build:queued', app, id, attempt, name, commit_sha, status, requested_by
+        FROM job
+    )
+    SELECT * FROM job";
+
+/// Gives an app a goal whose revision and artifact are decided: rollout, goal, its place in the order of all goals and in the
+/// outbox, audit row, event, and what its request has made, in one round trip. The order's counter is locked from here to the commit,
+/// which is the next thing to come. The new rollout.
+pub(crate) const POSTGRES_SET_GOAL: &str = "
+    WITH made AS (
+        INSERT INTO rollouts (id, app, epoch, number, artifact, encoding, artifact_name, status, is_rollback, selector,
+            plan, targets, created_at, requested_by)
+        VALUES (nextval('rollout_numbers'), $1, $2, $3, $4, $5, $6, 'RUNNING', $7, $8, $9, $10, $11, $12)
+        RETURNING *
+    ), place AS (
+        UPDATE counters SET value = value + 1 WHERE name = 'goal' RETURNING value AS seq
+    ), goal AS (
+        INSERT INTO goals (seq, app, epoch, number, rollout, signed, created_at)
+        SELECT place.seq, made.app, made.epoch, made.number, made.id, $13, $11 FROM made, place
+    ), of_app AS (
+        UPDATE apps SET goal_seq = place.seq FROM place WHERE name = $1
+    ), outbox AS (
+        INSERT INTO goal_outbox (app, seq, waits_since) SELECT $1, seq, $11 FROM place
+        ON CONFLICT (app) DO UPDATE SET seq = excluded.seq
+    ), audited AS (
+        INSERT INTO audit (id, at, who, origin, what, subject, detail, app)
+        VALUES (nextval('audit_numbers'), $11, $12, $14, $15, $1, $16, $1)
+    ), noted AS (
+        UPDATE requests SET made = made.id FROM made WHERE requests.id = $17
+    ), told AS (
+        INSERT INTO event_outbox (place, at, kind, app, job, rollout, name, commit_sha, status, who)
+        SELECT nextval('event_places'), $11, 'deploy:init', r.app, a.job, r.id, r.artifact_name, a.commit_sha, r.status,
+            r.requested_by FROM made r JOIN artifacts a ON a.name = r.artifact_name
+    )
+    SELECT made.*, a.encoded_bytes, CAST(1 AS BIGINT) AS newest FROM made JOIN artifacts a ON a.name = made.artifact_name";
+
+/// What is numbered by sequences where there are some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    /// Rows of the audit log.
+    Audit,
+    /// Jobs.
+    Jobs,
+    /// Rollouts.
+    Rollouts,
+}
+
+impl Numbers {
+    /// The counter that numbers them where there are no sequences.
+    pub(crate) fn counter(self) -> &'static str {
+        match self {
+            Self::Audit => "audit",
+            Self::Jobs => "job",
+            Self::Rollouts => "rollout",
+        }
+    }
+}
+
 /// A kind of database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dialect {
@@ -138,6 +217,16 @@ impl Dialect {
         }
     }
 
+    /// [`Self::begin_write`] for what may be lost when the server fails right after it: its commit does not wait for the disk.
+    pub(crate) fn begin_unsynced(self) -> &'static str {
+        match self {
+            Self::Sqlite => self.begin_write(),
+            Self::Postgres => {
+                "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off"
+            }
+        }
+    }
+
     /// Ends a query for rows that the transaction is going to change. SQLite's writer is alone anyway.
     pub(crate) fn for_update(self) -> &'static str {
         match self {
@@ -152,6 +241,29 @@ impl Dialect {
         match self {
             Self::Sqlite => "(SELECT COALESCE(MAX(place), 0) + 1 FROM event_outbox)",
             Self::Postgres => "nextval('event_places')",
+        }
+    }
+
+    /// An expression for the next number, of the sequence or of the counter that was raised for it.
+    pub(crate) fn number(self, numbers: Numbers) -> &'static str {
+        match (self, numbers) {
+            (Self::Sqlite, Numbers::Audit) => "(SELECT value FROM counters WHERE name = 'audit')",
+            (Self::Sqlite, Numbers::Jobs) => "(SELECT value FROM counters WHERE name = 'job')",
+            (Self::Sqlite, Numbers::Rollouts) => {
+                "(SELECT value FROM counters WHERE name = 'rollout')"
+            }
+            (Self::Postgres, Numbers::Audit) => "nextval('audit_numbers')",
+            (Self::Postgres, Numbers::Jobs) => "nextval('job_numbers')",
+            (Self::Postgres, Numbers::Rollouts) => "nextval('rollout_numbers')",
+        }
+    }
+
+    /// Begins the `FROM` of a statement whose loss with the server undoes nothing that was acknowledged: its commit does not
+    /// wait for the disk.
+    pub(crate) fn unsynced(self) -> &'static str {
+        match self {
+            Self::Sqlite => "(SELECT 1) AS unsynced",
+            Self::Postgres => "(SELECT set_config('synchronous_commit', 'off', true)) AS unsynced",
         }
     }
 

@@ -28,6 +28,9 @@ pub enum QueueError {
     /// The objects of an encoding were removed, or are being removed, though its upload found some of them there.
     #[error("the objects of encoding {0} were being removed at this moment: upload it again")]
     ObjectsGone(EncodingId),
+    /// What was noted of a request that may come again is gone: the server failed right then, or forgot it. Nothing was done.
+    #[error("the request was given up on its way: send it again")]
+    Forgotten,
     /// The caller's step inside a transaction failed, such as signing a goal.
     #[error("{0}")]
     Refused(String),
@@ -56,6 +59,13 @@ impl QueueError {
 
     pub(crate) fn no_worker(worker: &str) -> Self {
         Self::NotFound(format!("no worker '{worker}': shoal workers lists them"))
+    }
+
+    pub(crate) fn no_artifact(reference: &str) -> Self {
+        let short: String = reference.chars().take(100).collect();
+        Self::NotFound(format!(
+            "no artifact '{short}': give a name such as APP/SHA12-JOB or an id of 64 hex digits; shoal artifacts lists them"
+        ))
     }
 
     pub(crate) fn no_rollout(rollout: i64) -> Self {

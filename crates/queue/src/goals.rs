@@ -8,7 +8,8 @@ use crate::{
     artifacts::{self, Artifact},
     audit::{self, Actor},
     auto_deploy,
-    db::{self, Queue, count, get, number, parsed, to_json},
+    db::{self, Queue, Write, count, get, number, parsed, to_json},
+    dialect::{Dialect, Numbers, POSTGRES_SET_GOAL},
     error::{QueueError, Result},
     events::{self, EventKind},
     outbox, requests,
@@ -18,6 +19,7 @@ use crate::{
 
 /// The most goals of one answer: one an app, and each is under 2 KB of hexadecimal.
 pub const GOALS_MAX: u32 = 1_000;
+const GOALS_LEN: usize = GOALS_MAX as usize;
 
 /// What an app shall run.
 #[derive(Debug, Clone)]
@@ -71,6 +73,23 @@ pub struct GoalsAfter {
     pub halted: Vec<(AppName, Revision)>,
 }
 
+/// The cursor (0), the goals after $1 in their order (1), $2 at most, and those that are halted (2), by app. A cursor of the
+/// future asks for all.
+const GOALS_AFTER: &str = "
+    SELECT 0 AS what, value AS seq, NULL AS signed, NULL AS app, 0 AS epoch, 0 AS number
+    FROM counters WHERE name = 'goal'
+    UNION ALL SELECT * FROM (
+        SELECT 1 AS what, g.seq, g.signed, NULL AS app, 0 AS epoch, 0 AS number
+        FROM apps a JOIN goals g ON g.seq = a.goal_seq
+        WHERE a.goal_seq > (SELECT CASE WHEN value < $1 THEN 0 ELSE $1 END FROM counters WHERE name = 'goal')
+        ORDER BY g.seq LIMIT $2
+    ) AS changed
+    UNION ALL SELECT * FROM (
+        SELECT 2 AS what, g.seq, NULL AS signed, r.app, r.epoch, r.number
+        FROM apps a JOIN goals g ON g.seq = a.goal_seq JOIN rollouts r ON r.id = g.rollout
+        WHERE r.status IN ('PAUSED', 'FAILED', 'CANCELLED')
+    ) AS halted";
+
 pub(crate) async fn previous(db: &mut AnyConnection, app: &AppName) -> Result<String> {
     let present = sqlx::query(
         "SELECT id, artifact_name FROM rollouts WHERE app = $1 ORDER BY id DESC LIMIT 1",
@@ -100,6 +119,111 @@ pub(crate) async fn previous(db: &mut AnyConnection, app: &AppName) -> Result<St
     get(&before.ok_or_else(first)?, "artifact_name")
 }
 
+/// A goal that is decided.
+struct NewGoal<'a> {
+    app: &'a AppName,
+    revision: Revision,
+    artifact: &'a Artifact,
+    rollback: bool,
+    sealed: &'a SealedGoal,
+}
+
+impl NewGoal<'_> {
+    /// What the audit log says of it: what was done, and more.
+    fn told(&self) -> (&'static str, String) {
+        let what = if self.rollback { "app.rollback" } else { "app.deploy" };
+        (what, format!("revision {}: {}", self.revision, self.artifact.name))
+    }
+}
+
+/// Writes a goal with all that belongs to it, in one statement of PostgreSQL.
+async fn write_at_once(
+    tx: &mut Write,
+    new: &NewGoal<'_>,
+    actor: &Actor,
+    now_ms: i64,
+) -> Result<Rollout> {
+    let (what, detail) = new.told();
+    let row = sqlx::query(POSTGRES_SET_GOAL)
+        .bind(new.app.as_str())
+        .bind(i64::from(new.revision.epoch))
+        .bind(count(new.revision.number))
+        .bind(new.artifact.stored.artifact.to_string())
+        .bind(new.artifact.stored.encoding.to_string())
+        .bind(new.artifact.name.as_str())
+        .bind(i64::from(new.rollback))
+        .bind(new.sealed.selector.as_str())
+        .bind(to_json(&new.sealed.plan)?)
+        .bind(to_json(&new.sealed.targets)?)
+        .bind(now_ms)
+        .bind(actor.name.as_str())
+        .bind(new.sealed.signed.as_str())
+        .bind(actor.origin.as_str())
+        .bind(what)
+        .bind(detail)
+        .bind(actor.request.as_deref())
+        .fetch_one(&mut **tx)
+        .await?;
+    rollouts::rollout(&row)
+}
+
+/// The same, statement by statement.
+async fn write_alone(
+    tx: &mut Write,
+    new: &NewGoal<'_>,
+    actor: &Actor,
+    now_ms: i64,
+) -> Result<Rollout> {
+    let (app, revision) = (new.app, new.revision);
+    let id = db::numbered(tx, Numbers::Rollouts).await?;
+    let sql = format!(
+        "INSERT INTO rollouts (id, app, epoch, number, artifact, encoding, artifact_name, \
+         status, is_rollback, selector, plan, targets, created_at, requested_by) \
+         VALUES ({id}, $1, $2, $3, $4, $5, $6, 'RUNNING', $7, $8, $9, $10, $11, $12) RETURNING id"
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(app.as_str())
+        .bind(i64::from(revision.epoch))
+        .bind(count(revision.number))
+        .bind(new.artifact.stored.artifact.to_string())
+        .bind(new.artifact.stored.encoding.to_string())
+        .bind(new.artifact.name.as_str())
+        .bind(i64::from(new.rollback))
+        .bind(new.sealed.selector.as_str())
+        .bind(to_json(&new.sealed.plan)?)
+        .bind(to_json(&new.sealed.targets)?)
+        .bind(now_ms)
+        .bind(actor.name.as_str())
+        .fetch_one(&mut **tx)
+        .await?;
+    let rollout: i64 = get(&row, "id")?;
+    let seq = db::next(tx, "goal").await?;
+    sqlx::query(
+        "INSERT INTO goals (seq, app, epoch, number, rollout, signed, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+    )
+    .bind(seq)
+    .bind(app.as_str())
+    .bind(i64::from(revision.epoch))
+    .bind(count(revision.number))
+    .bind(rollout)
+    .bind(new.sealed.signed.as_str())
+    .bind(now_ms)
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query("UPDATE apps SET goal_seq = $1 WHERE name = $2")
+        .bind(seq)
+        .bind(app.as_str())
+        .execute(&mut **tx)
+        .await?;
+    outbox::add(tx, app, seq, now_ms).await?;
+    let (what, detail) = new.told();
+    audit::record(tx, now_ms, actor, what, app.as_str(), &detail).await?;
+    requests::note(tx, actor, rollout).await?;
+    events::of_rollout(tx, EventKind::DeployInit, rollout, now_ms).await?;
+    rollouts::rollout_in(tx, rollout).await
+}
+
 impl Queue {
     /// Gives an app its next goal: revision, signed goal, rollout, its place in the outbox, audit row and the end of
     /// the rollout before, in one transaction. `seal` signs; it is called with the final number.
@@ -120,7 +244,8 @@ impl Queue {
         if let Some(made) = requests::made(&mut tx, actor).await? {
             return rollouts::rollout_in(&mut tx, made).await;
         }
-        let revision = apps::next_revision(&mut tx, app).await?;
+        let apps::Next { app: app_row, revision, present_job } =
+            apps::next_revision(&mut tx, app).await?;
         let name = match choice {
             Choice::Named(name) => name.clone(),
             Choice::Previous => previous(&mut tx, app).await?,
@@ -129,11 +254,8 @@ impl Queue {
                 name.clone()
             }
         };
-        let before = auto_deploy::present_job(&mut tx, app).await?;
         let artifact = artifacts::by_name(&mut tx, &name).await?;
-        let artifact = artifact.ok_or_else(|| {
-            QueueError::NotFound(format!("no artifact '{name}': shoal artifacts lists them"))
-        })?;
+        let artifact = artifact.ok_or_else(|| QueueError::no_artifact(&name))?;
         if artifact.app != *app {
             return Err(QueueError::Conflict(format!(
                 "{name} is an artifact of {}, not of {app}: shoal artifacts --app {app} lists its own",
@@ -143,11 +265,6 @@ impl Queue {
         if let Some(reason) = standing::standing_in(&mut tx, &artifact).await?.reason {
             return Err(QueueError::NotDeployable { name, reason });
         }
-        let row = sqlx::query("SELECT name, spec FROM apps WHERE name = $1")
-            .bind(app.as_str())
-            .fetch_one(&mut *tx)
-            .await?;
-        let app_row = AppRow { name: parsed(&row, "name")?, spec: get(&row, "spec")? };
         let sealed = seal(&GoalDraft { app: &app_row, artifact: &artifact, revision })?;
         for old in rollouts::open_of(&mut tx, app).await? {
             let summary = rollouts::progress_in(&mut tx, app, old.revision).await?;
@@ -156,55 +273,14 @@ impl Queue {
             let end = Ending { id: old.id, status, reason: &reason, summary: &summary };
             rollouts::end_in(&mut tx, &end, now_ms).await?;
         }
-        let rollout = db::next(&mut tx, "rollout").await?;
-        let seq = db::next(&mut tx, "goal").await?;
-        sqlx::query(
-            "INSERT INTO rollouts (id, app, epoch, number, artifact, encoding, artifact_name, \
-             status, is_rollback, selector, plan, targets, created_at, requested_by) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, 'RUNNING', $8, $9, $10, $11, $12, $13)",
-        )
-        .bind(rollout)
-        .bind(app.as_str())
-        .bind(i64::from(revision.epoch))
-        .bind(count(revision.number))
-        .bind(artifact.stored.artifact.to_string())
-        .bind(artifact.stored.encoding.to_string())
-        .bind(name.as_str())
-        .bind(i64::from(rollback))
-        .bind(sealed.selector)
-        .bind(to_json(&sealed.plan)?)
-        .bind(to_json(&sealed.targets)?)
-        .bind(now_ms)
-        .bind(actor.name.as_str())
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query(
-            "INSERT INTO goals (seq, app, epoch, number, rollout, signed, created_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
-        )
-        .bind(seq)
-        .bind(app.as_str())
-        .bind(i64::from(revision.epoch))
-        .bind(count(revision.number))
-        .bind(rollout)
-        .bind(sealed.signed)
-        .bind(now_ms)
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query("UPDATE apps SET goal_seq = $1 WHERE name = $2")
-            .bind(seq)
-            .bind(app.as_str())
-            .execute(&mut *tx)
-            .await?;
-        outbox::add(&mut tx, app, seq, now_ms).await?;
-        let jobs = (before, artifact.origin.job);
+        let jobs = (present_job, artifact.origin.job);
         auto_deploy::goal_set_in(&mut tx, app, jobs, (rollback, &name), actor, now_ms).await?;
-        let what = if rollback { "app.rollback" } else { "app.deploy" };
-        let detail = format!("revision {revision}: {name}");
-        audit::record(&mut tx, now_ms, actor, what, app.as_str(), &detail).await?;
-        requests::note(&mut tx, actor, rollout).await?;
-        events::of_rollout(&mut tx, EventKind::DeployInit, rollout, now_ms).await?;
-        let rollout = rollouts::rollout_in(&mut tx, rollout).await?;
+        let new = NewGoal { app, revision, artifact: &artifact, rollback, sealed: &sealed };
+        // Last: the place in the order of all goals is locked from then to the commit.
+        let rollout = match tx.dialect {
+            Dialect::Sqlite => write_alone(&mut tx, &new, actor, now_ms).await?,
+            Dialect::Postgres => write_at_once(&mut tx, &new, actor, now_ms).await?,
+        };
         tx.commit().await?;
         Ok(rollout)
     }
@@ -214,9 +290,8 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the database fails.
     pub async fn goals_cursor(&self) -> Result<i64> {
-        let row = sqlx::query("SELECT value FROM counters WHERE name = 'goal'")
-            .fetch_one(&mut *self.read().await?)
-            .await?;
+        let query = sqlx::query("SELECT value FROM counters WHERE name = 'goal'");
+        let row = self.look_at(query).await?.ok_or(sqlx::Error::RowNotFound)?;
         get(&row, "value")
     }
 
@@ -226,38 +301,28 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the database fails.
     pub async fn goals_after(&self, after: i64) -> Result<GoalsAfter> {
-        // First the cursor: a goal that comes between the two reads is told by the next call.
-        let cursor = self.goals_cursor().await?;
-        let after = if after > cursor { 0 } else { after };
-        let rows = sqlx::query(
-            "SELECT g.seq, g.signed FROM apps a JOIN goals g ON g.seq = a.goal_seq \
-             WHERE g.seq > $1 AND g.seq <= $2 ORDER BY g.seq LIMIT $3",
-        )
-        .bind(after)
-        .bind(cursor)
-        .bind(i64::from(GOALS_MAX))
-        .fetch_all(&mut *self.read().await?)
-        .await?;
-        let mut answer = GoalsAfter { cursor, ..GoalsAfter::default() };
-        for row in &rows {
-            answer.signed.push(get(row, "signed")?);
+        // One statement, so what it sees is of one moment.
+        let query = sqlx::query(GOALS_AFTER).bind(after).bind(i64::from(GOALS_MAX));
+        let (mut answer, mut goals) = (GoalsAfter::default(), Vec::new());
+        for row in &self.look(query).await? {
+            match get::<i64>(row, "what")? {
+                0 => answer.cursor = get(row, "seq")?,
+                1 => goals.push((get::<i64>(row, "seq")?, get(row, "signed")?)),
+                _ => {
+                    let revision =
+                        Revision { epoch: number(row, "epoch")?, number: number(row, "number")? };
+                    answer.halted.push((parsed(row, "app")?, revision));
+                }
+            }
         }
-        if rows.len() == GOALS_MAX as usize {
+        // Parts of a union have no order among them.
+        goals.sort_unstable();
+        answer.halted.sort_unstable();
+        if let (GOALS_LEN, Some((last, _))) = (goals.len(), goals.last()) {
             // There may be more: the next call goes on behind the last one.
-            answer.cursor = rows.last().map_or(Ok(cursor), |row| get(row, "seq"))?;
+            answer.cursor = *last;
         }
-        let rows = sqlx::query(
-            "SELECT r.app, r.epoch, r.number FROM apps a JOIN goals g ON g.seq = a.goal_seq \
-             JOIN rollouts r ON r.id = g.rollout \
-             WHERE r.status IN ('PAUSED', 'FAILED', 'CANCELLED') ORDER BY r.app",
-        )
-        .fetch_all(&mut *self.read().await?)
-        .await?;
-        for row in &rows {
-            let revision =
-                Revision { epoch: number(row, "epoch")?, number: number(row, "number")? };
-            answer.halted.push((parsed(row, "app")?, revision));
-        }
+        answer.signed = goals.into_iter().map(|(_, signed)| signed).collect();
         Ok(answer)
     }
 }

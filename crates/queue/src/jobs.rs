@@ -155,10 +155,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError::NotFound`] when there is none of that number.
     pub async fn job(&self, id: i64) -> Result<Job> {
-        let row = sqlx::query("SELECT * FROM jobs WHERE id = $1")
-            .bind(id)
-            .fetch_optional(&mut *self.read().await?)
-            .await?;
+        let row = self.look_at(sqlx::query("SELECT * FROM jobs WHERE id = $1").bind(id)).await?;
         job(&row.ok_or_else(|| QueueError::no_job(id))?)
     }
 
@@ -187,10 +184,8 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the database fails.
     pub async fn attempts(&self, job: i64) -> Result<Vec<Attempt>> {
-        let rows = sqlx::query("SELECT * FROM attempts WHERE job = $1 ORDER BY attempt")
-            .bind(job)
-            .fetch_all(&mut *self.read().await?)
-            .await?;
+        let sql = "SELECT * FROM attempts WHERE job = $1 ORDER BY attempt";
+        let rows = self.look(sqlx::query(sql).bind(job)).await?;
         rows.iter()
             .map(|row| {
                 let outcome: Option<String> = get(row, "outcome")?;

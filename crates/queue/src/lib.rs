@@ -95,7 +95,7 @@ pub use history::HistoryRow;
 pub use inspect::{Damaged, Inspection};
 pub use jobs::{Attempt, Claimant, Job, Lease, REASON_MAX_BYTES};
 pub use join::{JOIN_TOKENS_MAX, JoinGrant, JoinToken};
-pub use machines::{Machine, MachineCursor, MachineLabels, MachineSeen, StateSeen};
+pub use machines::{Machine, MachineCursor, MachineLabels, MachineNumbers, MachineSeen, StateSeen};
 pub use outbox::{OutboxDepth, OutboxGoal, StoreDifference};
 pub use pages::Reports;
 pub use pushes::{Push, PushSource, Taken};

@@ -61,6 +61,15 @@ pub struct MachineLabels {
     pub labels: Labels,
 }
 
+/// Numbers that rise with what becomes of machines, by whichever coordinator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MachineNumbers {
+    /// Rises when some are forgotten: who holds machines in memory reads them all again.
+    pub forgotten: i64,
+    /// Rises with each batch of what was heard of machines: with the same number none has changed.
+    pub heard: i64,
+}
+
 /// Where a reader of changed machines stands.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct MachineCursor {
@@ -286,16 +295,17 @@ impl Queue {
         Ok(gone.rows_affected())
     }
 
-    /// A number that rises when machines are forgotten, by whichever coordinator: who holds machines in memory
-    /// reads them all again.
+    /// Whether there is anything new of the machines, for whoever holds them in memory.
     ///
     /// # Errors
     /// [`crate::QueueError`] when the database fails.
-    pub async fn machines_forgotten(&self) -> Result<i64> {
-        let row = sqlx::query("SELECT value FROM counters WHERE name = 'forgotten'")
-            .fetch_one(&mut *self.read().await?)
-            .await?;
-        get(&row, "value")
+    pub async fn machine_numbers(&self) -> Result<MachineNumbers> {
+        let query = sqlx::query(
+            "SELECT f.value AS forgotten, m.value AS heard FROM counters f, counters m \
+             WHERE f.name = 'forgotten' AND m.name = 'machine'",
+        );
+        let row = self.look_at(query).await?.ok_or(sqlx::Error::RowNotFound)?;
+        Ok(MachineNumbers { forgotten: get(&row, "forgotten")?, heard: get(&row, "heard")? })
     }
 
     /// The next at most `limit` machines whose region or labels changed after `cursor`, which is moved on.

@@ -17,6 +17,9 @@ use crate::{
 /// How many machines' reports one query reads, far below any database's limit of parameters.
 const MACHINES_CHUNK: usize = 1_000;
 
+/// A query with more values than that has a list in it.
+const VALUES_KEPT_MAX: usize = 6;
+
 /// Which reports of machines are wanted.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reports<'a> {
@@ -95,7 +98,8 @@ impl Select {
 
     pub(crate) fn query(&self) -> Query<'_, Any, AnyArguments> {
         // Few texts but for the lists of names: those are not worth a place among the prepared statements.
-        let query = sqlx::query(sqlx::AssertSqlSafe(self.sql.clone())).persistent(false);
+        let kept = self.values.len() <= VALUES_KEPT_MAX;
+        let query = sqlx::query(sqlx::AssertSqlSafe(self.sql.clone())).persistent(kept);
         self.values.iter().fold(query, |query, value| match value {
             Value::Text(text) => query.bind(text.as_str()),
             Value::Number(number) => query.bind(*number),
@@ -162,7 +166,7 @@ impl Queue {
         let mut select = Select::new("SELECT name, spec FROM apps WHERE name > ");
         select.value(after).of_apps("name", apps);
         select.text(" ORDER BY name LIMIT ").value(i64::from(limit));
-        select.query().fetch_all(&mut *self.read().await?).await?.iter().map(apps::app).collect()
+        self.look(select.query()).await?.iter().map(apps::app).collect()
     }
 
     /// The next at most `limit` machines after the one of that name, by name, with their apps: of one region or of all;

@@ -136,13 +136,11 @@ impl Queue {
         artifact: &ArtifactId,
         encoding: &EncodingId,
     ) -> Result<Option<i64>> {
-        let row = sqlx::query(
+        let query = sqlx::query(
             "SELECT generation, removal FROM encodings WHERE artifact = $1 AND encoding = $2",
-        )
-        .bind(artifact.to_string())
-        .bind(encoding.to_string())
-        .fetch_optional(&mut *self.read().await?)
-        .await?;
+        );
+        let query = query.bind(artifact.to_string()).bind(encoding.to_string());
+        let row = self.look_at(query).await?;
         let Some(row) = row else { return Ok(Some(0)) };
         let removal: i64 = get(&row, "removal")?;
         Ok(if removal == 2 { None } else { Some(get(&row, "generation")?) })

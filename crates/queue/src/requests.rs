@@ -41,22 +41,18 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the database fails.
     pub async fn begin_request(&self, id: &str, fingerprint: &str, now_ms: i64) -> Result<Known> {
-        let mut tx = self.write().await?;
-        let done = sqlx::query(
-            "INSERT INTO requests (id, fingerprint, created_at, beat) VALUES ($1, $2, $3, 0) \
-             ON CONFLICT (id) DO NOTHING",
-        )
-        .bind(id)
-        .bind(fingerprint)
-        .bind(now_ms)
-        .execute(&mut *tx)
-        .await?;
-        if done.rows_affected() == 1 {
-            tx.commit().await?;
-            return Ok(Known::New);
+        // What the request makes is committed later and synced, and with that this is. A server that fails before has made nothing,
+        // and whoever does the request finds no note of it any more ([`made`]).
+        let sql = format!(
+            "INSERT INTO requests (id, fingerprint, created_at, beat) SELECT $1, $2, $3, 0 FROM {} WHERE 1 = 1 \
+             ON CONFLICT (id) DO NOTHING RETURNING id",
+            self.dialect().unsynced()
+        );
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).bind(fingerprint).bind(now_ms);
+        match self.once(query).await?.is_empty() {
+            false => Ok(Known::New),
+            true => self.known_request(id, fingerprint).await,
         }
-        tx.undo().await?;
-        self.known_request(id, fingerprint).await
     }
 
     /// What is known of a request that was begun; [`Known::New`] when it is so no longer, and is to be begun again.
@@ -64,10 +60,8 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the database fails.
     pub async fn known_request(&self, id: &str, fingerprint: &str) -> Result<Known> {
-        let row = sqlx::query("SELECT * FROM requests WHERE id = $1")
-            .bind(id)
-            .fetch_optional(&mut *self.read().await?)
-            .await?;
+        let row =
+            self.look_at(sqlx::query("SELECT * FROM requests WHERE id = $1").bind(id)).await?;
         let Some(row) = row else { return Ok(Known::New) };
         if get::<String>(&row, "fingerprint")? != fingerprint {
             return Ok(Known::Other);
@@ -86,12 +80,9 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the database fails.
     pub async fn beat_request(&self, id: &str) -> Result<()> {
-        let mut tx = self.write().await?;
-        sqlx::query("UPDATE requests SET beat = beat + 1 WHERE id = $1 AND status IS NULL")
-            .bind(id)
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await
+        let sql = "UPDATE requests SET beat = beat + 1 WHERE id = $1 AND status IS NULL";
+        self.once(sqlx::query(sql).bind(id)).await?;
+        Ok(())
     }
 
     /// Takes over a request whose beat stands still. False: it does not.
@@ -116,14 +107,14 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the database fails.
     pub async fn answer_request(&self, id: &str, status: u16, body: &str) -> Result<()> {
-        let mut tx = self.write().await?;
-        sqlx::query("UPDATE requests SET status = $1, body = $2, beat = NULL WHERE id = $3")
-            .bind(i64::from(status))
-            .bind(body)
-            .bind(id)
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await
+        // A server that fails right now may forget it, and never what was made: who asks again has it done again, which finds that.
+        let sql = format!(
+            "UPDATE requests SET status = $1, body = $2, beat = NULL FROM {} WHERE id = $3",
+            self.dialect().unsynced()
+        );
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql));
+        self.once(query.bind(i64::from(status)).bind(body).bind(id)).await?;
+        Ok(())
     }
 
     /// Forgets a request that was refused, and so has made nothing: it may come again.
@@ -164,8 +155,8 @@ pub(crate) async fn made(tx: &mut Write, actor: &Actor) -> Result<Option<i64>> {
     let Some(id) = actor.request.as_deref() else { return Ok(None) };
     let sql = format!("SELECT made FROM requests WHERE id = $1{}", tx.dialect.for_update());
     let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(&mut **tx).await?;
-    // Forgotten while it was done: nobody could tell any more what it has made.
-    let row = row.ok_or_else(|| QueueError::Conflict("the request was given up".into()))?;
+    // Nobody could tell any more what it has made.
+    let row = row.ok_or(QueueError::Forgotten)?;
     get(&row, "made")
 }
 

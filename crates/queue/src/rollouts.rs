@@ -133,39 +133,47 @@ pub(crate) async fn open_of(tx: &mut Write, app: &AppName) -> Result<Vec<Rollout
         .collect()
 }
 
+/// What is counted of the reports `m` of a goal's machines, by region and state.
+const COUNTED: &str = "m.region, m.state, COUNT(*) AS machines, CAST(SUM(m.pieces) AS BIGINT) AS pieces, \
+     CAST(SUM(m.pieces_total) AS BIGINT) AS pieces_total, \
+     CAST(SUM(m.origin_bytes) AS BIGINT) AS origin_bytes, \
+     CAST(SUM(m.peer_bytes) AS BIGINT) AS peer_bytes, \
+     MIN(m.state_at) AS first_at, MAX(m.state_at) AS last_at";
+
+/// Adds what was counted in one row.
+fn add(progress: &mut Progress, row: &AnyRow) -> Result<()> {
+    let region = progress.entry(parsed(row, "region")?).or_default();
+    let state: MachineState = parsed(row, "state")?;
+    region.states.insert(state, number(row, "machines")?);
+    region.pieces += number::<u64>(row, "pieces")?;
+    region.pieces_total += number::<u64>(row, "pieces_total")?;
+    region.origin_bytes += number::<u64>(row, "origin_bytes")?;
+    region.peer_bytes += number::<u64>(row, "peer_bytes")?;
+    if state == MachineState::Active {
+        region.first_active_ms = get(row, "first_at")?;
+        region.last_active_ms = get(row, "last_at")?;
+    }
+    Ok(())
+}
+
 /// What the machines have reported about a goal.
 pub(crate) async fn progress_in(
     connection: &mut AnyConnection,
     app: &AppName,
     revision: Revision,
 ) -> Result<Progress> {
-    let rows = sqlx::query(
-        "SELECT region, state, COUNT(*) AS machines, CAST(SUM(pieces) AS BIGINT) AS pieces, \
-         CAST(SUM(pieces_total) AS BIGINT) AS pieces_total, \
-         CAST(SUM(origin_bytes) AS BIGINT) AS origin_bytes, \
-         CAST(SUM(peer_bytes) AS BIGINT) AS peer_bytes, \
-         MIN(state_at) AS first_at, MAX(state_at) AS last_at \
-         FROM machine_apps WHERE app = $1 AND epoch = $2 AND number = $3 GROUP BY region, state",
-    )
-    .bind(app.as_str())
-    .bind(i64::from(revision.epoch))
-    .bind(count(revision.number))
-    .fetch_all(&mut *connection)
-    .await?;
+    let sql = format!(
+        "SELECT {COUNTED} FROM machine_apps m WHERE m.app = $1 AND m.epoch = $2 AND m.number = $3 \
+         GROUP BY m.region, m.state"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(app.as_str())
+        .bind(i64::from(revision.epoch))
+        .bind(count(revision.number))
+        .fetch_all(&mut *connection)
+        .await?;
     let mut progress = Progress::new();
-    for row in &rows {
-        let region = progress.entry(parsed(row, "region")?).or_default();
-        let state: MachineState = parsed(row, "state")?;
-        region.states.insert(state, number(row, "machines")?);
-        region.pieces += number::<u64>(row, "pieces")?;
-        region.pieces_total += number::<u64>(row, "pieces_total")?;
-        region.origin_bytes += number::<u64>(row, "origin_bytes")?;
-        region.peer_bytes += number::<u64>(row, "peer_bytes")?;
-        if state == MachineState::Active {
-            region.first_active_ms = get(row, "first_at")?;
-            region.last_active_ms = get(row, "last_at")?;
-        }
-    }
+    rows.iter().try_for_each(|row| add(&mut progress, row))?;
     Ok(progress)
 }
 
@@ -224,14 +232,10 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the database fails.
     pub async fn newest_rollouts(&self) -> Result<Vec<Rollout>> {
-        sqlx::query(select(
+        let query = sqlx::query(select(
             "JOIN goals n ON n.rollout = r.id JOIN apps q ON q.goal_seq = n.seq ORDER BY r.app",
-        ))
-        .fetch_all(&mut *self.read().await?)
-        .await?
-        .iter()
-        .map(rollout)
-        .collect()
+        ));
+        self.look(query).await?.iter().map(rollout).collect()
     }
 
     /// An app's newest rollout.
@@ -239,15 +243,10 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the database fails.
     pub async fn newest_rollout(&self, app: &AppName) -> Result<Option<Rollout>> {
-        sqlx::query(select(
+        let query = sqlx::query(select(
             "JOIN goals n ON n.rollout = r.id JOIN apps q ON q.goal_seq = n.seq WHERE r.app = $1",
-        ))
-        .bind(app.as_str())
-        .fetch_optional(&mut *self.read().await?)
-        .await?
-        .as_ref()
-        .map(rollout)
-        .transpose()
+        ));
+        self.look_at(query.bind(app.as_str())).await?.as_ref().map(rollout).transpose()
     }
 
     /// What the machines have reported about a goal.
@@ -257,6 +256,26 @@ impl Queue {
     pub async fn progress(&self, app: &AppName, revision: Revision) -> Result<Progress> {
         let mut connection = self.read().await?;
         progress_in(&mut connection, app, revision).await
+    }
+
+    /// What the machines have reported about the goals of all rollouts that have not ended, by rollout; one about whose goal
+    /// nobody has reported is not in it.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the database fails.
+    pub async fn progress_of_open(&self) -> Result<BTreeMap<i64, Progress>> {
+        let sql = format!(
+            "SELECT r.id, {COUNTED} FROM rollouts r JOIN machine_apps m \
+             ON m.app = r.app AND m.epoch = r.epoch AND m.number = r.number \
+             WHERE r.status IN ('RUNNING', 'PAUSED') GROUP BY r.id, m.region, m.state"
+        );
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql));
+        let rows = query.fetch_all(&mut *self.read().await?).await?;
+        let mut all = BTreeMap::new();
+        for row in &rows {
+            add(all.entry(get(row, "id")?).or_default(), row)?;
+        }
+        Ok(all)
     }
 
     /// Each machine that has reported about a goal, with its region and its state.

@@ -115,7 +115,8 @@ impl Artifact {
 /// [`Artifact::standing`] in a transaction, as it is now.
 pub(crate) async fn standing_in(tx: &mut Write, artifact: &Artifact) -> Result<Standing> {
     let rows = sqlx::query(
-        "SELECT r.name AS region, c.status, c.reason, c.damaged_at \
+        "SELECT r.name AS region, c.status, c.reason, c.damaged_at, \
+         (SELECT damage FROM encodings WHERE artifact = $1 AND encoding = $2) AS damage \
          FROM regions r LEFT JOIN replications c \
          ON c.region = r.name AND c.artifact = $1 AND c.encoding = $2 AND c.removing = 0 \
          WHERE r.configured = 1 AND r.drained = 0 ORDER BY r.name",
@@ -133,13 +134,21 @@ pub(crate) async fn standing_in(tx: &mut Write, artifact: &Artifact) -> Result<S
             damaged: get::<Option<i64>>(row, "damaged_at")?.is_some(),
         });
     }
-    let main = sqlx::query("SELECT damage FROM encodings WHERE artifact = $1 AND encoding = $2")
+    let main: Option<String> = match rows.first() {
+        Some(row) => get(row, "damage")?,
+        // Without a region in service there is no row to say it.
+        None => main_damage(tx, artifact).await?,
+    };
+    Ok(judge(artifact.deleted.as_ref(), main.as_deref(), &copies))
+}
+
+async fn main_damage(tx: &mut Write, artifact: &Artifact) -> Result<Option<String>> {
+    let row = sqlx::query("SELECT damage FROM encodings WHERE artifact = $1 AND encoding = $2")
         .bind(artifact.stored.artifact.to_string())
         .bind(artifact.stored.encoding.to_string())
         .fetch_optional(&mut **tx)
         .await?;
-    let main: Option<String> = main.map(|row| get(&row, "damage")).transpose()?.flatten();
-    Ok(judge(artifact.deleted.as_ref(), main.as_deref(), &copies))
+    row.map_or(Ok(None), |row| get(&row, "damage"))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use shoal_proto::{AppName, CommitSha, state::Priority};
 use crate::{
     audit::{self, Actor},
     db::{self, Queue, Write},
+    dialect::{Dialect, Numbers, POSTGRES_SUBMIT},
     error::{QueueError, Result},
     events::{self, EventKind},
     jobs::{Job, job, job_in},
@@ -56,6 +57,11 @@ impl Queue {
     /// # Errors
     /// [`QueueError::NotFound`] when the app is not registered.
     pub async fn submit(&self, ask: &Ask, actor: &Actor, now_ms: i64) -> Result<Submitted> {
+        if self.dialect() == Dialect::Postgres
+            && let Some(job) = self.submit_new(ask, actor, now_ms).await?
+        {
+            return Ok(Submitted { job, joined: false });
+        }
         let mut tx = self.write().await?;
         if let Some(made) = requests::made(&mut tx, actor).await? {
             return Ok(Submitted { job: job_in(&mut tx, made).await?, joined: true });
@@ -65,6 +71,27 @@ impl Queue {
         tx.commit().await?;
         Ok(submitted)
     }
+
+    /// The ordinary case on PostgreSQL, in one statement. None: it is no new job.
+    async fn submit_new(&self, ask: &Ask, actor: &Actor, now_ms: i64) -> Result<Option<Job>> {
+        let query = sqlx::query(POSTGRES_SUBMIT)
+            .bind(actor.request.as_deref())
+            .bind(now_ms)
+            .bind(ask.app.as_str())
+            .bind(ask.commit.as_str())
+            .bind(ask.commit.short())
+            .bind(i64::from(ask.max_attempts))
+            .bind(actor.name.as_str())
+            .bind(i64::from(ask.priority.rank()))
+            .bind(actor.origin.as_str())
+            .bind(detail(ask));
+        self.once(query).await?.first().map(job).transpose()
+    }
+}
+
+/// What the audit log says of a new job.
+fn detail(ask: &Ask) -> String {
+    format!("{} {}", ask.commit, ask.priority)
 }
 
 /// [`Queue::submit`] in a transaction, which has the lock of those who ask for builds from then on.
@@ -74,7 +101,7 @@ pub(crate) async fn submit_in(
     actor: &Actor,
     now_ms: i64,
 ) -> Result<Submitted> {
-    // Who asks at the same moment waits here, and then finds the job.
+    // Who looks at the same moment waits here, and then finds the job.
     let sql = format!(
         "SELECT (SELECT 1 FROM apps WHERE name = $1) AS known FROM counters WHERE name = 'job'{}",
         tx.dialect.for_update()
@@ -82,10 +109,15 @@ pub(crate) async fn submit_in(
     let row =
         sqlx::query(sqlx::AssertSqlSafe(sql)).bind(ask.app.as_str()).fetch_one(&mut **tx).await?;
     db::get::<Option<i64>>(&row, "known")?.ok_or_else(|| QueueError::no_app(&ask.app))?;
-    Ok(match open_job(tx, ask).await? {
-        Some(open) => Submitted { job: join(tx, open, ask, actor, now_ms).await?, joined: true },
-        None => Submitted { job: insert(tx, ask, actor, now_ms).await?, joined: false },
-    })
+    loop {
+        if let Some(open) = open_job(tx, ask).await? {
+            return Ok(Submitted { job: join(tx, open, ask, actor, now_ms).await?, joined: true });
+        }
+        // None: somebody added it without looking ([`POSTGRES_SUBMIT`]), and it is there now or has ended already.
+        if let Some(job) = insert(tx, ask, actor, now_ms).await? {
+            return Ok(Submitted { job, joined: false });
+        }
+    }
 }
 
 async fn join(tx: &mut Write, open: Job, ask: &Ask, actor: &Actor, now_ms: i64) -> Result<Job> {
@@ -103,26 +135,29 @@ async fn join(tx: &mut Write, open: Job, ask: &Ask, actor: &Actor, now_ms: i64) 
     job_in(tx, open.id).await
 }
 
-async fn insert(tx: &mut Write, ask: &Ask, actor: &Actor, now_ms: i64) -> Result<Job> {
-    let id = db::next(tx, "job").await?;
-    let name = format!("{}/{}-{id}", ask.app, ask.commit.short());
-    sqlx::query(
+/// Adds a job. None: the commit is being built.
+async fn insert(tx: &mut Write, ask: &Ask, actor: &Actor, now_ms: i64) -> Result<Option<Job>> {
+    let id = db::numbered(tx, Numbers::Jobs).await?;
+    let sql = format!(
         "INSERT INTO jobs (id, created_at, app, commit_sha, name, status, attempt, max_attempts, \
          cancel_requested, requested_by, priority, eligible_at, deferred) \
-         VALUES ($1, $2, $3, $4, $5, 'QUEUED', 0, $6, 0, $7, $8, $2, 0)",
-    )
-    .bind(id)
-    .bind(now_ms)
-    .bind(ask.app.as_str())
-    .bind(ask.commit.as_str())
-    .bind(name.as_str())
-    .bind(i64::from(ask.max_attempts))
-    .bind(actor.name.as_str())
-    .bind(i64::from(ask.priority.rank()))
-    .execute(&mut **tx)
-    .await?;
-    let detail = format!("{} {}", ask.commit, ask.priority);
-    audit::record(tx, now_ms, actor, "job.submit", &name, &detail).await?;
-    events::of_job(tx, EventKind::BuildQueued, id, now_ms).await?;
-    job_in(tx, id).await
+         SELECT n.id, $1, $2, $3, $2 || '/' || $4 || '-' || n.id, 'QUEUED', 0, $5, 0, $6, $7, $1, 0 \
+         FROM (SELECT {id} AS id) AS n WHERE 1 = 1 ON CONFLICT (app, commit_sha) \
+         WHERE status IN ('QUEUED', 'RUNNING') AND cancel_requested = 0 DO NOTHING RETURNING *"
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(now_ms)
+        .bind(ask.app.as_str())
+        .bind(ask.commit.as_str())
+        .bind(ask.commit.short())
+        .bind(i64::from(ask.max_attempts))
+        .bind(actor.name.as_str())
+        .bind(i64::from(ask.priority.rank()))
+        .fetch_optional(&mut **tx)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let job = job(&row)?;
+    audit::record(tx, now_ms, actor, "job.submit", &job.name, &detail(ask)).await?;
+    events::of_job(tx, EventKind::BuildQueued, job.id, now_ms).await?;
+    Ok(Some(job))
 }

@@ -138,14 +138,11 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the database fails.
     pub async fn token_of(&self, hash: &str, now_ms: i64) -> Result<Option<Token>> {
-        let row = sqlx::query(
+        let query = sqlx::query(
             "SELECT * FROM tokens WHERE hash = $1 AND revoked_at IS NULL \
              AND (expires_at IS NULL OR expires_at > $2)",
-        )
-        .bind(hash)
-        .bind(now_ms)
-        .fetch_optional(&mut *self.read().await?)
-        .await?;
+        );
+        let row = self.look_at(query.bind(hash).bind(now_ms)).await?;
         row.as_ref().map(token).transpose()
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use shoal_queue::{Bell, Claimant, Queue, sqlite_url};
 use shoal_test_postgres::Database;
+use sqlx::Connection as _;
 
 macro_rules! on_each_database {
     ($($name:ident),+ $(,)?) => {
@@ -232,6 +233,23 @@ async fn on_postgres_one_process_at_a_time_is_on_duty() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn on_postgres_changes_do_not_wait_for_each_others_numbers() {
+    let database = Database::create().await.unwrap();
+    let queue = suite::deployable(database.url()).await;
+    // What a change would lock that takes its numbers from counters and has not been committed yet.
+    let mut slow = sqlx::PgConnection::connect(database.url()).await.unwrap();
+    let lock = "BEGIN; SELECT * FROM counters WHERE name IN ('audit', 'job', 'rollout') FOR UPDATE";
+    sqlx::raw_sql(lock).execute(&mut slow).await.unwrap();
+    let others = suite::change_this_and_that(&queue);
+    tokio::time::timeout(Duration::from_secs(20), others).await.expect("they wait for it");
+    sqlx::raw_sql("COMMIT").execute(&mut slow).await.unwrap();
+    let numbers: Vec<_> = queue.audit(9).await.unwrap().iter().map(|row| row.id).collect();
+    assert!(numbers.is_sorted_by(|a, b| a > b) && numbers.len() >= 4, "{numbers:?}");
+    slow.close().await.unwrap();
+    database.remove().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn on_postgres_bells_are_heard_by_the_others() {
     let database = Database::create().await.unwrap();
     let (one, two) =
@@ -239,7 +257,11 @@ async fn on_postgres_bells_are_heard_by_the_others() {
     let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
     let mut tasks = tokio::task::JoinSet::new();
     let (rings, listens) = (one.clone(), two.clone());
-    tasks.spawn(async move { rings.carry_bells(|_| {}).await });
+    let (echo, mut echoes) = tokio::sync::mpsc::unbounded_channel();
+    tasks.spawn(async move { rings.carry_bells(|bell| echo.send(bell).unwrap()).await });
+    for bell in Bell::ALL {
+        assert_eq!(echoes.recv().await, Some(bell));
+    }
     tasks.spawn(async move { listens.carry_bells(|bell| heard.send(bell).unwrap()).await });
     // At its start it does not know what it missed.
     for bell in Bell::ALL {
@@ -260,6 +282,9 @@ async fn on_postgres_bells_are_heard_by_the_others() {
         }
     }
     assert!((1..1_000).contains(&jobs), "{jobs}");
+    // Who rang hears the others, and nothing of its own.
+    two.ring(Bell::Upkeep);
+    assert_eq!(echoes.recv().await, Some(Bell::Upkeep));
     database.remove().await.unwrap();
 }
 

@@ -118,7 +118,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new()?);
     let bucket = Bucket::open(&config.bucket)?;
 
-    let mut settings = EndpointConfig::new(config.listen, credentials.clone());
+    let mut settings = EndpointConfig::of_region(config.listen, credentials.clone());
     settings.max_connections = config.max_connections;
     let (endpoint, incoming) = Endpoint::bind(&settings)?;
     let mut settings = GossipConfig::new(config.gossip_listen, credentials, region.clone());

@@ -55,6 +55,18 @@ const SEND_WINDOW_BYTES: u64 = 16 << 20;
 /// flight, few enough that one peer cannot fill a process.
 const REQUESTS_PER_CONNECTION: u32 = 64;
 
+/// A quiet connection to a region process is probed this often. An agent at rest polls every 45 s at most and so is never quiet for as
+/// long; one that is told to poll more seldom keeps its connection, and its place in what lies between (a NAT forgets after
+/// some minutes, Linux's after 120 s).
+const REGION_KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+/// A connection to a region process over which nothing came for this long is gone. Whoever asks sees sooner that nobody answers.
+const REGION_IDLE_TIMEOUT: Duration = Duration::from_secs(150);
+
+/// The UDP payload of an Ethernet frame over IPv4: what a region process sends is small, and quinn keeps room for ten of the
+/// largest packets for each connection.
+const MTU_ETHERNET_BYTES: u16 = 1_472;
+
 /// Handshakes that wait to be begun; further ones are refused, and dialled again by their diallers.
 const HANDSHAKES_WAITING_MAX: usize = 1_024;
 
@@ -82,10 +94,14 @@ pub struct EndpointConfig {
     pub receive_budget_bytes: u64,
     /// Size asked of the kernel for the socket's buffers, in bytes each.
     pub socket_buffer_bytes: usize,
-    /// A quiet connection is probed this often.
-    pub keep_alive: Duration,
-    /// A connection from which nothing came for this long is gone.
+    /// A quiet connection is probed this often; none: the other end sees to it.
+    pub keep_alive: Option<Duration>,
+    /// A connection from which nothing came for this long is gone, by the shorter time of both ends.
     pub idle_timeout: Duration,
+    /// The same two for connections that this side dials to region processes ([`Endpoint::connect_any`](crate::Endpoint::connect_any)).
+    pub region_keep_alive: Duration,
+    /// See [`Self::region_keep_alive`].
+    pub region_idle_timeout: Duration,
 }
 
 impl EndpointConfig {
@@ -100,8 +116,22 @@ impl EndpointConfig {
             mtu_max: MTU_JUMBO_BYTES,
             receive_budget_bytes: 32 << 20,
             socket_buffer_bytes: 4 << 20,
-            keep_alive: Duration::from_secs(4),
+            keep_alive: Some(Duration::from_secs(4)),
             idle_timeout: Duration::from_secs(12),
+            region_keep_alive: REGION_KEEP_ALIVE,
+            region_idle_timeout: REGION_IDLE_TIMEOUT,
+        }
+    }
+
+    /// The defaults of a region process, to which many machines are connected that ask something now and then: it probes nobody, and
+    /// keeps as little for each as it can.
+    #[must_use]
+    pub fn of_region(listen: SocketAddr, credentials: Credentials) -> Self {
+        Self {
+            keep_alive: None,
+            idle_timeout: REGION_IDLE_TIMEOUT,
+            mtu_max: MTU_ETHERNET_BYTES,
+            ..Self::new(listen, credentials)
         }
     }
 
@@ -116,7 +146,7 @@ impl EndpointConfig {
 
     /// Opens the socket, and QUIC on it, which yields to other traffic while the flag says so.
     pub(crate) fn open(&self, yields: Arc<AtomicBool>) -> Result<Opened, TransportError> {
-        let Quic { endpoint, server, client, asking } = self.quic(yields.clone())?;
+        let Quic { endpoint, server, client, regions, asking } = self.quic(yields.clone())?;
         let failed = |error| TransportError::Listen { addr: self.listen, error };
         let Bound { socket, buffers, drops } = socket::bind(self).map_err(failed)?;
         let socket = socket::wrap(socket, yields).map_err(failed)?;
@@ -125,7 +155,7 @@ impl EndpointConfig {
             quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)
                 .map_err(failed)?;
         quinn.set_default_client_config(client);
-        Ok(Opened { quinn, buffers, drops, asking })
+        Ok(Opened { quinn, buffers, drops, regions, asking })
     }
 
     /// The QUIC settings of both directions.
@@ -139,7 +169,10 @@ impl EndpointConfig {
         if self.versions.is_empty() {
             return Err(TransportError::Config("versions is empty: name at least one".into()));
         }
-        let transport = Arc::new(self.transport(yields)?);
+        let transport =
+            Arc::new(self.transport(yields.clone(), self.keep_alive, self.idle_timeout)?);
+        let (keep_alive, idle) = (Some(self.region_keep_alive), self.region_idle_timeout);
+        let of_regions = Arc::new(self.transport(yields, keep_alive, idle)?);
         let names: Vec<_> = self.versions.iter().map(|version| alpn(*version)).collect();
         let names: Vec<_> = names.iter().map(String::as_bytes).collect();
 
@@ -156,17 +189,24 @@ impl EndpointConfig {
         let tls = QuicClientConfig::try_from(tls).map_err(no_initial_suite)?;
         let mut client = quinn::ClientConfig::new(Arc::new(tls));
         client.transport_config(transport.clone());
+        let mut regions = client.clone();
+        regions.transport_config(of_regions);
         let tls = shoal_pki::asking_config(&self.credentials, &names)?;
         let tls = QuicClientConfig::try_from(tls).map_err(no_initial_suite)?;
         let mut asking = quinn::ClientConfig::new(Arc::new(tls));
         asking.transport_config(transport);
 
-        Ok(Quic { endpoint: self.endpoint()?, server, client, asking })
+        Ok(Quic { endpoint: self.endpoint()?, server, client, regions, asking })
     }
 
-    fn transport(&self, yields: Arc<AtomicBool>) -> Result<TransportConfig, TransportError> {
-        let idle = self.idle_timeout.try_into().map_err(|_| {
-            TransportError::Config(format!("idle_timeout of {:?} is too long", self.idle_timeout))
+    fn transport(
+        &self,
+        yields: Arc<AtomicBool>,
+        keep_alive: Option<Duration>,
+        idle_timeout: Duration,
+    ) -> Result<TransportConfig, TransportError> {
+        let idle = idle_timeout.try_into().map_err(|_| {
+            TransportError::Config(format!("idle_timeout of {idle_timeout:?} is too long"))
         })?;
         let mut mtu = MtuDiscoveryConfig::default();
         mtu.upper_bound(self.mtu_max);
@@ -178,7 +218,7 @@ impl EndpointConfig {
             // The control stream.
             .max_concurrent_uni_streams(VarInt::from_u32(1))
             .max_idle_timeout(Some(idle))
-            .keep_alive_interval(Some(self.keep_alive))
+            .keep_alive_interval(keep_alive)
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
             // Raised to its share of the budget once the peer is known.
             .receive_window(VarInt::from_u32(WINDOW_MIN_BYTES as u32))
@@ -215,6 +255,8 @@ pub(crate) struct Opened {
     pub(crate) quinn: quinn::Endpoint,
     pub(crate) buffers: SocketBuffers,
     pub(crate) drops: Drops,
+    /// For connections to region processes.
+    pub(crate) regions: quinn::ClientConfig,
     /// For questions to whoever answers.
     pub(crate) asking: quinn::ClientConfig,
 }
@@ -242,6 +284,7 @@ struct Quic {
     endpoint: quinn::EndpointConfig,
     server: quinn::ServerConfig,
     client: quinn::ClientConfig,
+    regions: quinn::ClientConfig,
     asking: quinn::ClientConfig,
 }
 

@@ -122,10 +122,13 @@ async fn handshake(
     expect: Expect,
 ) -> Result<(quinn::Connection, Member), ConnectError> {
     let name = server_name(inner.cluster());
-    let connecting = inner
-        .quinn()
-        .connect(addr, &name)
-        .map_err(|error| ConnectError::Address(addr, error.to_string()))?;
+    let connecting = match expect {
+        Expect::Role(Role::Region) => {
+            inner.quinn().connect_with(inner.regions().clone(), addr, &name)
+        }
+        _ => inner.quinn().connect(addr, &name),
+    };
+    let connecting = connecting.map_err(|error| ConnectError::Address(addr, error.to_string()))?;
     let quinn = timeout(HANDSHAKE_TIMEOUT, connecting)
         .await
         .map_err(|_| ConnectError::Timeout(addr))?

@@ -77,6 +77,7 @@ pub(crate) struct Inner {
     versions: Vec<u16>,
     buffers: SocketBuffers,
     drops: Drops,
+    regions: quinn::ClientConfig,
     asking: quinn::ClientConfig,
     peers: Mutex<Peers>,
     pacing: Pacing,
@@ -96,7 +97,7 @@ impl Endpoint {
     ) -> Result<(Self, mpsc::Receiver<Incoming>), TransportError> {
         let failed = |error| TransportError::Listen { addr: config.listen, error };
         let yields = Arc::<AtomicBool>::default();
-        let Opened { quinn, buffers, drops, asking } = config.open(yields.clone())?;
+        let Opened { quinn, buffers, drops, regions, asking } = config.open(yields.clone())?;
         let me = config.credentials.identity().member().node;
         let (incoming, receiver) = mpsc::channel(INCOMING_QUEUE);
         let peers = Peers::new(me, config.max_connections, config.receive_budget_bytes, CROSSING);
@@ -109,6 +110,7 @@ impl Endpoint {
             versions: config.versions.clone(),
             buffers,
             drops,
+            regions,
             asking,
             peers: Mutex::new(peers),
             pacing: Pacing::default(),
@@ -301,6 +303,10 @@ impl Inner {
 
     pub(crate) fn pacing(&self) -> &Pacing {
         &self.pacing
+    }
+
+    pub(crate) fn regions(&self) -> &quinn::ClientConfig {
+        &self.regions
     }
 
     pub(crate) fn asking(&self) -> &quinn::ClientConfig {

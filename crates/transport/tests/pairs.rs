@@ -175,7 +175,7 @@ async fn a_killed_endpoint_is_noticed_within_the_idle_timeout() {
     let cluster = Cluster::new();
     let mut config = cluster.config("m1", Role::Agent);
     config.idle_timeout = Duration::from_millis(600);
-    config.keep_alive = Duration::from_millis(100);
+    config.keep_alive = Some(Duration::from_millis(100));
     let mut survivor = Peer::bind(&config);
     let (runtime, victim) = killable(cluster.config("m2", Role::Agent));
     let connection = survivor.connect(&victim).await;
@@ -193,12 +193,35 @@ async fn a_killed_endpoint_is_noticed_within_the_idle_timeout() {
 }
 
 #[tokio::test]
+async fn who_rests_at_a_region_process_is_not_probed_and_neighbours_are() {
+    let cluster = Cluster::new();
+    let region = cluster.config("r1", Role::Region);
+    let region = EndpointConfig::of_region(region.listen, region.credentials);
+    let region = Peer::bind(&region);
+    let mut config = cluster.config("m1", Role::Agent);
+    (config.keep_alive, config.idle_timeout) =
+        (Some(Duration::from_millis(50)), Duration::from_millis(400));
+    config.region_idle_timeout = Duration::from_millis(400);
+    let mut machine = Peer::bind(&config);
+    let other = cluster.peer("m2");
+    let neighbour = machine.connect(&other).await;
+    machine.connected().await;
+    let rests = within(machine.endpoint.connect_any(region.addr, Role::Region)).await.unwrap();
+    assert_eq!(machine.connected().await, rests);
+    // Neither end says anything, so the shorter of both times ends it.
+    let (closed, reason) = machine.closed().await;
+    assert_eq!(closed, rests);
+    assert!(reason.contains("too long"), "{reason}");
+    assert!(!neighbour.is_closed());
+}
+
+#[tokio::test]
 async fn a_restarted_peer_is_noticed_at_once() {
     let cluster = Cluster::new();
     let mut config = cluster.config("m1", Role::Agent);
     // Far longer than the test may take: only the new process can say that the old one is gone.
     config.idle_timeout = Duration::from_secs(600);
-    config.keep_alive = Duration::from_millis(50);
+    config.keep_alive = Some(Duration::from_millis(50));
     let mut survivor = Peer::bind(&config);
     let mut config = cluster.config("m2", Role::Agent);
     let (runtime, victim) = killable(config.clone());

@@ -28,12 +28,16 @@ use crate::{
 /// Of so many polls one is of a machine that knows no goal.
 const CHANGED_EVERY: u64 = 100;
 
-/// How long is measured: connections at rest, and then polls.
-const REST: Duration = Duration::from_secs(10);
+/// How long is measured: connections at rest, over one whole round of what a region process tells each machine by itself, and then
+/// polls.
+const REST: Duration = Duration::from_secs(90);
 const POLLS: Duration = Duration::from_secs(20);
 
 /// A machine's socket needs no more room than for its polls.
 const SOCKET_BUFFER_BYTES: usize = 64 << 10;
+
+/// For how many machines of a region it is reckoned.
+const MACHINES: f64 = 100_000.0;
 
 /// How many machines connect at once.
 const DIALS_MAX: usize = 64;
@@ -48,6 +52,13 @@ pub(crate) struct Report {
     /// Cores of the region process, while the connections only stay open and while they poll.
     cores_at_rest: f64,
     cores: f64,
+    /// What a connection at rest takes of the region process: microseconds of CPU a second, and bytes of memory
+    /// that is no file's, beyond what the process has without connections.
+    cpu_us_per_s_each: f64,
+    bytes_each: f64,
+    /// The memory of the region process without connections, with them at rest, and after the polls.
+    rss_anon_before_bytes: u64,
+    rss_anon_at_rest_bytes: u64,
     rss_anon_bytes: u64,
 }
 
@@ -65,6 +76,16 @@ impl Report {
             self.rss_anon_bytes >> 20,
         );
         println!("  an answer              {}", self.answer);
+        println!(
+            "  at rest a connection takes {:.1} us of CPU a second and {:.1} KiB ({} MiB before, {} MiB with all); {MACHINES} would \
+             take {:.2} cores and {:.1} GiB",
+            self.cpu_us_per_s_each,
+            self.bytes_each / 1024.0,
+            self.rss_anon_before_bytes >> 20,
+            self.rss_anon_at_rest_bytes >> 20,
+            self.cpu_us_per_s_each * MACHINES / 1e6,
+            self.bytes_each * MACHINES / (1u64 << 30) as f64,
+        );
     }
 }
 
@@ -152,6 +173,14 @@ pub(crate) async fn measure(
     let digest = goals_digest([(&name, revision)]);
 
     let region = world.regions.first().context("no region")?.clone();
+    let cores = |before_s: f64, start: Instant, world: &World| {
+        let used_s = world.cpu_s(region.as_str())? - before_s;
+        anyhow::Ok(used_s / start.elapsed().as_secs_f64())
+    };
+    let (before_s, start) = (world.cpu_s(region.as_str())?, Instant::now());
+    tokio::time::sleep(REST / 9).await;
+    let cores_alone = cores(before_s, start, &world)?;
+    let rss_anon_before_bytes = world.rss_anon_bytes(region.as_str())?;
     let addr = world.address(region.as_str(), "data")?;
     let mut machines = Vec::with_capacity(connections);
     let mut dials = JoinSet::new();
@@ -175,13 +204,10 @@ pub(crate) async fn measure(
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 
-    let cores = |before_s: f64, start: Instant, world: &World| {
-        let used_s = world.cpu_s(region.as_str())? - before_s;
-        anyhow::Ok(used_s / start.elapsed().as_secs_f64())
-    };
     let (before_s, start) = (world.cpu_s(region.as_str())?, Instant::now());
     tokio::time::sleep(REST).await;
     let cores_at_rest = cores(before_s, start, &world)?;
+    let rss_anon_at_rest_bytes = world.rss_anon_bytes(region.as_str())?;
 
     let every = Duration::from_secs_f64(connections as f64 / per_s);
     let number = Arc::new(AtomicU64::new(0));
@@ -210,6 +236,11 @@ pub(crate) async fn measure(
         answer: Spread::of(answers),
         cores_at_rest,
         cores,
+        cpu_us_per_s_each: (cores_at_rest - cores_alone).max(0.0) * 1e6 / connections as f64,
+        bytes_each: rss_anon_at_rest_bytes.saturating_sub(rss_anon_before_bytes) as f64
+            / connections as f64,
+        rss_anon_before_bytes,
+        rss_anon_at_rest_bytes,
         rss_anon_bytes: world.rss_anon_bytes(region.as_str())?,
     })
 }

@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 use shoal_client::types;
-use shoal_proto::{AppName, state::RolloutStatus};
-use shoal_queue::{Actor, Bell, Choice, QueueError, Rollout};
+use shoal_proto::{AppName, ArtifactId, state::RolloutStatus};
+use shoal_queue::{Actor, AppRow, Bell, Choice, QueueError, Rollout};
 
 use super::{App, Args, Json, Place, Reply, Who, access::Principal, pages::Paging};
 use crate::{
@@ -17,10 +17,11 @@ use crate::{
 /// A rollout with what its machines have reported: the newest one of an app as it is now, an older one as it
 /// was when it ended.
 pub(super) async fn with_progress(shared: &Shared, rollout: Rollout) -> ApiResult<types::Rollout> {
-    let progress = match &rollout.summary {
-        Some(summary) if !rollout.newest => summary.clone(),
-        _ => shared.queue.progress(&rollout.app, rollout.revision).await?,
-    };
+    if let Some(summary) = rollout.summary.as_ref().filter(|_| !rollout.newest) {
+        let summary = summary.clone();
+        return Ok(view::rollout(rollout, &summary));
+    }
+    let progress = shared.counted.progress(&shared.queue, &rollout).await?;
     Ok(view::rollout(rollout, &progress))
 }
 
@@ -32,12 +33,13 @@ async fn set(
     (by, actor): (&Principal, &Actor),
 ) -> Reply<types::Rollout> {
     by.may(&app)?;
-    shared.queue.app(&app).await?;
     let choice = match reference {
-        Some(reference) => {
-            let artifact = shared.queue.artifact(&reference, Some(&app)).await?;
-            Choice::Named(artifact.name)
+        // Which of those with these bytes is meant is looked up; whether a name is there, the goal's own transaction sees.
+        Some(reference) if reference.parse::<ArtifactId>().is_ok() => {
+            shared.queue.app(&app).await?;
+            Choice::Named(shared.queue.artifact(&reference, Some(&app)).await?.name)
         }
+        Some(name) => Choice::Named(name),
         None => Choice::Previous,
     };
     let rollout = match goals::set(shared, &app, &choice, rollback, actor).await {
@@ -89,11 +91,14 @@ pub(super) async fn status(
 ) -> Reply<types::Page<types::AppStatus>> {
     let paging = Paging::<String>::of("status", args.limit, args.cursor.as_deref())?;
     let apps = by.apps(args.app.as_ref())?;
-    if let Some(app) = &args.app {
-        shared.queue.app(app).await?;
-    }
     let after = paging.after.as_deref().unwrap_or_default();
-    let rows = shared.queue.apps_page(apps.as_ref(), after, paging.wanted()).await?;
+    let rows: Vec<AppRow> = match &args.app {
+        Some(app) => {
+            let row = shared.queue.app(app).await?;
+            Vec::from_iter((row.name.as_str() > after).then_some(row))
+        }
+        None => shared.queue.apps_page(apps.as_ref(), after, paging.wanted()).await?,
+    };
     let mut rollouts = match &args.app {
         Some(app) => shared.queue.newest_rollout(app).await?.into_iter().collect(),
         None => shared.queue.newest_rollouts().await?,

@@ -46,13 +46,13 @@ pub(super) async fn goals(
     shared.epoch_told(&region, query.highest_epoch);
     let after = i64::try_from(query.after).unwrap_or(i64::MAX);
     let poll = shared.long_poll(query.wait_s);
-    loop {
+    let found = loop {
         let bell = bell(&shared.goals_moved);
-        if shared.queue.goals_cursor().await? != after || !poll.wait(bell).await {
-            break;
+        let found = shared.queue.goals_after(after).await?;
+        if found.cursor != after || !poll.wait(bell).await {
+            break found;
         }
-    }
-    let found = shared.queue.goals_after(after).await?;
+    };
     Ok(axum::Json(types::GoalsReply {
         cursor: u64::try_from(found.cursor).unwrap_or_default(),
         goals: found.signed,

@@ -57,6 +57,18 @@ pub(crate) async fn submit(queue: &Queue, app: &str, now_ms: i64) -> Job {
     queue.submit(&ask(app), &actor(), now_ms).await.unwrap().job
 }
 
+/// A database with an artifact that may be deployed.
+pub(crate) async fn deployable(url: &str) -> Queue {
+    records::ready(url, &["web/a"]).await
+}
+
+/// Changes of several kinds, each with its audit row.
+pub(crate) async fn change_this_and_that(queue: &Queue) {
+    submit(queue, "web", 1).await;
+    records::deploy(queue, "web", &records::named("web/a")).await.unwrap();
+    queue.pause(Some("why"), &actor(), 3).await.unwrap();
+}
+
 /// Ten, twenty, at most thirty milliseconds.
 pub(crate) const BACKOFF: Backoff = Backoff { first_ms: 10, max_ms: 30, random: 0.0 };
 
