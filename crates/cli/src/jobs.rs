@@ -1,6 +1,6 @@
 //! `shoal build`, `jobs`, `job`, `cancel`.
 
-use std::{io, time::Duration};
+use std::{collections::BTreeSet, io, time::Duration};
 
 use anyhow::bail;
 use shoal_client::{
@@ -117,6 +117,17 @@ impl JobArgs {
         if self.log {
             let mut offset = 0;
             while copy_log(&client, self.job, &mut offset, &mut io::stdout()).await? {}
+            if offset == 0 {
+                let job = client.job(self.job).await?;
+                let places: BTreeSet<_> = job.attempts.iter().flat_map(|a| &a.log_at).collect();
+                let places: Vec<_> = places.into_iter().map(String::as_str).collect();
+                if !places.is_empty() {
+                    let places = places.join(", ");
+                    eprintln!(
+                        "shoal: the log lies with coordinator {places}: ask there with --coordinator"
+                    );
+                }
+            }
             return Ok(());
         }
         let job = client.job(self.job).await?;

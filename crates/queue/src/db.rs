@@ -114,7 +114,7 @@ impl DerefMut for Write {
 }
 
 /// The migrations, and whether each is for SQLite, too.
-const MIGRATIONS: [(i64, &str, bool, &str); 9] = [
+const MIGRATIONS: [(i64, &str, bool, &str); 10] = [
     (1, "first", true, include_str!("../migrations/0001_first.sql")),
     (2, "several coordinators", true, include_str!("../migrations/0002_several_coordinators.sql")),
     (3, "postgres", false, include_str!("../migrations/0003_postgres.sql")),
@@ -124,6 +124,7 @@ const MIGRATIONS: [(i64, &str, bool, &str); 9] = [
     (7, "copies", true, include_str!("../migrations/0007_copies.sql")),
     (8, "events", true, include_str!("../migrations/0008_events.sql")),
     (9, "trust", true, include_str!("../migrations/0009_trust.sql")),
+    (10, "waves", true, include_str!("../migrations/0010_waves.sql")),
 ];
 
 /// What some of them do on PostgreSQL beside.
