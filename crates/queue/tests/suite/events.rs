@@ -471,11 +471,15 @@ pub(crate) async fn the_main_branch_is_deployed_forward_and_never_over_a_rollbac
     let old = push(&queue, "d0", 1).await;
     build(&queue, 1, 2).await;
     assert!(upcoming(&queue).await.is_empty(), "it is off by default");
-    assert!(follow(&queue, old).await.is_err());
+    let refused = follow(&queue, old).await.unwrap_err().to_string();
+    assert!(refused.contains("it is off"), "{refused}");
     queue.set_auto_deploy(&web, true, &actor(), 3).await.unwrap();
     let auto = queue.auto_deploy(&web).await.unwrap().unwrap();
     assert_eq!(auto, AutoDeploy { app: web.clone(), after_job: old, suspended: None });
     assert!(upcoming(&queue).await.is_empty(), "what was there is not deployed");
+    // Nor by a coordinator that looked before it was switched on: the goal's own transaction looks, too.
+    let refused = follow(&queue, old).await.unwrap_err().to_string();
+    assert!(refused.contains("was there when it was switched on"), "{refused}");
     // A build that no push asked for is not the main branch's.
     submit(&queue, "web", 4).await;
     build(&queue, 2, 5).await;
