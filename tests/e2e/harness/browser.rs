@@ -37,6 +37,11 @@ const CONTRASTS: &str = r#"
         const ratio = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
         if (ratio < 4.5) faint.push(`${element.tagName}.${element.className} ${element.textContent.slice(0, 40)} ${ratio.toFixed(2)}`);
     }
+    for (const input of document.querySelectorAll("input[placeholder]")) {
+        const [one, two] = [light(parse(getComputedStyle(input, "::placeholder").color)), light(ground(input))];
+        const ratio = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
+        if (ratio < 4.5) faint.push(`placeholder ${input.placeholder} ${ratio.toFixed(2)}`);
+    }
     return { faint, texts, ground: light(ground(document.body)) };
 "#;
 

@@ -243,7 +243,9 @@ async fn a_region_that_was_away_is_cleared_when_it_is_back() {
     let name = publish(&operator, "web", &old).await.name;
     deployable(&operator, &name).await;
     operator.drain_region(&us, true).await.unwrap();
-    publish(&operator, "web", &new).await;
+    let newer = publish(&operator, "web", &new).await.name;
+    // What is out of service holds up nothing.
+    deployable(&operator, &newer).await;
     is_gone(&cluster, "main", &old).await;
     is_gone(&cluster, "eu", &old).await;
     bucket(&cluster, "us").verify(&old.artifact, &old.encoding).await.unwrap();
