@@ -10,7 +10,7 @@ use rustls::{
     crypto::WebPkiSupportedAlgorithms,
     pki_types::{CertificateDer, pem::PemObject as _},
 };
-use shoal_client::types::{App, TokenRequest};
+use shoal_client::types::{App, BuildRequest, TokenRequest};
 use shoal_proto::{
     goal::RolloutPlan,
     state::{MachineState, RolloutStatus, TokenRole},
@@ -190,6 +190,22 @@ async fn a_deployer_builds_deploys_and_goes_back_by_pressing_buttons() {
     let console: Vec<_> =
         browser.console().await.into_iter().filter(|line| !line.contains(" 401 ")).collect();
     assert!(console.is_empty(), "{console:?}");
+
+    // A button that is held down while the view changes does what it says when it is let go of.
+    browser.go(&cluster.page("/apps/web")).await;
+    let before = browser.fetches().await;
+    browser.hold("button.rollback").await;
+    let web = "web".parse().unwrap();
+    let more = BuildRequest::new(web, repo.commit("exit 9\n"));
+    cluster.client.build(&more).await.unwrap();
+    wait_for("the view to look anew, twice", async || match browser.fetches().await {
+        now if now >= before + 2 => Ok(()),
+        now => Err(now),
+    })
+    .await;
+    browser.let_go().await;
+    browser.sees("h1", "Rollout ").await;
+    assert!(number(&browser, "/rollouts/").await > three);
 
     browser.click(".who button").await;
     browser.sees("h1", "Log in").await;

@@ -154,6 +154,30 @@ impl Browser {
         .await;
     }
 
+    /// Presses the mouse's button down on what a selector finds.
+    pub async fn hold(&self, css: &str) {
+        let element = self.element(css).await.unwrap();
+        let origin = json!({ ELEMENT: element.trim_start_matches("/element/") });
+        let there = json!({ "type": "pointerMove", "origin": origin, "x": 0, "y": 0 });
+        self.mouse(&[there, json!({ "type": "pointerDown", "button": 0 })]).await;
+    }
+
+    /// Lets the mouse's button go where it is.
+    pub async fn let_go(&self) {
+        self.mouse(&[json!({ "type": "pointerUp", "button": 0 })]).await;
+    }
+
+    async fn mouse(&self, actions: &[Value]) {
+        let mouse = json!({ "type": "pointer", "id": "mouse", "actions": actions });
+        self.call("/actions", json!({ "actions": [mouse] })).await.unwrap();
+    }
+
+    /// How often the page has asked for something since it was loaded.
+    pub async fn fetches(&self) -> u64 {
+        let script = "return performance.getEntriesByType('resource').filter((e) => e.initiatorType === 'fetch').length";
+        self.run(script, &[]).await.as_u64().unwrap()
+    }
+
     pub async fn fill(&self, css: &str, text: &str) {
         let element = self.element(css).await.unwrap();
         self.call(&format!("{element}/clear"), json!({})).await.unwrap();
