@@ -155,6 +155,10 @@ async fn a_machine_joins_with_a_token_and_the_key_that_it_names() {
     let trust = Trust::from_signed(&unhex(&joined.trust)).unwrap();
     assert_eq!(trust.verify_certificate(identity.certificate_der()).unwrap(), *identity.member());
     assert!(said(stranger.join(&ask(&other, &token, "m2")).await).contains("used up"));
+    let rows = operator.audit(&Default::default(), 1).await.unwrap();
+    let row = &rows[0];
+    assert_eq!((row.what.as_str(), row.who.as_str()), ("join_token.use", "m1"), "{row:?}");
+    assert!(row.detail.contains(&key.node().to_string()), "{row:?}");
     // Tokens give no role that could do everything, and no region that is not there.
     for (role, region) in
         [("operator", None), ("coordinator", None), ("agent", None), ("agent", Some("mars"))]
