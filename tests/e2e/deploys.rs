@@ -1,8 +1,14 @@
 //! Artifacts of every size, apps side by side, goals one after the other.
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
-use shoal_client::types::{App, DeployRequest};
+use shoal_client::{
+    EventQuery,
+    types::{App, DeployRequest},
+};
 use shoal_proto::{
     AppName,
     goal::Activation,
@@ -209,8 +215,46 @@ async fn a_rollout_in_waves_activates_the_first_machines_first() {
         if seen == (1, 3) { Ok(()) } else { Err(seen) }
     })
     .await;
+    // Paused, it stays where it is when its first machine is well; what went on is told.
+    let said = cluster.shoal(&["rollout", "pause", "web"]);
+    assert!(said.contains("PAUSED"), "{said}");
+    wait_for("the region process to hear of it", async || {
+        let log = cluster.regions[0].log();
+        if log.contains("no further wave opens") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    let open = cluster.client.rollout(rollout.id).await.unwrap();
+    let open = open.regions.values().next().unwrap().open_permille;
+    assert!(open.is_some_and(|open| open < 1_000), "{open:?}");
     fs::write(&gate, "").unwrap();
+    wait_for("the first machine to be well", async || match count(MachineState::Active).await {
+        1 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    // For as long as several polls of who waits for a wave, it stays so.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        assert_eq!(count(MachineState::Active).await, 1);
+    }
+    assert!(cluster.shoal(&["rollout", "resume", "web"]).contains("RUNNING"));
     cluster.rollout_succeeds(rollout.id).await;
+    let events = cluster.client.events(&EventQuery::default(), 1_000).await.unwrap();
+    let told: Vec<_> = events.iter().rev().map(|event| event.kind.as_str()).collect();
+    let wanted = [
+        "deploy:init",
+        "deploy:wave",
+        "deploy:paused",
+        "deploy:resumed",
+        "deploy:wave",
+        "deploy:completed",
+    ];
+    let told: Vec<_> = told.into_iter().filter(|kind| kind.starts_with("deploy:")).collect();
+    assert_eq!(told, wanted);
+    let waves: Vec<_> = events.iter().rev().filter_map(|event| event.open_permille).collect();
+    assert!(waves[0] < 1_000 && waves[1] == 1_000, "{waves:?}");
+    let refused = cluster.shoal_fails(&["rollout", "cancel", "web"]);
+    assert!(refused.contains("SUCCEEDED"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

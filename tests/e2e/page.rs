@@ -1,12 +1,21 @@
 //! The page in a real browser, by pressing its buttons.
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
-use shoal_client::types::{App, TokenRequest};
+use rustls::{
+    SignatureScheme,
+    crypto::WebPkiSupportedAlgorithms,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
+use shoal_client::types::{App, BuildRequest, TokenRequest};
 use shoal_proto::{
     goal::RolloutPlan,
     state::{MachineState, RolloutStatus, TokenRole},
 };
+use shoal_test_postgres::Database;
 
 use crate::harness::{Browser, Cluster, Repo, Shape, script_app, wait_for};
 
@@ -182,10 +191,143 @@ async fn a_deployer_builds_deploys_and_goes_back_by_pressing_buttons() {
         browser.console().await.into_iter().filter(|line| !line.contains(" 401 ")).collect();
     assert!(console.is_empty(), "{console:?}");
 
+    // A button that is held down while the view changes does what it says when it is let go of.
+    browser.go(&cluster.page("/apps/web")).await;
+    let before = browser.fetches().await;
+    browser.hold("button.rollback").await;
+    let web = "web".parse().unwrap();
+    let more = BuildRequest::new(web, repo.commit("exit 9\n"));
+    cluster.client.build(&more).await.unwrap();
+    wait_for("the view to look anew, twice", async || match browser.fetches().await {
+        now if now >= before + 2 => Ok(()),
+        now => Err(now),
+    })
+    .await;
+    browser.let_go().await;
+    browser.sees("h1", "Rollout ").await;
+    assert!(number(&browser, "/rollouts/").await > three);
+
     browser.click(".who button").await;
     browser.sees("h1", "Log in").await;
     browser.go(&cluster.page("/apps/web")).await;
     browser.sees("h1", "Log in").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_holds_at_every_coordinator_and_each_says_where_a_log_is() {
+    let database = Database::create().await.unwrap();
+    let shape = Shape {
+        agents: 0,
+        workers: 1,
+        coordinators: 2,
+        coordinator_extra: format!("database = \"{}\"\n", database.url()),
+        ..Shape::default()
+    };
+    let cluster = Cluster::start(shape).await;
+    let repo = Repo::new(cluster.root().join("repo"));
+    cluster.set_app(&script_app("web", &repo.path)).await;
+    let token = cluster.token("dana", TokenRole::Deployer, Some("web")).await;
+    let browser = Browser::start(&cluster.root().join("browser")).await;
+    log_in(&browser, &cluster, &token).await;
+    let commit = repo.commit("echo what it says\nexit 3\n");
+    let job = press_build(&browser, &cluster, commit.as_str()).await;
+    browser.sees("#state", "FAILED").await;
+    let job = cluster.client.job(job).await.unwrap();
+    let places = &job.attempts[0].log_at;
+    assert_eq!(places.len(), 1, "the worker spoke with one of them: {places:?}");
+
+    // The browser goes to the other one with the cookie that it has: a cookie knows no port.
+    let mut said = BTreeMap::new();
+    for api in [cluster.api, cluster.other_apis[0]] {
+        browser.go(&format!("https://{api}/jobs/{}", job.id)).await;
+        browser.sees("header", "token:dana · deployer").await;
+        browser.sees("#state", "FAILED").await;
+        let log = browser.text("#log").await;
+        said.insert(log.contains("what it says"), browser.text("#elsewhere").await);
+        if !log.contains("what it says") {
+            browser.picture("log-elsewhere").await;
+        }
+    }
+    assert_eq!(said[&true], "", "it has all of it");
+    let other = &said[&false];
+    assert!(
+        other.contains("It lies with another coordinator") && other.contains(&places[0]),
+        "{other}"
+    );
+    // Buttons work there, too, and what the session may is the same.
+    let there = cluster.other_apis[0];
+    browser.go(&format!("https://{there}/apps/web")).await;
+    browser.fill("#commit", repo.commit("exit 4\n").as_str()).await;
+    browser.click("#build").await;
+    browser.sees("#state", "FAILED").await;
+    assert!(browser.url().await.contains(&there.to_string()));
+    // It ends at both with its token.
+    cluster.client.revoke_token(&"dana".parse().unwrap()).await.unwrap();
+    for api in [there, cluster.api] {
+        browser.go(&format!("https://{api}/apps/web")).await;
+        assert!(!browser.text("body").await.contains("token:dana"));
+    }
+    drop(cluster);
+    database.remove().await.unwrap();
+}
+
+/// What a client gets that checks no Ed25519, as browsers do, and believes one certificate alone.
+async fn as_browser(url: &str, trusted: &CertificateDer<'static>) -> Result<u16, String> {
+    const ECDSA: SignatureScheme = SignatureScheme::ECDSA_NISTP256_SHA256;
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    let all = provider.signature_verification_algorithms.mapping;
+    let (_, algorithms) = all.iter().find(|(scheme, _)| *scheme == ECDSA).unwrap();
+    let mapping: &'static [_] = vec![(ECDSA, *algorithms)].leak();
+    provider.signature_verification_algorithms =
+        WebPkiSupportedAlgorithms { all: algorithms, mapping };
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(trusted.clone()).unwrap();
+    let tls = rustls::ClientConfig::builder_with_provider(provider.into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let http =
+        reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls).build().unwrap();
+    let answer = http.get(url).send().await.map_err(|error| format!("{error:?}"))?;
+    Ok(answer.status().as_u16())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_shown_after_a_sighup() {
+    let files = tempfile::tempdir().unwrap();
+    let (pem, key) = (files.path().join("page.pem"), files.path().join("page.key"));
+    let renew = || {
+        let (chain, secret) = shoal_pki::self_signed(&["127.0.0.1".into()], 30).unwrap();
+        fs::write(&pem, &chain).unwrap();
+        fs::write(&key, secret).unwrap();
+        CertificateDer::from_pem_slice(chain.as_bytes()).unwrap()
+    };
+    let first = renew();
+    let coordinator_extra =
+        format!("page_certificate = \"{}\"\npage_key = \"{}\"\n", pem.display(), key.display());
+    let cluster = Cluster::start(Shape { agents: 0, coordinator_extra, ..Shape::default() }).await;
+    let page = cluster.page("/login");
+    assert_eq!(as_browser(&page, &first).await, Ok(200));
+    let reload = || {
+        let pid = rustix::process::Pid::from_raw(cluster.coordinator.pid() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    };
+    // What is wrong is said, and changes nothing.
+    fs::write(&pem, "nothing").unwrap();
+    reload();
+    wait_for("the coordinator to say what is wrong", async || {
+        let log = cluster.coordinator.log();
+        if log.contains("the certificate for browsers is wrong") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    assert_eq!(as_browser(&page, &first).await, Ok(200));
+    let second = renew();
+    reload();
+    wait_for("the new one", async || as_browser(&page, &second).await).await;
+    assert!(as_browser(&page, &first).await.is_err());
+    // Members were shown their own all the while.
+    cluster.client.regions().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,9 +29,9 @@ async fn cluster(endpoint: &str, workers: usize) -> Cluster {
         writer: environment(endpoint, WRITER),
         reader: environment(endpoint, READER),
     };
-    let agent_extra = "metrics_listen = \"127.0.0.1:0\"\n".into();
-    let remote = Some(remote);
-    Cluster::start(Shape { workers, agent_extra, remote, ..Shape::default() }).await
+    let agent_extra = "metrics_listen = \"127.0.0.1:0\"\n".to_string();
+    let (worker_extra, remote) = (agent_extra.clone(), Some(remote));
+    Cluster::start(Shape { workers, worker_extra, agent_extra, remote, ..Shape::default() }).await
 }
 
 /// Nothing that a cluster has written holds a secret.
@@ -175,6 +175,54 @@ async fn a_copy_goes_on_after_its_coordinator_was_killed_in_the_middle() {
     let rollout = cluster.deploy("data", &artifact.name).await;
     cluster.rollout_succeeds(rollout.id).await;
     assert_no_secrets(&cluster);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_goes_on_in_the_next_attempt_after_its_worker_was_killed_in_the_middle() {
+    let server = Server::start().unwrap();
+    let proxy = Proxy::start(&server).unwrap();
+    let mut cluster = cluster(&proxy.endpoint(), 1).await;
+    let repo = Repo::new(cluster.root().join("repo"));
+    cluster.set_app(&script_app("web", &repo.path)).await;
+    // Two parts, of what does not compress.
+    let file = cluster.random_file("file", (64 << 20) + 100_000, 5);
+    let commit = repo.commit(&format!("mkdir -p out\ncp {} out/app\n", file.display()));
+    // The second part hangs on its way into the main bucket.
+    let of_main =
+        |part: &'static str| move |path: &str| path.contains("/e2e/main/") && path.contains(part);
+    let second = of_main("part-00001");
+    proxy.next(1, Fault::Hang, move |method, path| method == "PUT" && second(path));
+    let request = BuildRequest::new(AppName::new("web").unwrap(), commit);
+    let job = cluster.client.build(&request).await.unwrap();
+    let first = of_main("part-00000");
+    let completes = |seen: &Seen| {
+        seen.method == "POST" && first(&seen.path) && seen.query.contains("uploadId=")
+    };
+    wait_for("the first part to be there, and the second one to hang", async || {
+        let done = server.take_seen().iter().any(completes);
+        if done && proxy.left() == 0 { Ok(()) } else { Err((done, proxy.left())) }
+    })
+    .await;
+    cluster.workers[0].kill();
+    let _ = server.take_seen();
+    cluster.workers[0] = cluster.start_worker(0);
+    let job = cluster.job_ends(job.id).await;
+    assert_eq!((job.status, job.attempt), (JobStatus::Succeeded, 2), "{job:?}");
+    assert_eq!(job.attempts[0].outcome.as_deref(), Some("lost"), "{job:?}");
+    let seen = server.take_seen().into_iter();
+    let written: Vec<_> = seen
+        .filter(|seen| seen.path.contains("/e2e/main/") && ["PUT", "POST"].contains(&&*seen.method))
+        .map(|seen| seen.path)
+        .collect();
+    assert!(written.iter().any(|path| path.ends_with("part-00001")), "{written:?}");
+    assert!(!written.iter().any(|path| path.contains("part-00000")), "not again: {written:?}");
+    let sent = cluster.workers[0].metric("shoal_worker_uploaded_bytes_total").await;
+    assert_eq!(sent, job_bytes(&cluster, &job.name).await - (64 << 20), "only what was missing");
+}
+
+/// The length of a build's stored pieces.
+async fn job_bytes(cluster: &Cluster, name: &str) -> u64 {
+    cluster.client.artifact(name).await.unwrap().encoded_bytes
 }
 
 #[tokio::test(flavor = "multi_thread")]

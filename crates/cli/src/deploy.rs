@@ -43,6 +43,24 @@ pub(crate) struct RollbackArgs {
     connection: Connection,
 }
 
+#[derive(clap::Subcommand)]
+pub(crate) enum RolloutCommand {
+    /// Let no further wave open; what is open goes on. The time does not count towards the deadline.
+    Pause(RolloutArgs),
+    /// Let a paused rollout go on.
+    Resume(RolloutArgs),
+    /// Cancel it: the goal stays, no further wave opens.
+    Cancel(RolloutArgs),
+}
+
+#[derive(clap::Args)]
+pub(crate) struct RolloutArgs {
+    /// The app, whose present rollout it is.
+    app: AppName,
+    #[command(flatten)]
+    connection: Connection,
+}
+
 #[derive(clap::Args)]
 pub(crate) struct StatusArgs {
     /// Only this app.
@@ -68,6 +86,25 @@ impl RollbackArgs {
         let request = RollbackRequest { app: self.app, artifact: self.artifact };
         let rollout = client.rollback(&request).await?;
         end(&client, rollout, self.wait, self.connection.json).await
+    }
+}
+
+impl RolloutCommand {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let (Self::Pause(args) | Self::Resume(args) | Self::Cancel(args)) = &self;
+        let client = args.connection.client()?;
+        let status = client.status(Some(&args.app)).await?;
+        let Some(rollout) = status.into_iter().find_map(|status| status.rollout) else {
+            bail!("{} was never deployed: shoal deploy {} ARTIFACT does so", args.app, args.app);
+        };
+        let rollout = match &self {
+            Self::Pause(_) => client.pause_rollout(rollout.id, true).await?,
+            Self::Resume(_) => client.pause_rollout(rollout.id, false).await?,
+            Self::Cancel(_) => client.cancel_rollout(rollout.id).await?,
+        };
+        show::print_as(args.connection.json, &rollout, |rollout| {
+            format!("rollout {} of {} is {}", rollout.id, rollout.app, rollout.status)
+        })
     }
 }
 

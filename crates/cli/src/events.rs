@@ -108,6 +108,8 @@ fn line(event: &Event) -> String {
     add("attempt=", event.attempt.map(|attempt| attempt.to_string()));
     add("rollout=", event.rollout.map(|rollout| rollout.to_string()));
     add("", event.status.clone());
+    add("region=", event.region.as_ref().map(ToString::to_string));
+    add("open=", event.open_permille.map(|open| format!("{open}/1000")));
     add("worker=", event.worker.clone());
     add("by=", event.requested_by.clone());
     add("", event.reason.as_ref().map(|reason| format!("({reason})")));

@@ -1,6 +1,6 @@
 //! `shoal build`, `jobs`, `job`, `cancel`.
 
-use std::{io, time::Duration};
+use std::{collections::BTreeSet, io, time::Duration};
 
 use anyhow::bail;
 use serde::Serialize;
@@ -143,7 +143,22 @@ async fn print_log(client: &Client, job: i64, json: bool) -> anyhow::Result<()> 
     while copy_log(client, job, &mut offset, out).await? {}
     if json {
         let log = String::from_utf8_lossy(&kept).into_owned();
-        show::print_json(&Log { job, log })?;
+        return show::print_json(&Log { job, log });
+    }
+    if offset == 0 {
+        tell_place(client, job).await?;
+    }
+    Ok(())
+}
+
+/// Says which coordinator has a job's log, if another one has it.
+async fn tell_place(client: &Client, job: i64) -> anyhow::Result<()> {
+    let job = client.job(job).await?;
+    let places: BTreeSet<_> = job.attempts.iter().flat_map(|a| &a.log_at).collect();
+    let places: Vec<_> = places.into_iter().map(String::as_str).collect();
+    if !places.is_empty() {
+        let places = places.join(", ");
+        eprintln!("shoal: the log lies with coordinator {places}: ask there with --coordinator");
     }
     Ok(())
 }

@@ -109,6 +109,9 @@ enum Command {
     Deploy(deploy::DeployArgs),
     /// Set it back to what they ran before.
     Rollback(deploy::RollbackArgs),
+    /// Pause an app's rollout, let it go on, or cancel it.
+    #[command(subcommand)]
+    Rollout(deploy::RolloutCommand),
     /// Show how each app's rollout is.
     Status(deploy::StatusArgs),
     /// Show what was built, copied and deployed, newest first.
@@ -258,6 +261,7 @@ impl Command {
             Self::Deploy(args) => args.run().await,
             Self::Rollback(args) => args.run().await,
             Self::Status(args) => args.run().await,
+            Self::Rollout(command) => command.run().await,
             Self::History(args) => args.run().await,
             Self::Events(args) => args.run().await,
             Self::Webhook(command) => command.run().await,

@@ -622,6 +622,15 @@ impl Client {
         self.post(&format!("v1/rollouts/{id}/cancel"), &()).await
     }
 
+    /// Pauses a rollout, so that no further wave opens, or lets it go on.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub async fn pause_rollout(&self, id: i64, pause: bool) -> Result<Rollout> {
+        let verb = if pause { "pause" } else { "resume" };
+        self.post(&format!("v1/rollouts/{id}/{verb}"), &()).await
+    }
+
     /// Machines and what they run.
     ///
     /// # Errors

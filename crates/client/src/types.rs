@@ -179,6 +179,9 @@ pub struct Attempt {
     pub outcome: Option<String>,
     /// Why it ended.
     pub reason: Option<String>,
+    /// The coordinators that have some of its log.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log_at: Vec<String>,
 }
 
 /// An artifact and where it is.
@@ -352,6 +355,10 @@ pub struct RolloutRegion {
     pub first_active_at_ms: Option<i64>,
     /// When its last one was.
     pub last_active_at_ms: Option<i64>,
+    /// How far its waves are open: machines of a rank below this, of 1000, may activate, whichever of its region processes
+    /// they keep to. None without waves, or when no region process has told yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_permille: Option<u16>,
 }
 
 /// A machine and what it runs.
@@ -590,6 +597,22 @@ pub struct RegionReports {
     pub machines: Vec<MachineSeen>,
     /// New states.
     pub reports: Vec<MachineStateSeen>,
+    /// Waves that it has opened.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waves: Vec<WaveOpened>,
+}
+
+/// A region process lets more of its machines activate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct WaveOpened {
+    /// The app.
+    pub app: AppName,
+    /// Its goal's revision.
+    pub revision: Revision,
+    /// Machines of a rank below this may activate, in thousandths.
+    pub open_permille: u16,
+    /// How long ago it opened.
+    pub age_ms: u64,
 }
 
 /// A machine that was heard of.

@@ -123,7 +123,8 @@ pub struct Config {
     #[serde(default = "certificate_life_default")]
     pub certificate_life_s: f64,
     /// PEM file with the certificate, and those between it and its CA, that browsers are shown: they can check none of the
-    /// cluster's. None: one that the coordinator makes for itself, of which browsers warn. Read at the start.
+    /// cluster's. None: one that the coordinator makes for itself, of which browsers warn. Read again
+    /// on SIGHUP, and within a minute of a change.
     #[serde(default)]
     pub page_certificate: Option<PathBuf>,
     /// PEM file with that certificate's key.

@@ -175,6 +175,8 @@ mod tests {
             summary: None,
             created_at_ms: 0,
             finished_at_ms: None,
+            paused_at_ms: None,
+            paused_ms: 0,
             requested_by: "alice".into(),
             newest: true,
         }

@@ -241,5 +241,7 @@ pub(crate) fn told(event: Event) -> types::Event {
         reason: event.reason,
         requested_by: event.requested_by,
         worker: event.worker,
+        region: event.region,
+        open_permille: event.open_permille,
     }
 }

@@ -242,8 +242,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     let credentials = membership.credentials();
     let mut tls = shoal_pki::server_config(credentials, &[b"http/1.1"], ClientAuth::Optional)?;
     let machine = membership.identity().member().machine.clone();
-    let (chain, key) = browsers::certificate(&config, machine.as_str())?;
-    shoal_pki::also_for_browsers(&mut tls, &chain, &key).context("the certificate for browsers")?;
+    let shown = browsers::Shown::open(&config, machine.as_str())?;
+    shown.certificate().show(&mut tls);
     let shared = Arc::new(Shared {
         queue,
         main,
@@ -285,6 +285,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     tasks.spawn(keep_gauges(shared.clone()));
     tasks.spawn(trust::follow(shared.clone()));
     tasks.spawn(trust::renew(shared.clone()));
+    tasks.spawn(shown.follow(shared.clone()));
     if shared.config.recover {
         tasks.spawn(recover::run(shared.clone()));
     }

@@ -45,6 +45,11 @@ impl Logs {
         self.dir.join(format!("{job}-{attempt}.log"))
     }
 
+    /// Whether any of an attempt's log is here.
+    pub(crate) fn has(&self, job: i64, attempt: u32) -> bool {
+        self.path(job, attempt).exists()
+    }
+
     /// Adds `bytes` at `offset` of an attempt's log; what is there already is left, what is missing before
     /// `offset` is filled with line ends. It is on the disk when this returns. Blocks.
     pub(crate) fn append(

@@ -76,10 +76,6 @@ async fn look(shared: &Shared) -> Result<(), QueueError> {
     Ok(())
 }
 
-fn elapsed_s(rollout: &Rollout) -> u64 {
-    u64::try_from((now_ms() - rollout.created_at_ms) / 1_000).unwrap_or_default()
-}
-
 fn cut(count: u64) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
@@ -133,7 +129,7 @@ async fn drive(
     if targets != rollout.targets {
         shared.queue.set_targets(rollout.id, &targets).await?;
     }
-    let elapsed = elapsed_s(&rollout);
+    let elapsed = rollout.elapsed_s(now_ms());
     let rough = counts(&targets, &progress, drained);
     let none = rough.machines == 0;
     let ends = |counts: &Counts| match outcome(&rollout.plan, counts, elapsed) {

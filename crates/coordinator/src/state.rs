@@ -136,6 +136,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    /// This coordinator's name, by its certificate.
+    pub(crate) fn machine(&self) -> MachineName {
+        self.membership.identity().member().machine.clone()
+    }
+
     /// Wakes those who wait for something, here and at the other coordinators.
     pub(crate) fn ring(&self, bell: Bell) {
         self.wake(bell);

@@ -21,6 +21,7 @@ pub(crate) fn job(job: queue::Job, attempts: Vec<queue::Attempt>) -> types::Job 
         finished_at_ms: attempt.finished_at_ms,
         outcome: attempt.outcome,
         reason: attempt.reason,
+        log_at: attempt.log_at,
     });
     types::Job {
         id: job.id,
@@ -175,7 +176,7 @@ pub(crate) fn rollout(rollout: queue::Rollout, progress: &queue::Progress) -> ty
     // Who had not ended when the deadline ended the rollout is unreachable, until it reports after all.
     let elapsed_s = match (rollout.status, rollout.finished_at_ms) {
         (RolloutStatus::Succeeded | RolloutStatus::Failed, Some(end_ms)) => {
-            u64::try_from((end_ms - rollout.created_at_ms) / 1_000).unwrap_or_default()
+            rollout.elapsed_s(end_ms)
         }
         _ => 0,
     };
@@ -201,6 +202,7 @@ pub(crate) fn rollout(rollout: queue::Rollout, progress: &queue::Progress) -> ty
             peer_bytes: known.peer_bytes,
             first_active_at_ms: known.first_active_ms,
             last_active_at_ms: known.last_active_ms,
+            open_permille: known.open_permille,
         };
         (name.clone(), region)
     });

@@ -35,7 +35,7 @@ pub use authority::{
     CERTIFICATE_DAYS, CERTIFICATE_DAYS_MAX, CertificateAuthority, HOSTS_MAX, IssueRequest, Issued,
     Names,
 };
-pub use browser::{also_for_browsers, not_after_s, self_signed};
+pub use browser::{BrowserCertificate, not_after_s, self_signed};
 pub use credentials::Credentials;
 pub use goal::{GoalSigner, SignError};
 pub use identity::Identity;

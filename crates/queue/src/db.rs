@@ -118,7 +118,7 @@ impl DerefMut for Write {
 }
 
 /// The migrations, and whether each is for SQLite, too.
-const MIGRATIONS: [(i64, &str, bool, &str); 11] = [
+const MIGRATIONS: [(i64, &str, bool, &str); 12] = [
     (1, "first", true, include_str!("../migrations/0001_first.sql")),
     (2, "several coordinators", true, include_str!("../migrations/0002_several_coordinators.sql")),
     (3, "postgres", false, include_str!("../migrations/0003_postgres.sql")),
@@ -130,6 +130,7 @@ const MIGRATIONS: [(i64, &str, bool, &str); 11] = [
     (9, "trust", true, include_str!("../migrations/0009_trust.sql")),
     (10, "region drain", true, include_str!("../migrations/0010_region_drain.sql")),
     (11, "numbers", false, include_str!("../migrations/0011_numbers.sql")),
+    (12, "waves", true, include_str!("../migrations/0012_waves.sql")),
 ];
 
 /// What some of them do on PostgreSQL beside.

@@ -7,13 +7,14 @@
 
 use std::collections::BTreeSet;
 
-use shoal_proto::{AppName, CommitSha};
+use shoal_proto::{AppName, CommitSha, MachineName, RegionName};
 use sqlx::any::AnyRow;
 
 use crate::{
     db::{Queue, Write, corrupt, get, number, parsed, parsed_opt, placeholders},
     error::Result,
     replication::CopyJob,
+    waves::WaveSeen,
     webhooks,
 };
 
@@ -32,19 +33,28 @@ pub enum EventKind {
     ReplicationCompleted,
     /// An app was given a goal.
     DeployInit,
-    /// That rollout ended.
+    /// A region process let more machines activate: a wave opened.
+    DeployWave,
+    /// That rollout was paused: no further wave opens.
+    DeployPaused,
+    /// It goes on.
+    DeployResumed,
+    /// It ended.
     DeployCompleted,
 }
 
 impl EventKind {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::BuildQueued,
         Self::BuildInit,
         Self::BuildRequeued,
         Self::BuildCompleted,
         Self::ReplicationCompleted,
         Self::DeployInit,
+        Self::DeployWave,
+        Self::DeployPaused,
+        Self::DeployResumed,
         Self::DeployCompleted,
     ];
 
@@ -58,6 +68,9 @@ impl EventKind {
             Self::BuildCompleted => "build:completed",
             Self::ReplicationCompleted => "replication:completed",
             Self::DeployInit => "deploy:init",
+            Self::DeployWave => "deploy:wave",
+            Self::DeployPaused => "deploy:paused",
+            Self::DeployResumed => "deploy:resumed",
             Self::DeployCompleted => "deploy:completed",
         }
     }
@@ -98,6 +111,10 @@ pub struct Event {
     pub requested_by: Option<String>,
     /// The worker.
     pub worker: Option<String>,
+    /// The region where a wave opened.
+    pub region: Option<RegionName>,
+    /// Machines of a rank below this may activate there, in thousandths.
+    pub open_permille: Option<u16>,
 }
 
 /// Which events are wanted.
@@ -109,8 +126,8 @@ pub struct EventFilter {
     pub kinds: Vec<EventKind>,
 }
 
-const COLUMNS: &str =
-    "at, kind, app, job, attempt, rollout, name, commit_sha, status, reason, who, worker";
+const COLUMNS: &str = "at, kind, app, job, attempt, rollout, name, commit_sha, status, reason, who, worker, \
+     region, open_permille";
 
 /// The artifact `a` is complete in all regions in service: it may be deployed.
 pub(crate) const EVERYWHERE: &str = "NOT EXISTS (SELECT 1 FROM regions r LEFT JOIN replications c \
@@ -126,6 +143,7 @@ const FORGOTTEN_AT_ONCE: i64 = 5_000;
 fn event(row: &AnyRow) -> Result<Event> {
     let kind: String = get(row, "kind")?;
     let attempt: Option<i64> = get(row, "attempt")?;
+    let open_permille: Option<i64> = get(row, "open_permille")?;
     Ok(Event {
         seq: get(row, "seq")?,
         at_ms: get(row, "at")?,
@@ -140,6 +158,8 @@ fn event(row: &AnyRow) -> Result<Event> {
         reason: get(row, "reason")?,
         requested_by: get(row, "who")?,
         worker: get(row, "worker")?,
+        region: parsed_opt(row, "region")?,
+        open_permille: open_permille.map(|_| number(row, "open_permille")).transpose()?,
     })
 }
 
@@ -176,6 +196,32 @@ pub(crate) async fn of_rollout(
     sqlx::query(sqlx::AssertSqlSafe(sql))
         .bind(now_ms)
         .bind(kind.as_str())
+        .bind(rollout)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Tells that a region process opened a wave of a rollout.
+pub(crate) async fn of_wave(
+    tx: &mut Write,
+    rollout: i64,
+    (region, process): (&RegionName, &MachineName),
+    wave: &WaveSeen,
+) -> Result<()> {
+    let place = tx.dialect.event_place();
+    let sql = format!(
+        "INSERT INTO event_outbox (place, at, kind, app, job, rollout, name, commit_sha, status, reason, who, \
+         region, open_permille) \
+         SELECT {place}, $1, $2, r.app, a.job, r.id, r.artifact_name, a.commit_sha, r.status, $3, r.requested_by, \
+         $4, $5 FROM rollouts r JOIN artifacts a ON a.name = r.artifact_name WHERE r.id = $6"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(wave.opened_at_ms)
+        .bind(EventKind::DeployWave.as_str())
+        .bind(format!("opened by {process}"))
+        .bind(region.as_str())
+        .bind(i64::from(wave.open_permille))
         .bind(rollout)
         .execute(&mut **tx)
         .await?;

@@ -86,6 +86,8 @@ pub struct Attempt {
     pub outcome: Option<String>,
     /// Why it ended.
     pub reason: Option<String>,
+    /// The coordinators that have some of its log.
+    pub log_at: Vec<String>,
 }
 
 /// Who takes a job.
@@ -189,6 +191,7 @@ impl Queue {
         rows.iter()
             .map(|row| {
                 let outcome: Option<String> = get(row, "outcome")?;
+                let log_at: String = get(row, "log_at")?;
                 Ok(Attempt {
                     attempt: number(row, "attempt")?,
                     worker: get(row, "worker")?,
@@ -200,8 +203,30 @@ impl Queue {
                     outcome: outcome
                         .and_then(|tag| tag.split([' ', ',']).next().map(ToString::to_string)),
                     reason: get(row, "reason")?,
+                    log_at: log_at.split_terminator(',').skip(1).map(String::from).collect(),
                 })
             })
             .collect()
+    }
+}
+
+impl Queue {
+    /// Writes down that a coordinator has some of an attempt's log.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the database fails.
+    pub async fn note_log(&self, job: i64, attempt: u32, coordinator: &str) -> Result<()> {
+        let mut tx = self.write().await?;
+        sqlx::query(
+            "UPDATE attempts SET log_at = log_at || $1 WHERE job = $2 AND attempt = $3 \
+             AND REPLACE(log_at, $4, ',') = log_at",
+        )
+        .bind(format!("{coordinator},"))
+        .bind(job)
+        .bind(i64::from(attempt))
+        .bind(format!(",{coordinator},"))
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await
     }
 }

@@ -75,6 +75,7 @@ mod submit;
 mod tokens;
 mod trust;
 mod waiting;
+mod waves;
 mod webhooks;
 mod workers;
 
@@ -111,5 +112,6 @@ pub use submit::{Ask, Submitted};
 pub use tokens::{NewToken, TOKENS_MAX, Token};
 pub use trust::{MemberSeen, TrustChange, TrustRow};
 pub use waiting::{Depth, Pause, Waiting};
+pub use waves::WaveSeen;
 pub use webhooks::{Attempted, Delivery, DeliveryStatus, Due, NewWebhook, Webhook};
 pub use workers::{Drain, Worker};

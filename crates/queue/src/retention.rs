@@ -1,6 +1,6 @@
 //! Which artifacts stay, and the end of the others: deleted from all buckets, never from the record.
 //!
-//! An app's newest artifacts stay, and beyond them whatever its goal names, a rollout that is under way, what the app would
+//! An app's newest artifacts stay, and beyond them whatever its goal names (with it a rollout that is under way), what the app would
 //! go back to, what a machine has, runs or ran before, what is being built again, and what is pinned. The plan is made
 //! under the same lock as the deletion, so nothing that is begun meanwhile loses what it counts on.
 
@@ -121,13 +121,7 @@ async fn uses(db: &mut AnyConnection, app: &AppName) -> Result<Uses> {
         Err(QueueError::Conflict(_)) => {}
         Err(error) => return Err(error),
     }
-    let open = sqlx::query(
-        "SELECT id, artifact_name, status FROM rollouts WHERE app = $1 AND status IN ('RUNNING', 'PAUSED')",
-    );
-    for row in &open.bind(app.as_str()).fetch_all(&mut *db).await? {
-        let (id, status): (i64, String) = (get(row, "id")?, get(row, "status")?);
-        uses.names.insert(get(row, "artifact_name")?, format!("rollout {id} is {status}"));
-    }
+    // A rollout that is under way is the goal's: the next goal ends it.
     let goal = sqlx::query(
         "SELECT r.artifact_name FROM apps a JOIN goals g ON g.seq = a.goal_seq \
          JOIN rollouts r ON r.id = g.rollout WHERE a.name = $1",

@@ -15,6 +15,7 @@ use crate::{
     db::{self, Queue, Write, count, flag, get, json, number, parsed, to_json},
     error::{QueueError, Result},
     events::{self, EventKind},
+    waves,
 };
 
 /// How a rollout is in each region.
@@ -40,6 +41,9 @@ pub struct RegionProgress {
     pub first_active_ms: Option<i64>,
     /// When the last one was.
     pub last_active_ms: Option<i64>,
+    /// Machines of a rank below this may activate, in thousandths; none when no region process told.
+    #[serde(default)]
+    pub open_permille: Option<u16>,
 }
 
 /// A rollout.
@@ -77,10 +81,23 @@ pub struct Rollout {
     pub created_at_ms: i64,
     /// When it ended.
     pub finished_at_ms: Option<i64>,
+    /// Since when it is paused, if it is or ended so.
+    pub paused_at_ms: Option<i64>,
+    /// For how long it was paused before that, in milliseconds.
+    pub paused_ms: i64,
     /// Who asked for it.
     pub requested_by: String,
     /// Whether it is its app's newest one, whose machines report about it.
     pub newest: bool,
+}
+
+impl Rollout {
+    /// For how long it had run by a time, pauses left out, in seconds.
+    #[must_use]
+    pub fn elapsed_s(&self, at_ms: i64) -> u64 {
+        let ran_ms = self.paused_at_ms.unwrap_or(at_ms) - self.created_at_ms - self.paused_ms;
+        u64::try_from(ran_ms / 1_000).unwrap_or_default()
+    }
 }
 
 pub(crate) const SELECT: &str = "SELECT r.*, a.encoded_bytes AS encoded_bytes, \
@@ -111,6 +128,8 @@ pub(crate) fn rollout(row: &AnyRow) -> Result<Rollout> {
         summary: summary.map(|_| json(row, "summary")).transpose()?,
         created_at_ms: get(row, "created_at")?,
         finished_at_ms: get(row, "finished_at")?,
+        paused_at_ms: get(row, "paused_at")?,
+        paused_ms: get(row, "paused_ms")?,
         requested_by: get(row, "requested_by")?,
         newest: flag(row, "newest")?,
     })
@@ -174,6 +193,9 @@ pub(crate) async fn progress_in(
         .await?;
     let mut progress = Progress::new();
     rows.iter().try_for_each(|row| add(&mut progress, row))?;
+    for (region, open_permille) in waves::open_in(connection, app, revision).await? {
+        progress.entry(region).or_default().open_permille = Some(open_permille);
+    }
     Ok(progress)
 }
 
@@ -269,11 +291,16 @@ impl Queue {
              ON m.app = r.app AND m.epoch = r.epoch AND m.number = r.number \
              WHERE r.status IN ('RUNNING', 'PAUSED') GROUP BY r.id, m.region, m.state"
         );
+        let mut connection = self.read().await?;
         let query = sqlx::query(sqlx::AssertSqlSafe(sql));
-        let rows = query.fetch_all(&mut *self.read().await?).await?;
-        let mut all = BTreeMap::new();
+        let rows = query.fetch_all(&mut *connection).await?;
+        let mut all = BTreeMap::<_, Progress>::new();
         for row in &rows {
             add(all.entry(get(row, "id")?).or_default(), row)?;
+        }
+        for (rollout, region, open_permille) in waves::open_in_all(&mut connection).await? {
+            let progress = all.entry(rollout).or_default();
+            progress.entry(region).or_default().open_permille = Some(open_permille);
         }
         Ok(all)
     }

@@ -114,7 +114,14 @@ impl Goals {
 
     /// Replaces the set of halted revisions.
     pub(crate) fn set_halted(&self, halted: impl IntoIterator<Item = (AppName, Revision)>) {
-        *self.halted() = Some(halted.into_iter().collect());
+        let now: BTreeSet<_> = halted.into_iter().collect();
+        let before = self.halted().replace(now.clone()).unwrap_or_default();
+        for (app, revision) in now.difference(&before) {
+            tracing::info!(%app, %revision, "halted: no further wave opens");
+        }
+        for (app, revision) in before.difference(&now) {
+            tracing::info!(%app, %revision, "no longer halted");
+        }
     }
 
     /// Whether a rollout must open no further wave: so must all before the first answer of a coordinator.

@@ -31,6 +31,9 @@ const APPS_PER_MACHINE_MAX: usize = 1_000;
 /// The most rows that go to the coordinator in one batch.
 const BATCH_ROWS_MAX: usize = 5_000;
 
+/// The most waves that go with one batch.
+const BATCH_WAVES_MAX: usize = 500;
+
 /// How often the coordinator is told that a machine is still there.
 const SEEN_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -260,7 +263,11 @@ impl Machines {
         let _turn = self.keeping.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let Some(open) = self.lock().rollouts.unkept() else { return };
         match Rollouts::write(&self.path, &open) {
-            Ok(()) => self.lock().rollouts.kept(&open),
+            Ok(()) => {
+                self.lock().rollouts.kept(&open, Instant::now());
+                // The coordinator is told of it.
+                self.changed.notify_one();
+            }
             Err(error) => {
                 let path = self.path.display();
                 tracing::error!(%path, %error, "a wave stays closed: cannot keep that it is open");
@@ -271,7 +278,8 @@ impl Machines {
     /// The next batch for the coordinator; none when it knows everything.
     pub(crate) fn batch(&self, now: Instant) -> Option<RegionReports> {
         let state = self.lock();
-        let mut batch = RegionReports::default();
+        let waves = state.rollouts.untold(BATCH_WAVES_MAX, now);
+        let mut batch = RegionReports { waves, ..RegionReports::default() };
         for name in &state.dirty {
             let Some(entry) = state.machines.get(name) else { continue };
             if batch.reports.len() + batch.machines.len() >= BATCH_ROWS_MAX {
@@ -293,12 +301,13 @@ impl Machines {
                 batch.reports.push(MachineStateSeen { machine: name.clone(), report });
             }
         }
-        (!batch.machines.is_empty()).then_some(batch)
+        (!batch.machines.is_empty() || !batch.waves.is_empty()).then_some(batch)
     }
 
     /// The coordinator keeps a batch.
     pub(crate) fn told(&self, batch: &RegionReports, now: Instant) {
         let mut state = self.lock();
+        state.rollouts.told(&batch.waves);
         for told in &batch.reports {
             let kept = state
                 .machines
@@ -383,8 +392,12 @@ impl State {
     }
 }
 
-/// The two halves of a batch, by machines; none when it is of one.
+/// The two parts of a batch: its waves and its machines, or the halves of these; none when it is of one.
 pub(crate) fn halves(batch: &RegionReports) -> Option<(RegionReports, RegionReports)> {
+    if !batch.waves.is_empty() && !batch.machines.is_empty() {
+        let waves = RegionReports { waves: batch.waves.clone(), ..RegionReports::default() };
+        return Some((waves, RegionReports { waves: Vec::new(), ..batch.clone() }));
+    }
     let (first, second) = batch.machines.split_at(batch.machines.len() / 2);
     if first.is_empty() {
         return None;
@@ -392,12 +405,14 @@ pub(crate) fn halves(batch: &RegionReports) -> Option<(RegionReports, RegionRepo
     let names: BTreeSet<&MachineName> = first.iter().map(|seen| &seen.name).collect();
     let (of_first, of_second) =
         batch.reports.iter().cloned().partition(|report| names.contains(&report.machine));
-    let half =
-        |machines: &[MachineSeen], reports| RegionReports { machines: machines.to_vec(), reports };
+    let half = |machines: &[MachineSeen], reports| {
+        let machines = machines.to_vec();
+        RegionReports { machines, reports, waves: Vec::new() }
+    };
     Some((half(first, of_first), half(second, of_second)))
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

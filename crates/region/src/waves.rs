@@ -7,8 +7,11 @@ use std::{
     time::Instant,
 };
 
+use shoal_client::types::WaveOpened;
 use shoal_proto::{AppName, Revision, codec, goal::Goal, region::OpenWave};
 use shoal_rollout::{ALL_PERMILLE, Waves};
+
+use crate::machines::millis;
 
 /// The longest file of open waves, in bytes: room for 50,000 apps.
 const FILE_MAX_BYTES: usize = 16 << 20;
@@ -19,6 +22,12 @@ pub(crate) struct Rollout {
     pub(crate) waves: Waves,
     /// How much of what is open is on the disk, in thousandths: what machines may be told.
     kept_permille: u16,
+    /// How much of it a coordinator was told.
+    told_permille: u16,
+    /// When the last of it opened; none when that was before this process's start.
+    opened: Option<Instant>,
+    /// Whether it goes in waves: there is nothing to tell of one that is all open from its beginning.
+    has_waves: bool,
     pub(crate) since: Instant,
     pub(crate) looked: Option<Instant>,
 }
@@ -27,7 +36,16 @@ impl Rollout {
     fn new(revision: Revision, open_permille: u16, now: Instant) -> Self {
         let waves = Waves::new(open_permille);
         let kept_permille = waves.open_permille();
-        Self { revision, waves, kept_permille, since: now, looked: None }
+        Self {
+            revision,
+            waves,
+            kept_permille,
+            told_permille: 0,
+            opened: None,
+            has_waves: false,
+            since: now,
+            looked: None,
+        }
     }
 
     /// Whether there is a wave left to open.
@@ -84,6 +102,9 @@ impl Rollouts {
         if rollout.revision < goal.revision {
             *rollout = Rollout::new(goal.revision, 0, now);
         }
+        if rollout.revision == goal.revision {
+            rollout.has_waves = !goal.plan.rollback && !goal.plan.waves_permille.is_empty();
+        }
         (rollout.revision == goal.revision).then_some(rollout)
     }
 
@@ -100,12 +121,39 @@ impl Rollouts {
     }
 
     /// `open` is on the disk.
-    pub(crate) fn kept(&mut self, open: &[OpenWave]) {
+    pub(crate) fn kept(&mut self, open: &[OpenWave], now: Instant) {
         for wave in open {
             if let Some(rollout) = self.0.get_mut(&wave.app)
                 && rollout.revision == wave.revision
+                && rollout.kept_permille < wave.open_permille
             {
-                rollout.kept_permille = rollout.kept_permille.max(wave.open_permille);
+                rollout.kept_permille = wave.open_permille;
+                rollout.opened = Some(now);
+            }
+        }
+    }
+
+    /// The waves that no coordinator was told of, at most so many.
+    pub(crate) fn untold(&self, limit: usize, now: Instant) -> Vec<WaveOpened> {
+        let untold = self.0.iter().filter(|(_, rollout)| {
+            rollout.has_waves && rollout.kept_permille > rollout.told_permille
+        });
+        let wave = |(app, rollout): (&AppName, &Rollout)| WaveOpened {
+            app: app.clone(),
+            revision: rollout.revision,
+            open_permille: rollout.kept_permille,
+            age_ms: rollout.opened.map_or(0, |at| millis(now.saturating_duration_since(at))),
+        };
+        untold.take(limit).map(wave).collect()
+    }
+
+    /// A coordinator was told of `waves`.
+    pub(crate) fn told(&mut self, waves: &[WaveOpened]) {
+        for wave in waves {
+            if let Some(rollout) = self.0.get_mut(&wave.app)
+                && rollout.revision == wave.revision
+            {
+                rollout.told_permille = rollout.told_permille.max(wave.open_permille);
             }
         }
     }

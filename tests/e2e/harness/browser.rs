@@ -14,6 +14,37 @@ use super::wait_for;
 /// The name under which WebDriver gives an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
+/// Finds texts with less contrast to their ground than WCAG 2.2 asks for (4.5, by the formula of its definition of relative
+/// luminance), and says how light the page's ground is, from 0 to 1.
+const CONTRASTS: &str = r#"
+    const parse = (text) => text.match(/[\d.]+/g).map(Number);
+    const linear = (c) => { c /= 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
+    const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+    const ground = (element) => {
+        for (let e = element; e; e = e.parentElement) {
+            const colour = parse(getComputedStyle(e).backgroundColor);
+            if (colour.length < 4 || colour[3] === 1) return colour;
+        }
+        return [255, 255, 255];
+    };
+    const faint = [];
+    let texts = 0;
+    for (const element of document.body.querySelectorAll("*")) {
+        const own = [...element.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+        if (!own || !element.checkVisibility()) continue;
+        texts += 1;
+        const [one, two] = [light(parse(getComputedStyle(element).color)), light(ground(element))];
+        const ratio = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
+        if (ratio < 4.5) faint.push(`${element.tagName}.${element.className} ${element.textContent.slice(0, 40)} ${ratio.toFixed(2)}`);
+    }
+    for (const input of document.querySelectorAll("input[placeholder]")) {
+        const [one, two] = [light(parse(getComputedStyle(input, "::placeholder").color)), light(ground(input))];
+        const ratio = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
+        if (ratio < 4.5) faint.push(`placeholder ${input.placeholder} ${ratio.toFixed(2)}`);
+    }
+    return { faint, texts, ground: light(ground(document.body)) };
+"#;
+
 /// A browser with a window. It and all that it started end with it, however the test ends: they are in a process
 /// namespace of their own, whose first process the kernel ends with the test.
 pub struct Browser {
@@ -123,6 +154,30 @@ impl Browser {
         .await;
     }
 
+    /// Presses the mouse's button down on what a selector finds.
+    pub async fn hold(&self, css: &str) {
+        let element = self.element(css).await.unwrap();
+        let origin = json!({ ELEMENT: element.trim_start_matches("/element/") });
+        let there = json!({ "type": "pointerMove", "origin": origin, "x": 0, "y": 0 });
+        self.mouse(&[there, json!({ "type": "pointerDown", "button": 0 })]).await;
+    }
+
+    /// Lets the mouse's button go where it is.
+    pub async fn let_go(&self) {
+        self.mouse(&[json!({ "type": "pointerUp", "button": 0 })]).await;
+    }
+
+    async fn mouse(&self, actions: &[Value]) {
+        let mouse = json!({ "type": "pointer", "id": "mouse", "actions": actions });
+        self.call("/actions", json!({ "actions": [mouse] })).await.unwrap();
+    }
+
+    /// How often the page has asked for something since it was loaded.
+    pub async fn fetches(&self) -> u64 {
+        let script = "return performance.getEntriesByType('resource').filter((e) => e.initiatorType === 'fetch').length";
+        self.run(script, &[]).await.as_u64().unwrap()
+    }
+
     pub async fn fill(&self, css: &str, text: &str) {
         let element = self.element(css).await.unwrap();
         self.call(&format!("{element}/clear"), json!({})).await.unwrap();
@@ -162,9 +217,35 @@ impl Browser {
         lines.map(|line| line["message"].as_str().unwrap_or_default().to_string()).collect()
     }
 
-    /// Keeps a picture of the window where `SHOAL_TEST_PICTURES` names a directory; for those who want to look.
+    /// Has the system prefer `light` or `dark` colours, as the page can ask.
+    async fn prefer(&self, scheme: &str) {
+        let feature = json!({ "name": "prefers-color-scheme", "value": scheme });
+        let params = json!({ "features": [feature] });
+        let command = json!({ "cmd": "Emulation.setEmulatedMedia", "params": params });
+        self.call("/goog/cdp/execute", command).await.unwrap();
+    }
+
+    /// Checks that all text of the window can be read in both sets of colours, and keeps pictures of it where
+    /// `SHOAL_TEST_PICTURES` names a directory, for those who want to look.
     pub async fn picture(&self, name: &str) {
-        let Some(dir) = std::env::var_os("SHOAL_TEST_PICTURES") else { return };
+        let mut grounds = vec![];
+        for scheme in ["light", "dark"] {
+            self.prefer(scheme).await;
+            let seen = self.run(CONTRASTS, &[]).await;
+            let faint = seen["faint"].as_array().unwrap();
+            assert!(faint.is_empty(), "{name}, {scheme}: {faint:?}");
+            assert!(seen["texts"].as_u64().unwrap() > 2, "{name}: nothing was looked at");
+            grounds.push(seen["ground"].as_f64().unwrap());
+            if let Some(dir) = std::env::var_os("SHOAL_TEST_PICTURES") {
+                self.pictures(&Path::new(&dir).join(format!("{name}-{scheme}"))).await;
+            }
+        }
+        assert!(grounds[0] > 0.8 && grounds[1] < 0.1, "{name}: light and dark are {grounds:?}");
+        self.prefer("light").await;
+    }
+
+    /// One of a wide and one of a narrow window, with all that there is to scroll to.
+    async fn pictures(&self, path: &Path) {
         let script = "return document.documentElement.scrollHeight";
         for width in [1280, 400] {
             self.size(width, 800).await;
@@ -172,7 +253,7 @@ impl Browser {
             self.size(width, height + 150).await;
             let picture = self.ask("/screenshot").await.unwrap();
             let bytes = decode(picture.as_str().unwrap());
-            fs::write(Path::new(&dir).join(format!("{name}-{width}.png")), bytes).unwrap();
+            fs::write(format!("{}-{width}.png", path.display()), bytes).unwrap();
         }
         self.size(1280, 800).await;
     }

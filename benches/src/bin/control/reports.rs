@@ -91,6 +91,7 @@ fn batch(machines: &[MachineName], rollout: &Rollout, at: usize) -> RegionReport
     RegionReports {
         machines: machines.iter().map(seen).collect(),
         reports: machines.iter().map(state).collect(),
+        waves: Vec::new(),
     }
 }
 

@@ -42,6 +42,7 @@ impl EventQuery {
 
 /// What comes on a stream of events.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // One at a time, and nearly all are events.
 pub enum Streamed {
     /// Something happened.
     Event(Event),

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shoal_proto::{
-    AppName, CommitSha, Revision,
+    AppName, CommitSha, RegionName, Revision,
     state::{JobStatus, Priority, ReplicationStatus, RolloutStatus},
 };
 
@@ -46,6 +46,12 @@ pub struct Event {
     /// The worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
+    /// Where a wave opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<RegionName>,
+    /// How far it is open there: machines of a rank below this, of 1000, may activate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_permille: Option<u16>,
 }
 
 /// The body of a message to a webhook.

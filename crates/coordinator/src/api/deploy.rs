@@ -125,6 +125,39 @@ pub(super) async fn rollout(
     with_progress(&shared, rollout).await.map(axum::Json)
 }
 
+async fn set_paused(
+    shared: &Shared,
+    id: i64,
+    pause: bool,
+    (by, actor): (&Principal, &Actor),
+) -> Reply<types::Rollout> {
+    by.may(&shared.queue.rollout(id).await?.app)?;
+    let (rollout, changed) = shared.queue.pause_rollout(id, pause, actor, now_ms()).await?;
+    if changed {
+        shared.ring(Bell::Goals);
+        shared.ring(Bell::Rollouts);
+        shared.ring(Bell::Events);
+        tracing::info!(rollout = id, by = actor.name, status = %rollout.status, "rollout paused or resumed");
+    }
+    with_progress(shared, rollout).await.map(axum::Json)
+}
+
+pub(super) async fn pause(
+    shared: App,
+    Who(by, actor): Who,
+    Place(id): Place<i64>,
+) -> Reply<types::Rollout> {
+    set_paused(&shared, id, true, (&by, &actor)).await
+}
+
+pub(super) async fn resume(
+    shared: App,
+    Who(by, actor): Who,
+    Place(id): Place<i64>,
+) -> Reply<types::Rollout> {
+    set_paused(&shared, id, false, (&by, &actor)).await
+}
+
 pub(super) async fn cancel(
     shared: App,
     Who(by, actor): Who,

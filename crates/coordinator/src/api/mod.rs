@@ -191,6 +191,18 @@ fn routes() -> Routes {
         .post("/v1/rollbacks", DEPLOYER, "Set an app's goal back.", deploy::rollback)
         .get("/v1/status", VIEWER, "Each app's present rollout, by app.", deploy::status)
         .get("/v1/rollouts/{rollout}", VIEWER, "One rollout.", deploy::rollout)
+        .post(
+            "/v1/rollouts/{rollout}/pause",
+            DEPLOYER,
+            "Pause a rollout: no further wave opens.",
+            deploy::pause,
+        )
+        .post(
+            "/v1/rollouts/{rollout}/resume",
+            DEPLOYER,
+            "Let a paused rollout go on.",
+            deploy::resume,
+        )
         .post("/v1/rollouts/{rollout}/cancel", DEPLOYER, "Cancel a rollout.", deploy::cancel)
         .get("/v1/machines", VIEWER, "Machines and what they run, by name.", fleet::machines)
         .get("/v1/regions", FLEET_VIEWER, "Regions, by name.", fleet::regions)

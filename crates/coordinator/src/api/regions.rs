@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use shoal_client::types;
 use shoal_pki::Member;
 use shoal_proto::{RegionName, goal::check_label};
-use shoal_queue::{Bell, MachineSeen, StateSeen};
+use shoal_queue::{Bell, MachineSeen, StateSeen, WaveSeen};
 
 use super::{App, Args, Batch, Peer, Reply, done};
 use crate::{
@@ -16,6 +16,9 @@ use crate::{
 
 /// The longest text of a machine that is kept, such as its version or address, in bytes.
 const TEXT_MAX_BYTES: usize = 255;
+
+/// The most waves of a batch.
+const WAVES_MAX: usize = 1_000;
 
 /// The most labels of a machine.
 const LABELS_MAX: usize = 64;
@@ -78,6 +81,23 @@ fn check_machine(machine: &types::MachineSeen) -> Result<(), String> {
         .try_for_each(|(key, value)| check_label(key).and_then(|()| check_label(value)))
 }
 
+/// Reads which waves a region process has opened.
+fn waves(opened: Vec<types::WaveOpened>, now_ms: i64) -> Result<Vec<WaveSeen>, String> {
+    if opened.len() > WAVES_MAX {
+        return Err(format!("a batch tells of {WAVES_MAX} waves at most"));
+    }
+    let seen = |wave: types::WaveOpened| match wave.open_permille {
+        1..=1_000 => Ok(WaveSeen {
+            app: wave.app,
+            revision: wave.revision,
+            open_permille: wave.open_permille,
+            opened_at_ms: before(now_ms, wave.age_ms),
+        }),
+        _ => Err(format!("open_permille of {} is not 1 to 1000", wave.app)),
+    };
+    opened.into_iter().map(seen).collect()
+}
+
 pub(super) async fn reports(
     shared: App,
     Peer(member): Peer,
@@ -85,6 +105,7 @@ pub(super) async fn reports(
 ) -> Reply<types::Done> {
     let region = region_of(&shared, &member).await?;
     let now = now_ms();
+    let waves = waves(batch.waves, now).map_err(ApiError::invalid)?;
     let mut machines = Vec::with_capacity(batch.machines.len());
     let trust = shared.membership.trust();
     let revoked =
@@ -110,6 +131,10 @@ pub(super) async fn reports(
         report: seen.report,
     });
     let states: Vec<_> = states.collect();
+    // Before the reports: of machines that these waves let activate.
+    if shared.queue.keep_waves(&region, &member.machine, &waves).await? > 0 {
+        shared.ring(Bell::Events);
+    }
     let kept = shared.queue.keep_reports(&region, &machines, &states).await?;
     let count = |result, count| {
         shared.metrics.reports.with_label_values(&[region.as_str(), result]).inc_by(count);

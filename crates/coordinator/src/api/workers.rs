@@ -137,6 +137,10 @@ pub(super) async fn log(
     let lease = Lease { attempt: args.attempt, token: args.lease };
     shared.queue.check_lease(job, &lease).await?;
     let logs = shared.logs.clone();
+    // Written down before the first of it is here: others say where to look.
+    if !logs.has(job, args.attempt) {
+        shared.queue.note_log(job, args.attempt, shared.machine().as_str()).await?;
+    }
     let append = move || logs.append(job, args.attempt, args.offset, &content);
     let written = tokio::task::spawn_blocking(append).await;
     let written = written.map_err(|error| ApiError::internal(error.to_string()))?;

@@ -1,5 +1,7 @@
 //! Builds: the newest ones, and one with its attempts and its log.
 
+use std::collections::BTreeSet;
+
 use axum::{
     body::Body,
     extract::{Query, State},
@@ -102,6 +104,7 @@ async fn shown(visit: &Visit, id: i64, offset: u64, failed: Option<&Refusal>) ->
         (wrong(failed.map(|refusal| refusal.message.as_str())))
         (live(!has_ended, Some(&job.app), &state))
         h2 { "Log" }
+        (elsewhere(visit, &job, offset == 0 && log.is_empty()))
         @if offset > 0 { p { a href=(format!("/jobs/{id}")) { "From its beginning" } } }
         pre #log tabindex="0" aria-label="The build's log" data-log=(format!("/jobs/{id}/log")) data-offset=(next) {
             (String::from_utf8_lossy(shown))
@@ -125,6 +128,27 @@ fn summary(job: &Job) -> Markup {
             @if let Some(artifact) = &job.artifact { dt { "Artifact" } dd { code { (artifact) } } }
         }
         @if let Some(reason) = &job.reason { p .reason { (reason) } }
+    }
+}
+
+/// Which other coordinators have some of the log: each keeps what workers sent to it.
+fn elsewhere(visit: &Visit, job: &Job, is_empty: bool) -> Markup {
+    let here = visit.desk.shared.machine();
+    let others: BTreeSet<&str> = job
+        .attempts
+        .iter()
+        .flat_map(|attempt| &attempt.log_at)
+        .map(String::as_str)
+        .filter(|name| *name != here.as_str())
+        .collect();
+    let names = others.into_iter().collect::<Vec<_>>().join(", ");
+    html! {
+        @if !names.is_empty() {
+            p #elsewhere .reason {
+                @if is_empty { "It lies with another coordinator, " } @else { "Some of it lies with another coordinator, " }
+                b { (names) } ", through which the worker spoke: look at this build there. This is " (here) "."
+            }
+        }
     }
 }
 

@@ -8,7 +8,10 @@ use axum::{
 use maud::{Markup, html};
 use serde_json::json;
 use shoal_client::types::{Machine, Page as Items, RollbackRequest, Rollout};
-use shoal_proto::{AppName, state::MachineState};
+use shoal_proto::{
+    AppName,
+    state::{MachineState, RolloutStatus},
+};
 
 use super::{
     Page, Place, Pressed, ROWS, Shown, Visit,
@@ -81,6 +84,12 @@ pub(super) fn buttons(visit: &Visit, rollout: &Rollout) -> Markup {
             @if visit.may(&Method::POST, "/v1/rollbacks", app) {
                 (button(visit, &action, "rollback", "Roll back", &format!("Roll {} back to what it ran before", rollout.app), &[]))
             }
+            @if rollout.status == RolloutStatus::Running && visit.may(&Method::POST, "/v1/rollouts/{rollout}/pause", app) {
+                (button(visit, &action, "pause", "Pause", &format!("Pause rollout {}", rollout.id), &[]))
+            }
+            @if rollout.status == RolloutStatus::Paused && visit.may(&Method::POST, "/v1/rollouts/{rollout}/resume", app) {
+                (button(visit, &action, "resume", "Go on", &format!("Let rollout {} go on", rollout.id), &[]))
+            }
             @if !rollout.status.is_terminal() && visit.may(&Method::POST, "/v1/rollouts/{rollout}/cancel", app) {
                 (button(visit, &action, "cancel", "Cancel", &format!("Cancel rollout {}", rollout.id), &[]))
             }
@@ -101,6 +110,9 @@ pub(super) fn regions(rollout: &Rollout) -> Markup {
                     td data-is="States" {
                         (bar(&shares, region.machines, &format!("machines of {name} by state")))
                         @for (is, count) in &region.states { (state(is.as_str())) " " (count) " " }
+                        @if let Some(open) = region.open_permille {
+                            span .reason { (f64::from(open) / 10.0) " % of the ranks may activate" }
+                        }
                     }
                     td data-is="Pieces" { @if region.pieces_total > 0 { (region.pieces * 100 / region.pieces_total) " %" } @else { "–" } }
                     td data-is="Bucket" { (format!("{:.2} copies", region.origin_copies)) }
@@ -161,6 +173,9 @@ async fn done(id: i64, pressed: &Pressed) -> Result<String, Refusal> {
             let of: Rollout = api.get(&format!("/v1/rollouts/{id}")).await?;
             let request = RollbackRequest { app: of.app, artifact: None };
             api.post("/v1/rollbacks", &key, &request).await?
+        }
+        verb @ ("pause" | "resume") => {
+            api.post(&format!("/v1/rollouts/{id}/{verb}"), &key, &json!({})).await?
         }
         "cancel" => api.post(&format!("/v1/rollouts/{id}/cancel"), &key, &json!({})).await?,
         other => {

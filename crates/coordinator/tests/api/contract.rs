@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use shoal_client::types::{AuditQuery, AuditRow, HaltRequest, Page};
+use shoal_client::types::Page;
 use shoal_pki::Role;
 use shoal_test_postgres::Database;
 
@@ -201,50 +201,4 @@ async fn lists_come_in_pages() {
     for wrong in ["workers?limit=0", "regions?limit=1001", "tokens?cursor=x", "apps?limit=-1"] {
         assert_eq!(get(wrong).await.status(), 400, "{wrong}");
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_change_of_a_person_is_in_the_audit_log() {
-    let cluster = Cluster::start_with("loss_window_s = 60").await;
-    let operator = cluster.operator();
-    operator.set_app(&app("web", "")).await.unwrap();
-    let job = build(&operator, "web").await;
-    operator.cancel_job(job.id).await.unwrap();
-    let artifact = publish(&operator, "web", &cut(1, 2)).await;
-    deployable(&operator, &artifact.name).await;
-    let rollout = deploy(&operator, "web", &artifact.name).await.unwrap();
-    operator.cancel_rollout(rollout.id).await.unwrap();
-    let eu = "eu".parse().unwrap();
-    operator.drain_region(&eu, &HaltRequest::default()).await.unwrap();
-    operator.undrain_region(&eu).await.unwrap();
-    operator.pause_queue(&Default::default()).await.unwrap();
-    operator.resume_queue().await.unwrap();
-    claim(&cluster.worker("w1"), 0).await;
-    let w1 = "w1".parse().unwrap();
-    operator.drain_worker(&w1, &Default::default()).await.unwrap();
-    operator.undrain_worker(&w1).await.unwrap();
-    let rows = operator.audit(&AuditQuery::default(), 1_000).await.unwrap();
-    let what: Vec<_> = rows.iter().rev().map(|row| row.what.as_str()).collect();
-    assert_eq!(
-        what,
-        [
-            "app.set",
-            "job.submit",
-            "job.cancel",
-            "artifact.publish",
-            "app.deploy",
-            "rollout.end",
-            "region.drain",
-            "region.undrain",
-            "queue.pause",
-            "queue.resume",
-            "worker.drain",
-            "worker.undrain"
-        ]
-    );
-    let by = |row: &AuditRow| (row.who.clone(), row.origin.clone());
-    assert!(rows.iter().all(|row| by(row) == ("alice".into(), "127.0.0.1".into())), "{rows:?}");
-    let query = AuditQuery { app: Some("web".parse().unwrap()), ..AuditQuery::default() };
-    assert_eq!(operator.audit(&query, 1_000).await.unwrap().len(), 6);
-    assert_eq!(operator.audit(&query, 2).await.unwrap().len(), 2);
 }

@@ -39,7 +39,8 @@ async fn up_to(
     let mut stream = operator.follow_events(query, after).await.unwrap();
     let (mut events, mut notices) = (vec![], vec![]);
     loop {
-        match stream.next().await.unwrap().expect("it goes on") {
+        let next = tokio::time::timeout(PATIENCE, stream.next()).await.expect("something comes");
+        match next.unwrap().expect("it goes on") {
             Streamed::Event(event) => events.push(event),
             Streamed::Notice(name, _) => notices.push(name),
         }
@@ -272,6 +273,21 @@ async fn webhooks_do_not_hold_each_other_up_and_are_given_up_in_the_end() {
     assert_eq!(operator.test_webhook(gone.id).await.unwrap().answer, Some(302));
     operator.remove_webhook(ill.id).await.unwrap();
     assert_eq!(refusal(operator.test_webhook(ill.id).await).0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_was_allowed_once_may_be_no_longer() {
+    let mut cluster = Cluster::start_with("webhooks = { allow_http = true }").await;
+    // No such host is ever there.
+    let webhook = hook(&cluster.operator(), "http://hook.invalid/".into(), &[]).await;
+    cluster.stop().await;
+    let config = std::fs::read_to_string(cluster.path("config.toml")).unwrap();
+    let strict = config.replace("allow_http = true", "allow_http = false");
+    std::fs::write(cluster.path("config.toml"), strict).unwrap();
+    cluster.run().await;
+    let told = cluster.operator().test_webhook(webhook.id).await.unwrap();
+    let reason = told.reason.unwrap_or_default();
+    assert!(reason.contains("is plain http"), "{reason}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

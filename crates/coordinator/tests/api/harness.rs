@@ -420,7 +420,7 @@ pub(crate) async fn report(
     machines: Vec<MachineSeen>,
     reports: Vec<MachineStateSeen>,
 ) {
-    region.report(&RegionReports { machines, reports }).await.unwrap();
+    region.report(&RegionReports { machines, reports, waves: Vec::new() }).await.unwrap();
 }
 
 /// The fixed word and the text of a refusal.

@@ -3,6 +3,7 @@
 
 mod access;
 mod artifacts;
+mod audit;
 mod contract;
 mod copies;
 mod events;

@@ -240,6 +240,13 @@ async fn buttons_do_once_what_their_role_may_and_forged_ones_nothing() {
         assert_eq!(place(&first), place(&second));
     }
     let page = browser.page("/rollouts/2").await;
+    let other = browser.press("/rollouts/2", &page, &[("do", "pause")]).await;
+    assert_eq!(place(&other), "/rollouts/2");
+    assert_eq!(operator.rollout(2).await.unwrap().status.as_str(), "PAUSED");
+    let page = browser.page("/rollouts/2").await;
+    assert!(page.contains("Go on") && !page.contains(">Pause<"), "{page}");
+    browser.press("/rollouts/2", &page, &[("do", "resume")]).await;
+    assert_eq!(operator.rollout(2).await.unwrap().status.as_str(), "RUNNING");
     let back = browser.press("/rollouts/2", &page, &[("do", "rollback")]).await;
     assert_eq!(place(&back), "/rollouts/3");
     let rollout = operator.rollout(3).await.unwrap();
@@ -248,8 +255,11 @@ async fn buttons_do_once_what_their_role_may_and_forged_ones_nothing() {
     // A form of another site, or with another session's word, does nothing.
     let page = browser.page("/apps/web").await;
     let form = [("do", "deploy"), ("artifact", two.name.as_str())];
-    let forged = Browser { site: "cross-site", ..Browser::with(&cluster, &token).await };
-    assert_eq!(forged.press("/apps/web", &page, &form).await.status(), 403);
+    // With the session's own cookie and word, too: what the browser says of the form's origin decides alone.
+    let cookie = browser.cookie.clone();
+    let forged = Browser { site: "cross-site", cookie, ..Browser::of(&cluster) };
+    let (status, text) = read(forged.press("/apps/web", &page, &form).await).await;
+    assert!(status == 403 && text.contains("none of your session"), "{text}");
     let other = Browser::with(&cluster, &token).await;
     let (status, text) = read(other.press("/apps/web", &page, &form).await).await;
     assert!(status == 403 && text.contains("none of your session"), "{text}");
@@ -270,6 +280,7 @@ async fn buttons_do_once_what_their_role_may_and_forged_ones_nothing() {
         ("/apps/web", &form[..]),
         ("/apps/web", &[("do", "build"), ("commit", SHA)]),
         ("/rollouts/3", &[("do", "rollback")]),
+        ("/rollouts/3", &[("do", "pause")]),
         ("/rollouts/3", &[("do", "cancel")]),
         ("/jobs/1", &[("do", "cancel")]),
     ] {

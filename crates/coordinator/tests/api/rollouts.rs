@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use shoal_client::{
-    Client,
-    types::{App, GoalsQuery, GoalsReply, HaltRequest, RollbackRequest, Rollout},
+    Client, EventQuery, Streamed,
+    types::{
+        App, GoalsQuery, GoalsReply, HaltRequest, RegionReports, RollbackRequest, Rollout,
+        WaveOpened,
+    },
 };
 use shoal_proto::{
     RegionName,
@@ -216,6 +219,73 @@ async fn a_rollout_is_cancelled_once() {
     ended(&operator, next.id).await;
     let late = refusal(operator.cancel_rollout(next.id).await);
     assert!(late.2.contains("SUCCEEDED"), "{late:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_rollout_opens_nothing_and_waits() {
+    let plan = RolloutPlan { deadline_s: 1, ..RolloutPlan::default() };
+    let (cluster, names) = ready(ONLY_BELLS, plan, 2, 1).await;
+    let (operator, region) = (cluster.operator(), cluster.region("eu"));
+    let rollout = deploy(&operator, "web", &names[0]).await.unwrap();
+    let paused = operator.pause_rollout(rollout.id, true).await.unwrap();
+    let began = std::time::Instant::now();
+    assert_eq!(paused.status, RolloutStatus::Paused);
+    assert_eq!(paused.reason.as_deref(), Some("paused by alice"));
+    assert_eq!(operator.pause_rollout(rollout.id, true).await.unwrap().status, paused.status);
+    let told = goals(&region, 0).await;
+    assert_eq!(told.halted, [("web".parse().unwrap(), rollout.revision)]);
+    // Whoever waits for goals hears that it goes on.
+    let (cursor, waiting) = (told.cursor, cluster.region("us"));
+    let resumed = tokio::spawn(async move { woken(goals(&waiting, cursor)).await });
+    // Its deadline would be over: while it is paused it does not come.
+    let active = state("m0", "web", rollout.revision, MachineState::Active);
+    report(&region, vec![], vec![active]).await;
+    while began.elapsed() < Duration::from_secs(2) {
+        assert_eq!(operator.rollout(rollout.id).await.unwrap().status, RolloutStatus::Paused);
+        report(&region, vec![machine("m0", "web")], vec![]).await;
+    }
+    let on = operator.pause_rollout(rollout.id, false).await.unwrap();
+    assert_eq!((on.status, on.reason), (RolloutStatus::Running, None));
+    assert!(resumed.await.unwrap().halted.is_empty());
+    // Then it does.
+    let end = ended(&operator, rollout.id).await;
+    assert_eq!(end.status, RolloutStatus::Failed, "{end:?}");
+    assert_eq!(end.regions[&eu()].states[&MachineState::Unreachable], 1);
+    let late = refusal(operator.pause_rollout(rollout.id, true).await);
+    assert!(late.0 == 409 && late.2.contains("it is FAILED"), "{late:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waves_that_region_processes_open_are_told() {
+    let (cluster, names) = ready(ONLY_BELLS, RolloutPlan::default(), 1, 1).await;
+    let (operator, region) = (cluster.operator(), cluster.region("eu"));
+    let rollout = deploy(&operator, "web", &names[0]).await.unwrap();
+    let wanted = EventQuery { app: None, types: vec!["deploy:wave".into()] };
+    let mut live = operator.follow_events(&wanted, None).await.unwrap();
+    let wave = |open_permille| WaveOpened {
+        app: "web".parse().unwrap(),
+        revision: rollout.revision,
+        open_permille,
+        age_ms: 5,
+    };
+    let tell = async |waves: Vec<WaveOpened>| {
+        region.report(&RegionReports { waves, ..RegionReports::default() }).await
+    };
+    tell(vec![wave(250)]).await.unwrap();
+    tell(vec![wave(250)]).await.unwrap();
+    let Some(Streamed::Event(event)) = woken(live.next()).await.unwrap() else { panic!("none") };
+    assert_eq!((event.kind.as_str(), event.rollout), ("deploy:wave", Some(rollout.id)));
+    assert_eq!((event.region, event.open_permille), (Some(eu()), Some(250)));
+    assert_eq!(event.reason.as_deref(), Some("opened by eu-p1"));
+    let seen = operator.rollout(rollout.id).await.unwrap();
+    assert_eq!(seen.regions[&eu()].open_permille, Some(250));
+    for wrong in [0, 1_001] {
+        let refused = refusal(tell(vec![wave(wrong)]).await);
+        assert!(refused.0 == 400 && refused.2.contains("1 to 1000"), "{refused:?}");
+    }
+    tell(vec![wave(1_000)]).await.unwrap();
+    let Some(Streamed::Event(next)) = woken(live.next()).await.unwrap() else { panic!("none") };
+    assert_eq!(next.open_permille, Some(1_000), "once each");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use shoal_client::{
     Client,
     types::{
-        ClaimRequest, FinishRotation, JoinRequest, JoinTokenRequest, RenewForRequest,
+        ClaimRequest, FinishRotation, JoinRequest, JoinTokenRequest, MachineSeen, RenewForRequest,
         RevokeRequest, Standing, TrustQuery,
     },
 };
 use shoal_pki::{Identity, NewKey, Role, Trust};
+use shoal_proto::NodeId;
 
 use crate::harness::*;
 
@@ -92,6 +93,29 @@ async fn a_revoked_callers_connections_end_at_once_and_nobody_elses() {
     assert!(again.contains("revoked already"), "{again}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_machine_is_no_longer_told_of() {
+    let cluster = Cluster::start().await;
+    let (operator, region) = (cluster.operator(), cluster.region("eu"));
+    let node = |byte| Some(NodeId([byte; 32]));
+    let both = || {
+        let one = MachineSeen { node: node(1), ..machine("m1", "web") };
+        vec![one, MachineSeen { node: node(2), ..machine("m2", "web") }]
+    };
+    report(&region, both(), vec![]).await;
+    let names = async || {
+        let machines = operator.machines(None, None).await.unwrap();
+        machines.iter().map(|machine| machine.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(names().await, ["m1", "m2"]);
+    let revoke = RevokeRequest { machine: "m1".parse().unwrap(), node: None };
+    assert_eq!(Some(operator.revoke(&revoke).await.unwrap().nodes[0]), node(1));
+    assert_eq!(names().await, ["m2"]);
+    // A region process that has not heard of it yet tells of it once more, and of the other one.
+    report(&region, both(), vec![]).await;
+    assert_eq!(names().await, ["m2"]);
+}
+
 async fn token(operator: &Client, uses: u32) -> (String, String) {
     let request = JoinTokenRequest {
         role: "agent".into(),
@@ -131,6 +155,10 @@ async fn a_machine_joins_with_a_token_and_the_key_that_it_names() {
     let trust = Trust::from_signed(&unhex(&joined.trust)).unwrap();
     assert_eq!(trust.verify_certificate(identity.certificate_der()).unwrap(), *identity.member());
     assert!(said(stranger.join(&ask(&other, &token, "m2")).await).contains("used up"));
+    let rows = operator.audit(&Default::default(), 1).await.unwrap();
+    let row = &rows[0];
+    assert_eq!((row.what.as_str(), row.who.as_str()), ("join_token.use", "m1"), "{row:?}");
+    assert!(row.detail.contains(&key.node().to_string()), "{row:?}");
     // Tokens give no role that could do everything, and no region that is not there.
     for (role, region) in
         [("operator", None), ("coordinator", None), ("agent", None), ("agent", Some("mars"))]
@@ -145,6 +173,23 @@ async fn a_machine_joins_with_a_token_and_the_key_that_it_names() {
             ttl_s: 60,
         };
         said(operator.make_join_token(&request).await);
+    }
+    // Nor do they count for ever, for anybody, or not at all.
+    let fine = JoinTokenRequest {
+        role: "worker".into(),
+        region: None,
+        zone: None,
+        labels: Default::default(),
+        uses: 1,
+        ttl_s: 60,
+    };
+    operator.make_join_token(&fine).await.unwrap();
+    for (uses, ttl_s, word) in
+        [(0, 60, "uses"), (u32::MAX, 60, "uses"), (1, 0, "ttl_s"), (1, u64::MAX >> 12, "ttl_s")]
+    {
+        let request = JoinTokenRequest { uses, ttl_s, ..fine.clone() };
+        let text = said(operator.make_join_token(&request).await);
+        assert!(text.starts_with(&format!("{word} = ")), "{text}");
     }
     // It renews by way of its region process, which may do so for its own region's agents alone.
     let certificate = hex(identity.certificate_der());

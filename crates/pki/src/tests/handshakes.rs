@@ -212,17 +212,25 @@ fn who_cannot_check_the_clusters_certificate_is_shown_another() {
     let server = |chain: &str, key: &str| {
         let mut config =
             server_config(&with(&region, &one.trust), &[], ClientAuth::Optional).unwrap();
-        crate::also_for_browsers(&mut config, chain, key).map(|()| config)
+        let shown = crate::BrowserCertificate::new(chain, key)?;
+        shown.show(&mut config);
+        Ok::<_, PkiError>((config, shown))
     };
-    let (client, _) =
-        shake(browser(&chain), server(&chain, &key).unwrap(), "page.example").unwrap();
+    let (config, shown) = server(&chain, &key).unwrap();
+    let (client, _) = shake(browser(&chain), config.clone(), "page.example").unwrap();
     assert_ne!(client.peer_certificates().unwrap()[0].as_ref(), region.certificate_der());
     // A member is shown what it knows.
     let agent = identity(&one.ca, "m1", Role::Agent);
     let member = client_config(&with(&agent, &one.trust), &[]).unwrap();
-    let (client, _) = shake(member, server(&chain, &key).unwrap(), &server_name(CLUSTER)).unwrap();
+    let (client, _) = shake(member, config.clone(), &server_name(CLUSTER)).unwrap();
     assert_eq!(client.peer_certificates().unwrap()[0].as_ref(), region.certificate_der());
-    let (_, other) = crate::self_signed(&["page.example".into()], 30).unwrap();
+    let (renewed, other) = crate::self_signed(&["page.example".into()], 30).unwrap();
+    // What is wrong changes nothing; what is right counts from the next handshake on.
+    assert!(matches!(shown.replace(&chain, &other), Err(PkiError::KeyMismatch)));
+    shake(browser(&chain), config.clone(), "page.example").unwrap();
+    shown.replace(&renewed, &other).unwrap();
+    shake(browser(&renewed), config.clone(), "page.example").unwrap();
+    assert!(shake(browser(&chain), config, "page.example").is_err());
     assert!(matches!(server(&chain, &other), Err(PkiError::KeyMismatch)));
     assert!(matches!(server("", &key), Err(PkiError::Pem(_))));
     assert!(matches!(server(&chain, "key"), Err(PkiError::Pem(_))));

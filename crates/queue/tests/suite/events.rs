@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use shoal_proto::state::{JobStatus, RolloutStatus};
+use shoal_proto::{
+    Revision,
+    state::{JobStatus, RolloutStatus},
+};
 use shoal_queue::{
     Actor, Attempted, AutoDeploy, Choice, DeliveryStatus, End, Event, EventFilter, EventKind,
     NewWebhook, Progress, Push, PushSource, Queue, QueueError, ReapLimit, Taken, Watch,
@@ -110,6 +113,91 @@ pub(crate) async fn each_change_is_an_event_in_the_order_of_its_commit(url: &str
         kinds(more),
         ["build:queued", "build:init", "build:completed", "replication:completed"]
     );
+}
+
+pub(crate) async fn waves_and_pauses_are_told_once(url: &str) {
+    let queue = ready(url, &["web/a", "web/b"]).await;
+    let rollout = deploy(&queue, "web", &named("web/a")).await.unwrap();
+    let before = events(&queue).await.len();
+    let (eu, by) = (EU.parse().unwrap(), actor());
+    let (one, two) = ("eu-p1".parse().unwrap(), "eu-p2".parse().unwrap());
+    let wave = |open_permille, opened_at_ms| shoal_queue::WaveSeen {
+        app: name("web"),
+        revision: rollout.revision,
+        open_permille,
+        opened_at_ms,
+    };
+    assert_eq!(queue.keep_waves(&eu, &one, &[wave(250, 51)]).await.unwrap(), 1);
+    // Told again after an answer that was lost, or by an older message: known.
+    assert_eq!(queue.keep_waves(&eu, &one, &[wave(250, 52), wave(100, 40)]).await.unwrap(), 0);
+    assert_eq!(queue.keep_waves(&eu, &two, &[wave(260, 53)]).await.unwrap(), 1);
+    assert_eq!(queue.keep_waves(&eu, &one, &[wave(1_000, 54)]).await.unwrap(), 1);
+    let other = Revision { number: rollout.revision.number + 1, ..rollout.revision };
+    let unknown = shoal_queue::WaveSeen { revision: other, ..wave(300, 55) };
+    assert_eq!(queue.keep_waves(&eu, &one, &[unknown]).await.unwrap(), 0);
+    let progress = queue.progress(&name("web"), rollout.revision).await.unwrap();
+    assert_eq!(progress[&eu].open_permille, Some(260), "the one that is least far");
+    assert_eq!(queue.progress_of_open().await.unwrap()[&rollout.id], progress);
+
+    let cursor = queue.goals_cursor().await.unwrap();
+    let (paused, did) = queue.pause_rollout(rollout.id, true, &by, 60).await.unwrap();
+    assert!(did && paused.status == RolloutStatus::Paused);
+    assert_eq!(paused.reason.as_deref(), Some("paused by alice"));
+    assert!(!queue.pause_rollout(rollout.id, true, &by, 61).await.unwrap().1);
+    let told = queue.goals_after(cursor).await.unwrap();
+    assert_eq!(told.halted, [(name("web"), rollout.revision)]);
+    assert!(told.cursor > cursor, "who waits hears of it");
+    // Time stands still: 50 to 60, and on from 7060.
+    assert_eq!(paused.elapsed_s(100_050), 0);
+    let (on, did) = queue.pause_rollout(rollout.id, false, &by, 7_060).await.unwrap();
+    assert!(did && (on.status, on.reason.as_deref()) == (RolloutStatus::Running, None));
+    assert!(!queue.pause_rollout(rollout.id, false, &by, 7_061).await.unwrap().1);
+    assert_eq!(queue.goals_after(cursor).await.unwrap().halted, []);
+    assert_eq!((on.elapsed_s(8_049), on.elapsed_s(8_050)), (0, 1));
+    queue.pause_rollout(rollout.id, true, &by, 9_000).await.unwrap();
+    let (twice, _) = queue.pause_rollout(rollout.id, false, &by, 10_000).await.unwrap();
+    assert_eq!(twice.elapsed_s(11_050), 3, "11 s less the two pauses of 7 s and 1 s");
+    // A paused one is ended, too, and then goes neither way.
+    queue.pause_rollout(rollout.id, true, &by, 11_000).await.unwrap();
+    deploy(&queue, "web", &named("web/b")).await.unwrap();
+    assert_eq!(queue.keep_waves(&eu, &two, &[wave(1_000, 70)]).await.unwrap(), 0, "it has ended");
+    for pause in [true, false] {
+        let refused = queue.pause_rollout(rollout.id, pause, &by, 12_000).await.unwrap_err();
+        assert!(refused.to_string().contains("it is SUPERSEDED"), "{refused}");
+    }
+    assert!(matches!(queue.pause_rollout(99, true, &by, 1).await, Err(QueueError::NotFound(_))));
+
+    let all = &events(&queue).await[before..];
+    let (wave, paused, resumed) = ("deploy:wave", "deploy:paused", "deploy:resumed");
+    assert_eq!(
+        kinds(all),
+        [
+            wave,
+            wave,
+            wave,
+            paused,
+            resumed,
+            paused,
+            resumed,
+            paused,
+            "deploy:completed",
+            "deploy:init"
+        ]
+    );
+    let first = &all[0];
+    assert_eq!(
+        (first.at_ms, first.rollout, first.open_permille),
+        (51, Some(rollout.id), Some(250))
+    );
+    assert_eq!((first.region.as_ref(), first.status.as_deref()), (Some(&eu), Some("RUNNING")));
+    assert_eq!(first.reason.as_deref(), Some("opened by eu-p1"));
+    assert_eq!(all[1].reason.as_deref(), Some("opened by eu-p2"));
+    assert_eq!((all[3].at_ms, all[3].status.as_deref()), (60, Some("PAUSED")));
+    assert_eq!((all[3].reason.as_deref(), all[3].region.as_ref()), (Some("paused by alice"), None));
+    assert_eq!((all[4].at_ms, all[4].status.as_deref()), (7_060, Some("RUNNING")));
+    let what: Vec<_> = queue.audit(20).await.unwrap().into_iter().map(|row| row.what).collect();
+    assert_eq!(what.iter().filter(|what| *what == "rollout.pause").count(), 3);
+    assert_eq!(what.iter().filter(|what| *what == "rollout.resume").count(), 2);
 }
 
 pub(crate) async fn an_undone_change_is_no_event(url: &str) {
@@ -384,11 +472,15 @@ pub(crate) async fn the_main_branch_is_deployed_forward_and_never_over_a_rollbac
     let old = push(&queue, "d0", 1).await;
     build(&queue, 1, 2).await;
     assert!(upcoming(&queue).await.is_empty(), "it is off by default");
-    assert!(follow(&queue, old).await.is_err());
+    let refused = follow(&queue, old).await.unwrap_err().to_string();
+    assert!(refused.contains("it is off"), "{refused}");
     queue.set_auto_deploy(&web, true, &actor(), 3).await.unwrap();
     let auto = queue.auto_deploy(&web).await.unwrap().unwrap();
     assert_eq!(auto, AutoDeploy { app: web.clone(), after_job: old, suspended: None });
     assert!(upcoming(&queue).await.is_empty(), "what was there is not deployed");
+    // Nor by a coordinator that looked before it was switched on: the goal's own transaction looks, too.
+    let refused = follow(&queue, old).await.unwrap_err().to_string();
+    assert!(refused.contains("was there when it was switched on"), "{refused}");
     // A build that no push asked for is not the main branch's.
     submit(&queue, "web", 4).await;
     build(&queue, 2, 5).await;

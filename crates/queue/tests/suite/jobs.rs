@@ -298,3 +298,17 @@ pub(crate) async fn jobs_of_unknown_apps_are_refused(url: &str) {
     app(&queue, "web").await;
     assert_eq!(submit(&queue, "web", 2).await.id, 1, "the refused one took no number");
 }
+
+pub(crate) async fn where_a_log_is_is_written_down_once(url: &str) {
+    let queue = Queue::open(url).await.unwrap();
+    app(&queue, "web").await;
+    let job = submit(&queue, "web", 1).await;
+    claim(&queue, 2).await.unwrap();
+    let at = async || queue.attempts(job.id).await.unwrap()[0].log_at.clone();
+    assert!(at().await.is_empty());
+    for coordinator in ["c1", "c12", "c1", "c2", "c12"] {
+        queue.note_log(job.id, 1, coordinator).await.unwrap();
+    }
+    queue.note_log(job.id, 2, "c3").await.unwrap();
+    assert_eq!(at().await, ["c1", "c12", "c2"]);
+}

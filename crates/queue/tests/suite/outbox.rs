@@ -81,6 +81,8 @@ pub(crate) async fn the_highest_epoch_is_the_databases_or_a_machines(url: &str) 
     assert_eq!(queue.highest_epoch().await.unwrap(), 1);
     queue.raise_epoch(3, &actor(), 10).await.unwrap();
     assert_eq!(queue.highest_epoch().await.unwrap(), 3);
+    let rows = queue.audit(1).await.unwrap();
+    assert_eq!((rows[0].what.as_str(), rows[0].detail.as_str()), ("epoch.raise", "3"));
     let higher = Revision { epoch: 5, number: 1 };
     report(&queue, EU, &[state("m1", higher, 1, MachineState::Active)]).await;
     assert_eq!(queue.highest_epoch().await.unwrap(), 5);

@@ -148,6 +148,58 @@ fn a_process_that_starts_again_goes_on_from_what_was_open() {
 }
 
 #[test]
+fn a_wave_is_told_until_a_coordinator_keeps_it() {
+    let (machines, dir) = machines();
+    let start = Instant::now();
+    for at in 0..10 {
+        machines.polled(info(&format!("m{at}")), 0, start).unwrap();
+    }
+    let goal = goal(vec![100, 500]);
+    let first = open(&machines, &goal, false, start);
+    let later = Instant::now() + Duration::from_secs(1);
+    let batch = machines.batch(later).unwrap();
+    let [wave] = &batch.waves[..] else { panic!("{:?}", batch.waves) };
+    assert_eq!((&wave.app, wave.revision), (&goal.app, goal.revision));
+    assert!(wave.open_permille == first && wave.age_ms >= 1_000, "{wave:?}");
+    // A batch that is refused is taken apart: the waves alone, then the machines.
+    let (waves, rest) = halves(&batch).unwrap();
+    assert!(waves.machines.is_empty() && waves.waves == batch.waves && rest.waves.is_empty());
+    assert!(halves(&waves).is_none());
+    // Machines that are told leave it to be told.
+    machines.told(&rest, later);
+    assert_eq!(machines.batch(later).unwrap().waves.len(), 1);
+    machines.told(&waves, later);
+    assert!(machines.batch(later).is_none());
+    // The next one, and by a process that starts again: it does not know what was told.
+    let chosen = (0..10)
+        .map(|at| format!("m{at}"))
+        .find(|name| rollout_rank(&MachineName::new(name).unwrap(), &goal.artifact) < first);
+    let active = vec![report(1, MachineState::Active)];
+    machines.reported(info(&chosen.unwrap()), active, start).unwrap();
+    let next = open(&machines, &goal, false, start + WAVES_INTERVAL);
+    let told = machines.batch(later).unwrap().waves;
+    assert!(next > first && told.len() == 1 && told[0].open_permille == next, "{told:?}");
+    let again = Machines::open(dir.path().join("waves.bin"), Duration::ZERO);
+    assert!(again.batch(later).is_none(), "it has not seen the goal yet");
+    again.polled(info("m1"), 0, start).unwrap();
+    open(&again, &goal, false, start);
+    assert_eq!(again.batch(later).unwrap().waves[0].open_permille, next);
+}
+
+#[test]
+fn what_is_open_from_the_beginning_is_no_wave() {
+    let (machines, _dir) = machines();
+    let start = Instant::now();
+    machines.polled(info("m1"), 0, start).unwrap();
+    let back =
+        Goal { plan: RolloutPlan { rollback: true, ..goal(vec![100]).plan }, ..goal(vec![]) };
+    for goal in [goal(vec![]), Goal { revision: Revision { epoch: 0, number: 2 }, ..back }] {
+        assert_eq!(open(&machines, &goal, false, start), ALL_PERMILLE);
+        assert!(machines.batch(start).unwrap().waves.is_empty());
+    }
+}
+
+#[test]
 fn a_wave_that_cannot_be_kept_stays_closed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("later/waves.bin");

@@ -11,6 +11,11 @@ document.addEventListener("submit", (event) => {
 // A page that comes out of the browser's memory has old buttons.
 addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
+// Whoever has a button pressed down has not let go of it: a part that is replaced meanwhile would swallow the press.
+let held = false;
+addEventListener("pointerdown", () => { held = true; }, true);
+for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => setTimeout(() => { held = false; }), true);
+
 // What a part shows, without what is new each time it is made.
 function content(part) {
     const copy = part.cloneNode(true);
@@ -39,6 +44,7 @@ async function renew() {
         if (!answer.ok) throw new Error(answer.statusText);
         const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("live");
         say("");
+        if (held) { clearTimeout(soon); soon = setTimeout(keep, 150); return; }
         if (sent || !fresh || content(fresh) === content(part)) return;
         const focused = document.activeElement && part.contains(document.activeElement) && document.activeElement.id;
         part.replaceWith(document.adoptNode(fresh));
