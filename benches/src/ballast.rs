@@ -31,6 +31,26 @@ const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::K
 /// How statfs(2) names a file system in memory.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 
+fn in_memory(dir: &Path) -> anyhow::Result<bool> {
+    Ok(statfs(dir)?.f_type == TMPFS_MAGIC)
+}
+
+/// How many bytes files in a directory may take. A file system in memory may be larger than the memory that is free.
+///
+/// # Errors
+/// When the system does not say.
+pub fn room(dir: &Path) -> anyhow::Result<u64> {
+    let free = statvfs(dir)?;
+    let free = free.f_bavail * free.f_frsize;
+    if !in_memory(dir)? {
+        return Ok(free);
+    }
+    let memory = fs::read_to_string("/proc/meminfo")?;
+    let available = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = available.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(free.min(kib.context("/proc/meminfo has no MemAvailable")? << 10))
+}
+
 /// Memory that is held. Dropping it gives all of it free.
 pub struct Ballast {
     path: PathBuf,
@@ -39,15 +59,13 @@ pub struct Ballast {
 }
 
 impl Ballast {
-    /// Holds `bytes` in a file of `dir`, or nine tenths of what is free there; nothing where `dir` is not in memory.
+    /// Holds `bytes` in a file of `dir`, or nine tenths of the [`room`] there; nothing where `dir` is not in memory.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn hold(dir: &Path, bytes: u64) -> anyhow::Result<Self> {
         let path = dir.join("ballast");
-        let free = statvfs(dir)?;
-        let in_memory = statfs(dir)?.f_type == TMPFS_MAGIC;
-        let bytes = if in_memory { bytes.min(free.f_bavail * free.f_frsize / 10 * 9) } else { 0 };
+        let bytes = if in_memory(dir)? { bytes.min(room(dir)? / 10 * 9) } else { 0 };
         let failed = || format!("cannot write {}", path.display());
         let mut file = File::create(&path).with_context(failed)?;
         let ballast = Self { path: path.clone(), over: Arc::default(), giver: None };

@@ -126,8 +126,7 @@ impl Bench {
     async fn shoal(&self, way: &'static str, round: usize) -> anyhow::Result<Round> {
         shoal_origin::set_sharing(way == SHARED);
         let (artifact, encoding) = self.ids();
-        let place =
-            format!("{}/{}-{round}", self.base, if way == SHARED { "shared" } else { "alone" });
+        let place = format!("{}/{}{round}", self.base, if way == SHARED { "s" } else { "a" });
         let buckets: Vec<Bucket> = (0..self.args.regions)
             .map(|region| Bucket::open(&format!("{place}/r{region}")))
             .collect::<Result<_, _>>()?;
@@ -163,7 +162,7 @@ impl Bench {
         let start = Instant::now();
         let mut running: Vec<Child> = Vec::new();
         for region in 0..self.args.regions {
-            let to = format!("plain-{round}/r{region}");
+            let to = format!("p{round}/r{region}");
             let script = match remote {
                 None => format!(
                     "set -e; mkdir -p '{base}/{to}/{under}'; cd '{base}/main/{under}'; for o in {objects}; do \
@@ -173,7 +172,8 @@ impl Bench {
                 ),
                 Some(path) => format!(
                     "set -e; s3() {{ curl -sSf --aws-sigv4 aws:amz:$AWS_REGION:s3 \
-                     --user $AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS_KEY \"$@\"; }}; \
+                     --user $AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS_KEY \
+                     -H 'x-amz-content-sha256: UNSIGNED-PAYLOAD' \"$@\"; }}; \
                      for o in {objects}; do s3 -o '{hold}' $AWS_ENDPOINT_URL/{path}/main/{under}/$o; \
                      s3 -T '{hold}' $AWS_ENDPOINT_URL/{path}/{to}/{under}/$o >/dev/null; done",
                     hold = self.work.path().join(format!("hold-{region}")).display(),
@@ -194,7 +194,7 @@ impl Bench {
     async fn clear_plain(&self, round: usize) -> anyhow::Result<()> {
         let (artifact, encoding) = self.ids();
         for region in 0..self.args.regions {
-            let bucket = Bucket::open(&format!("{}/plain-{round}/r{region}", self.base))?;
+            let bucket = Bucket::open(&format!("{}/p{round}/r{region}", self.base))?;
             bucket.verify(&artifact, &encoding).await.context("the plain copy is not right")?;
             bucket.remove_index(&artifact, &encoding).await?;
             while !bucket.remove_parts(&artifact, &encoding, || true).await? {}

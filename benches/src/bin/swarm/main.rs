@@ -12,6 +12,7 @@ use std::{fs, path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use shoal_benches::{
+    ballast,
     bare::{self, Bare},
     cluster::Cluster,
     deployment, machine, median_of,
@@ -75,11 +76,11 @@ fn check(args: &Args) -> anyhow::Result<()> {
         .file
         .as_ref()
         .map_or(Ok(args.size.as_u64()), |file| fs::metadata(file).map(|file| file.len()))?;
-    // Each agent's, the two buckets', the file itself, and what the next round writes before the last one's is gone.
-    let copies =
-        args.leechers as u64 + 4 + if args.rounds > 1 { args.leechers as u64 + 1 } else { 0 };
-    let free = rustix::fs::statvfs(&args.dir)?;
-    let free = free.f_bavail * free.f_frsize;
+    // Each agent's, the file itself, each round's in the two buckets, and what the next round writes before the last
+    // one's is gone.
+    let agents = args.leechers as u64 + 1;
+    let copies = agents * args.rounds.min(2) as u64 + 1 + 2 * args.rounds as u64;
+    let free = ballast::room(&args.dir)?;
     ensure!(
         free > size * copies,
         "it needs {} MiB in {dir}, and {} are free: give another --dir, or less",
