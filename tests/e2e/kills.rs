@@ -409,7 +409,14 @@ async fn goals_are_right(world: &World, load: &Load) -> usize {
     // Of each app those before the present one, whether or not their setting was answered.
     let last = present.iter().map(|rollout| rollout.id).max().unwrap();
     let mut revisions = BTreeSet::new();
+    let mut count = 0;
     for id in 1..=last {
+        // Numbers have gaps: one that was given to a transaction that was killed is not given again.
+        match client.rollout(id).await {
+            Err(shoal_client::ClientError::Refused { status: 404, .. }) => continue,
+            known => drop(known.unwrap()),
+        }
+        count += 1;
         let rollout = cluster.rollout_ends(id).await;
         let is_present = present.iter().any(|present| present.id == id);
         let wanted = if is_present {
@@ -420,7 +427,7 @@ async fn goals_are_right(world: &World, load: &Load) -> usize {
         assert!(wanted, "{rollout:?}");
         assert!(revisions.insert((rollout.app, rollout.revision)), "a revision is given twice");
     }
-    ended_once(client, "deploy:completed", last as usize, |event| event.rollout).await;
+    ended_once(client, "deploy:completed", count, |event| event.rollout).await;
     let goals: BTreeMap<AppName, (Revision, ArtifactId)> = present
         .iter()
         .map(|rollout| (rollout.app.clone(), (rollout.revision, rollout.artifact)))
@@ -439,5 +446,5 @@ async fn goals_are_right(world: &World, load: &Load) -> usize {
         if found == goals { Ok(()) } else { Err(format!("{found:?} instead of {goals:?}")) }
     })
     .await;
-    last as usize
+    count
 }
