@@ -79,7 +79,7 @@ impl From<QueueError> for ApiError {
             QueueError::Forgotten => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
             }
-            QueueError::Database(_) => {
+            QueueError::Database(_) | QueueError::Unusable { .. } => {
                 tracing::warn!(%message, "a call on the database failed");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
             }

@@ -225,7 +225,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     let logs = logs::Logs::open(data_dir.join("logs")).context("cannot make the jobs' logs")?;
     let url = config.database.clone();
     let url = url.unwrap_or_else(|| sqlite_url(&data_dir.join("shoal.sqlite")));
-    let queue = Queue::open(&url).await.context("cannot open the database")?;
+    let queue = Queue::open(&url).await?;
     let names: Vec<_> = buckets.keys().cloned().collect();
     queue.set_regions(&names, now_ms()).await?;
 

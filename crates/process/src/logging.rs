@@ -14,10 +14,13 @@ pub enum LogFormat {
     Json,
 }
 
+/// What is logged where nobody says otherwise. gossipsub warns of each goal that both processes of a region tell: nothing is
+/// wrong then.
+const FILTER: &str = "info,libp2p=warn,libp2p_gossipsub=error,quinn=warn,sqlx=warn";
+
 /// Starts logging to stderr. `SHOAL_LOG` filters as `RUST_LOG` does (`info` by default; `shoal_agent=debug`).
 pub fn init_tracing(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("SHOAL_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,libp2p=warn,quinn=warn,sqlx=warn"));
+    let filter = EnvFilter::try_from_env("SHOAL_LOG").unwrap_or_else(|_| EnvFilter::new(FILTER));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))

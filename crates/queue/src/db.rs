@@ -24,6 +24,7 @@ use crate::{
     dialect::{Dialect, Numbers},
     error::{QueueError, Result},
     hand::Hand,
+    unreachable,
 };
 
 /// How long a caller waits for a free connection: a burst is worked off within seconds, and a database
@@ -162,6 +163,9 @@ impl Queue {
     /// [`QueueError`] when the URL is of no supported kind, or the database cannot be reached or migrated.
     pub async fn open(url: &str) -> Result<Self> {
         let dialect = Dialect::of(url)?;
+        if dialect == Dialect::Postgres {
+            unreachable::check_files(url)?;
+        }
         sqlx::any::install_default_drivers();
         let pool = |size: u32, writes: bool| {
             AnyPoolOptions::new()
@@ -184,7 +188,10 @@ impl Queue {
         // The writer first: it creates the file and sets its mode.
         let writer = pool(dialect.writers(), true).connect_lazy(url)?;
         // The migrations take it over: the pool itself does not ask again.
-        drop(connection(&writer).await?);
+        match connection(&writer).await {
+            Ok(first) => drop(first),
+            Err(error) => return Err(unreachable::explain(url, dialect, error).await),
+        }
         migrations(dialect).run(&writer).await?;
         let reader = match dialect.readers() {
             Some(readers) => pool(readers, false).connect_lazy(url)?,

@@ -40,6 +40,14 @@ pub enum QueueError {
     /// The address of the database is of no kind that is supported.
     #[error("'{0}' is not a database: write sqlite:///PATH or postgres://USER@HOST/DATABASE")]
     Address(String),
+    /// The server cannot be reached, or does not let this process in.
+    #[error("the database at {at} cannot be used: {reason}")]
+    Unusable {
+        /// Host, port and database, or socket and database.
+        at: String,
+        /// Why, in words.
+        reason: String,
+    },
     /// The database failed or cannot be reached.
     #[error("the database does not answer: {0}")]
     Database(#[from] sqlx::Error),

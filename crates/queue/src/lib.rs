@@ -74,6 +74,7 @@ mod standing;
 mod submit;
 mod tokens;
 mod trust;
+mod unreachable;
 mod waiting;
 mod waves;
 mod webhooks;
