@@ -51,6 +51,8 @@ impl Bare {
     #[must_use]
     pub fn run(&self) -> Option<anyhow::Result<()>> {
         let identity = self.bare_identity.as_deref()?;
+        // As `shoal` does: the bar has the same allocator.
+        shoal_process::keep_freed_memory();
         match (self.bare_send, self.bare_receive) {
             (Some(listen), _) => Some(send(identity, listen, self.bare_bytes)),
             (_, Some(from)) => Some(receive(identity, from, self.bare_bytes)),

@@ -289,6 +289,7 @@ fn stop_when_stdin_closes() {
 }
 
 fn main() -> ExitCode {
+    shoal_process::keep_freed_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return exit::refuse(&error),

@@ -60,18 +60,17 @@ pub(crate) async fn explain(url: &str, dialect: Dialect, error: QueueError) -> Q
 }
 
 fn reason(error: &sqlx::Error) -> String {
-    match error {
+    let text = match error {
         // Its own text ends with the line of the server's source.
         sqlx::Error::Database(error) => error.message().into(),
         sqlx::Error::Io(error) => error.to_string(),
-        error => {
-            let text = error.to_string();
-            if text.contains("UnknownIssuer") {
-                return "no CA that is believed signed its certificate: name its CA with sslrootcert=FILE".into();
-            }
-            text
-        }
+        error => error.to_string(),
+    };
+    if text.contains("UnknownIssuer") {
+        return "no CA that is believed signed its certificate: name its CA with sslrootcert=FILE"
+            .into();
     }
+    text
 }
 
 /// Where the server is, without user and password.
@@ -111,6 +110,13 @@ mod tests {
         let error = crate::Queue::open(&url).await.err().unwrap().to_string();
         assert!(error.ends_with("cannot be used: database \"nowhere\" does not exist"), "{error}");
         database.remove().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_unknown_ca_is_to_be_named() {
+        let io = std::io::Error::other("invalid peer certificate: UnknownIssuer");
+        let error = said("postgres://me@db.example/shoal", sqlx::Error::Io(io)).await;
+        assert!(error.ends_with("name its CA with sslrootcert=FILE"), "{error}");
     }
 
     #[tokio::test]
