@@ -21,10 +21,11 @@ const FILES: [&str; 6] =
 /// # Errors
 /// [`QueueError::Unusable`] names the first that cannot be read.
 pub(crate) fn check_files(url: &str) -> Result<()> {
-    let query = url.split_once('?').map_or("", |(_, query)| query);
-    for (key, file) in query.split('&').filter_map(|pair| pair.split_once('=')) {
-        if FILES.contains(&key)
-            && let Err(error) = File::open(file)
+    // What is no URL at all the driver says.
+    let Ok(parsed) = url::Url::parse(url) else { return Ok(()) };
+    for (key, file) in parsed.query_pairs() {
+        if FILES.contains(&&*key)
+            && let Err(error) = File::open(&*file)
         {
             let reason = format!("cannot read {file}, its {key}: {error}");
             return Err(QueueError::Unusable { at: place(url), reason });
@@ -117,6 +118,15 @@ mod tests {
         let io = std::io::Error::other("invalid peer certificate: UnknownIssuer");
         let error = said("postgres://me@db.example/shoal", sqlx::Error::Io(io)).await;
         assert!(error.ends_with("name its CA with sslrootcert=FILE"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_there_is_found_by_its_escaped_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("the ca.pem");
+        std::fs::write(&file, "").unwrap();
+        let escaped = file.to_str().unwrap().replace('/', "%2F").replace(' ', "%20");
+        check_files(&format!("postgres://me@db.example/shoal?sslrootcert={escaped}")).unwrap();
     }
 
     #[tokio::test]
