@@ -21,4 +21,5 @@ mod pressure;
 mod queue;
 mod s3;
 mod scripts;
+mod silence;
 mod trust;
