@@ -19,6 +19,7 @@ mod pipeline;
 mod postgres;
 mod pressure;
 mod queue;
+mod restore;
 mod s3;
 mod scripts;
 mod silence;
