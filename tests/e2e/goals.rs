@@ -1,4 +1,4 @@
-//! Goals in a real etcd: with the coordinator dead, killed in between, restored from a backup; and a region's own etcd.
+//! Goals in a real etcd: with the coordinator dead, killed in between; and a region's own etcd.
 
 use std::{
     collections::BTreeMap,
@@ -7,7 +7,6 @@ use std::{
     path::Path,
 };
 
-use shoal_client::{ClientError, types::DeployRequest};
 use shoal_goals::{Entry, EtcdStore, GoalStore as _};
 use shoal_proto::{AppName, Revision};
 use shoal_test_etcd::{Place, Server};
@@ -24,7 +23,8 @@ async fn stored(url: &str) -> BTreeMap<String, Revision> {
     listed.into_iter().map(|entry| (entry.app.to_string(), entry.revision)).collect()
 }
 
-async fn is_stored(url: &str, app: &str, revision: Revision) {
+/// Waits until etcd has this revision of an app's goal.
+pub async fn is_stored(url: &str, app: &str, revision: Revision) {
     wait_for(&format!("{app} {revision} in etcd"), async || match stored(url).await.get(app) {
         Some(found) if *found == revision => Ok(()),
         found => Err(format!("{found:?}")),
@@ -32,7 +32,8 @@ async fn is_stored(url: &str, app: &str, revision: Revision) {
     .await;
 }
 
-async fn runs(cluster: &Cluster, file: &Path) {
+/// Waits until every agent's file is this one.
+pub async fn runs(cluster: &Cluster, file: &Path) {
     let want = fs::read(file).unwrap();
     for agent in &cluster.agents {
         wait_for(&format!("{} to have {}", agent.name, file.display()), async || {
@@ -200,68 +201,6 @@ async fn a_new_region_process_finds_the_goals_in_the_regions_own_etcd() {
     .await;
     assert!(!fresh.data_dir().join("goals/forged.goal").exists());
     drop(fresh);
-    drop(cluster);
-    place.remove().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn after_a_restored_backup_machines_follow_again_with_recover() {
-    let place = Place::create().await.unwrap();
-    let shape = Shape {
-        coordinator_extra: format!("goals = \"{}\"\nrecover_settle_s = 6.0\n", place.url()),
-        agents: 2,
-        ..Shape::default()
-    };
-    let mut cluster = Cluster::start(shape).await;
-    cluster.set_app(&plain_app("data")).await;
-    let (one, two) =
-        (cluster.random_file("one", 1 << 20, 1), cluster.random_file("two", 1 << 20, 2));
-    let first = cluster.publish("data", &one).await;
-    let second = cluster.publish("data", &two).await;
-    let rollout = cluster.deploy("data", &first.name).await;
-    cluster.rollout_succeeds(rollout.id).await;
-    // A backup, and what happens after it.
-    assert!(cluster.coordinator.stop().await.success());
-    let data = cluster.coordinator.data_dir();
-    let backup = cluster.root().join("backup.sqlite");
-    fs::copy(data.join("shoal.sqlite"), &backup).unwrap();
-    cluster.restart_coordinator().await;
-    for _ in 0..3 {
-        let rollout = cluster.deploy("data", &second.name).await;
-        cluster.rollout_succeeds(rollout.id).await;
-    }
-    runs(&cluster, &two).await;
-    is_stored(place.url(), "data", Revision { epoch: 1, number: 4 }).await;
-
-    assert!(cluster.coordinator.stop().await.success());
-    for name in ["shoal.sqlite", "shoal.sqlite-wal", "shoal.sqlite-shm"] {
-        let _ = fs::remove_file(data.join(name));
-    }
-    fs::copy(&backup, data.join("shoal.sqlite")).unwrap();
-    // Without a recovery it says what is wrong.
-    cluster.restart_coordinator().await;
-    wait_for("the coordinator to notice", async || {
-        let log = cluster.coordinator.log();
-        if log.contains("--recover") && log.contains("1.4") { Ok(()) } else { Err(log) }
-    })
-    .await;
-    cluster.restart_coordinator_with("--recover").await;
-    let app = AppName::new("data").unwrap();
-    let request = DeployRequest { app, artifact: first.name.clone() };
-    match cluster.client.deploy(&request).await {
-        Err(ClientError::Refused { message, .. }) => {
-            assert!(message.contains("recovers"), "{message}");
-        }
-        other => panic!("not before the regions have told: {other:?}"),
-    }
-    let rollout = wait_for("the recovery to end", async || {
-        cluster.client.deploy(&request).await.map_err(|error| error.to_string())
-    })
-    .await;
-    assert_eq!(rollout.revision, Revision { epoch: 2, number: 2 });
-    cluster.rollout_succeeds(rollout.id).await;
-    runs(&cluster, &one).await;
-    is_stored(place.url(), "data", rollout.revision).await;
     drop(cluster);
     place.remove().await.unwrap();
 }

@@ -19,6 +19,8 @@ mod pipeline;
 mod postgres;
 mod pressure;
 mod queue;
+mod restore;
 mod s3;
 mod scripts;
+mod silence;
 mod trust;

@@ -314,6 +314,31 @@ async fn the_index_comes_last_and_is_the_right_one() {
     assert_eq!(copied, it.bytes);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn writers_of_an_index_find_it_there_though_their_files_were_swept_away() {
+    // The first that is through sweeps away what the others are about to put in its place. When exactly is up to the
+    // threads: in so many rounds it comes about again and again.
+    const ROUNDS: usize = 100;
+    const WRITERS: usize = 8;
+    let it = Fixture::new(0);
+    let dir = it.main.directory(&it.artifact, &it.encoding).unwrap();
+    for round in 0..ROUNDS {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|_| {
+                let (bucket, bytes) = (it.main.clone(), Bytes::from(it.bytes.clone()));
+                let (artifact, encoding) = (it.artifact, it.encoding);
+                tokio::spawn(async move { bucket.put_index(&artifact, &encoding, bytes).await })
+            })
+            .collect();
+        for written in future::join_all(writers).await {
+            written.unwrap().unwrap_or_else(|error| panic!("round {round}: {error}"));
+        }
+        assert_eq!(names(&dir), ["index"], "round {round}");
+        assert_eq!(it.check(&it.main).await, Check::Whole);
+        fs::remove_file(dir.join("index")).unwrap();
+    }
+}
+
 #[tokio::test]
 async fn an_artifact_of_no_bytes_is_an_index() {
     let it = Fixture::new(0);

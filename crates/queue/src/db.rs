@@ -378,7 +378,13 @@ pub(crate) fn placeholders(sql: &mut String, rows: usize, columns: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
+
     use shoal_proto::state::JobStatus;
+    use tokio::{
+        io::AsyncReadExt as _,
+        net::{UnixSocket, UnixStream},
+    };
 
     use super::*;
     use crate::sqlite_url;
@@ -452,6 +458,48 @@ mod tests {
         let database = shoal_test_postgres::Database::create().await.unwrap();
         of_jobs_of_one_commit_one_goes_on(database.url()).await;
         database.remove().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_is_turned_away_by_a_full_queue_asks_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".s.PGSQL.5432");
+        let socket = UnixSocket::new_stream().unwrap();
+        socket.bind(&path).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let mut waiting = Vec::new();
+        let full = loop {
+            match UnixStream::connect(&path).await {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+
+        sqlx::any::install_default_drivers();
+        let host = dir.path().display().to_string().replace('/', "%2F");
+        let url = format!("postgres://postgres@{host}/any?sslmode=disable");
+        let pool = AnyPoolOptions::new().max_connections(1).connect_lazy(&url).unwrap();
+        let mut asking = std::pin::pin!(connection(&pool));
+        // On a local socket the refusal comes with the first call.
+        let ended = std::future::poll_fn(|context| Poll::Ready(asking.as_mut().poll(context)));
+        if let Poll::Ready(ended) = ended.await {
+            panic!("given up: {:?}", ended.err());
+        }
+        // Those before it are taken, and it is next.
+        for _ in &waiting {
+            listener.accept().await.unwrap();
+        }
+        let hello = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut hello = [0; 8];
+            stream.read_exact(&mut hello).await.unwrap();
+            i32::from_be_bytes(hello[4..].try_into().unwrap())
+        };
+        tokio::select! {
+            version = hello => assert_eq!(version, 3 << 16, "it speaks PostgreSQL's protocol"),
+            ended = asking => panic!("given up: {:?}", ended.err()),
+        }
     }
 
     #[test]

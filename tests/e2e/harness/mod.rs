@@ -12,6 +12,7 @@ mod network;
 mod operate;
 mod process;
 mod receiver;
+mod relay;
 
 use std::{
     fs,
@@ -31,6 +32,7 @@ pub use self::{
     network::{ip, own_network},
     process::Process,
     receiver::{Received, Receiver},
+    relay::Relay,
 };
 
 /// How long anything that a test waits for may take on a slow, busy machine.

@@ -207,6 +207,13 @@ impl Drop for Server {
     }
 }
 
+/// Runs one of PostgreSQL's programs.
+fn run_program(name: &str, args: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new(programs()?.join(name)).args(args).output()?;
+    ensure!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 /// An empty database of one's own.
 pub struct Database {
     url: String,
@@ -299,6 +306,28 @@ impl Database {
         let value = query.fetch_one(&mut connection).await?;
         connection.close().await?;
         Ok(value)
+    }
+
+    /// Backs it up into a file, beside whoever uses it.
+    ///
+    /// # Errors
+    /// What `pg_dump` says.
+    pub fn dump(&self, file: &Path) -> anyhow::Result<()> {
+        let file = file.to_str().context("a path that is text")?;
+        run_program("pg_dump", &["--format=custom", "--file", file, "--dbname", &self.url])
+    }
+
+    /// Takes it away, whoever is connected, and puts what a backup holds in its place.
+    ///
+    /// # Errors
+    /// When the server refuses, or what `pg_restore` says.
+    pub async fn restore(&self, file: &Path) -> anyhow::Result<()> {
+        ensure!(self.name.starts_with("shoal_test_"), "not made by a test");
+        self.run(&format!("DROP DATABASE {} WITH (FORCE)", self.name)).await?;
+        self.run(&format!("CREATE DATABASE {}", self.name)).await?;
+        let file = file.to_str().context("a path that is text")?;
+        let options = ["--no-owner", "--exit-on-error", "--dbname", &self.url];
+        run_program("pg_restore", &[&options[..], &[file]].concat())
     }
 
     /// Removes it, whoever is connected. One that is only dropped stays on a shared server until that ends.
