@@ -5,7 +5,6 @@
 //! receiver's line takes the parts as they come. So both ends share their line evenly to within a part, nothing is
 //! idle that has something to do, and a slow receiver slows its sender.
 
-use shoal_swarm::UploadId;
 use smallvec::SmallVec;
 
 use super::{RTT_CROSS_NS, message::Actor};
@@ -41,7 +40,7 @@ pub(super) fn line_ns(bytes: u64, bits_per_s: u64) -> u64 {
     }
 }
 
-/// Pieces on their way to one receiver, one after the other.
+/// Pieces on their way to one receiver, one after the other. Small: a line looks through all of its flows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Flow {
     pub(super) to: Actor,
@@ -51,22 +50,24 @@ pub(super) struct Flow {
     /// The last piece; the bucket sends several in one answer.
     pub(super) last: u32,
     /// Bytes of `piece` that were not sent.
-    pub(super) left: u64,
-    pub(super) upload: UploadId,
+    pub(super) left: u32,
+    /// The sender's number for it.
+    pub(super) upload: u32,
     pub(super) swarm: u16,
     /// Parts on their way.
     pub(super) in_flight: u16,
 }
 
-/// The sending side of a line.
+/// The sending side of a line. In the order of the fields: the flows end with their number.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(super) struct Line {
-    pub(super) busy: bool,
-    /// What was sent whole when the line is free again.
-    pub(super) ending: Option<UploadId>,
+    flows: SmallVec<[Flow; FLOWS]>,
     /// Whose turn it is.
     turn: usize,
-    flows: SmallVec<[Flow; FLOWS]>,
+    /// What was sent whole when the line is free again, by the sender's number.
+    pub(super) ending: Option<u32>,
+    pub(super) busy: bool,
 }
 
 impl Line {
@@ -76,7 +77,7 @@ impl Line {
 
     /// Reads the flows, so that they are in the cache.
     pub(super) fn warm(&self) -> u64 {
-        self.flows.iter().fold(0, |sum, flow| sum ^ flow.left)
+        self.flows.iter().fold(0, |sum, flow| sum ^ u64::from(flow.left))
     }
 
     fn remove_at(&mut self, at: usize) -> Flow {
@@ -116,12 +117,12 @@ impl Line {
         self.turn = at + 1;
         let flow = &mut self.flows[at];
         let before = *flow;
-        let bytes = flow.left.min(parts(flow.swarm).bytes);
-        flow.left -= bytes;
+        let bytes = u64::from(flow.left).min(parts(flow.swarm).bytes);
+        flow.left -= bytes as u32;
         flow.in_flight += 1;
         if flow.left == 0 && flow.piece < flow.last {
             flow.piece += 1;
-            flow.left = piece_len(flow.swarm, flow.piece);
+            flow.left = piece_len(flow.swarm, flow.piece) as u32;
         }
         if flow.left == 0 {
             self.ending = Some(flow.upload);
@@ -137,9 +138,8 @@ mod tests {
 
     const PARTS: Parts = Parts { bytes: 4, window: 1 };
 
-    fn flow(to: Actor, left: u64) -> Flow {
-        let upload = UploadId(u64::from(to));
-        Flow { to, number: 7, swarm: 0, piece: 0, last: 0, left, in_flight: 0, upload }
+    fn flow(to: Actor, left: u32) -> Flow {
+        Flow { to, number: 7, swarm: 0, piece: 0, last: 0, left, in_flight: 0, upload: to }
     }
 
     fn next(line: &mut Line) -> Option<(Actor, u64)> {
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(next(&mut line), None, "a part of each is on its way");
         line.credit(2, 7);
         assert_eq!(next(&mut line), Some((2, 2)), "the rest");
-        assert_eq!(line.ending.take(), Some(UploadId(2)));
+        assert_eq!(line.ending.take(), Some(2));
         line.credit(1, 7);
         assert_eq!(next(&mut line), Some((1, 4)));
         assert_eq!(next(&mut line), None);

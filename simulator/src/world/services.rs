@@ -2,7 +2,7 @@
 
 use rand::RngExt;
 use rand_pcg::Pcg32;
-use shoal_swarm::{LeaseAnswer, LeaseBook, Time, UploadId};
+use shoal_swarm::{LeaseAnswer, LeaseBook, Time};
 
 use super::{
     Static,
@@ -124,7 +124,7 @@ impl Region {
 pub(super) struct Bucket {
     id: Actor,
     line: Line,
-    uploads: u64,
+    uploads: u32,
     /// When the next request is taken.
     free: u64,
     rng: Pcg32,
@@ -170,16 +170,16 @@ impl Bucket {
                 if !admitted {
                     self.free = now + 1_000_000_000 / BUCKET_REQUESTS_PER_S;
                 }
-                self.uploads += 1;
+                self.uploads = self.uploads.wrapping_add(1);
                 self.line.add(Flow {
                     to: from,
                     number,
                     swarm,
                     piece: first,
                     last: first + u32::from(count) - 1,
-                    left: world.piece_len(swarm, first),
+                    left: world.piece_len(swarm, first) as u32,
                     in_flight: 0,
-                    upload: UploadId(self.uploads),
+                    upload: self.uploads,
                 });
             }
             What::Credit { number } => self.line.credit(from, number),

@@ -10,9 +10,6 @@ use super::{
 };
 use crate::event::{Action, SwarmKey};
 
-/// Room that is kept when all is done; more is seldom needed and given back.
-const KEPT_MAX: usize = 8;
-
 #[derive(Debug, Clone)]
 enum Todo {
     Act(Action),
@@ -56,6 +53,11 @@ pub(super) struct Actions {
 }
 
 impl Actions {
+    /// Reads what every event needs, for `warm`.
+    pub(super) fn warm(&self) -> u64 {
+        (self.wide ^ self.queue.len()) as u64
+    }
+
     pub(super) fn push(&mut self, action: Action) {
         self.queue.push_back(Todo::Act(action));
     }
@@ -80,11 +82,9 @@ impl Actions {
                 return Some(action);
             }
             let done = self.queue.pop_front();
-            if self.queue.capacity() > KEPT_MAX && self.queue.is_empty() {
+            if self.queue.is_empty() {
+                // What the allocator got back last is in the cache, and goes to whoever asks next.
                 self.queue = VecDeque::new();
-            } else if self.queue.is_empty() {
-                // The next one begins at the front again, which is in the cache.
-                self.queue.clear();
             }
             match done {
                 Some(Todo::Act(action)) => return Some(action),

@@ -88,7 +88,7 @@ impl Swarm {
         };
         ensure!(!state.held.is_full(), "{key:?} holds all and fetches");
         ensure!(listed == 1, "{key:?} is listed {listed} times");
-        ensure!(own().count() == fetch.requests, "{key:?} miscounts its requests");
+        ensure!(own().count() == fetch.requests as usize, "{key:?} miscounts its requests");
         let missing = (0..state.pieces).filter(|piece| fetch.is_missing(*piece)).count();
         ensure!(fetch.missing() as usize == missing, "{key:?} miscounts what is missing");
         for piece in 0..state.pieces {

@@ -90,6 +90,11 @@ pub(super) fn choose(
     }
 }
 
+/// The 64 pieces that a choice begins with.
+pub(super) fn first_word(fetch: &Fetching, salt: u64) -> usize {
+    any_below(fetch.words() as u32, salt << 32) as usize
+}
+
 fn choose_in<const LINES: usize>(
     fetch: &Fetching,
     neighbours: &Neighbours,
@@ -98,10 +103,11 @@ fn choose_in<const LINES: usize>(
     scan: u32,
     salt: u64,
 ) -> Option<u32> {
-    let (near_masks, far_masks) = (masks::<LINES>(free.near), masks::<LINES>(free.far));
-    let zone_masks = masks::<LINES>(free.zone);
+    let near_masks = masks::<LINES>(free.near);
+    // Most machines ask nobody in another zone at all.
+    let others = (free.far != 0).then(|| (masks::<LINES>(free.far), masks::<LINES>(free.zone)));
     let words = fetch.words();
-    let start = any_below(words as u32, salt << 32) as usize;
+    let start = first_word(fetch, salt);
     let mut seen = 0;
     // How many hold the rarest, how many of those were met, and some of them.
     let mut best: Option<(u32, u32, usize, u64)> = None;
@@ -113,10 +119,12 @@ fn choose_in<const LINES: usize>(
         let lines = neighbours.word(at);
         let mut candidates = missing & together(lines, &near_masks);
         let mut ours = 0;
-        if free.far != 0 && missing & !candidates != 0 {
-            let lone = missing & !candidates & together(lines, &far_masks);
+        if let Some((far_masks, zone_masks)) = &others
+            && missing & !candidates != 0
+        {
+            let lone = missing & !candidates & together(lines, far_masks);
             if lone != 0 {
-                ours = across.ours(at, lone & !together(lines, &zone_masks));
+                ours = across.ours(at, lone & !together(lines, zone_masks));
                 candidates |= ours;
             }
         }

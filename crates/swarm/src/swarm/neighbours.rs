@@ -36,11 +36,10 @@ pub(super) struct Line(pub(super) [u64; LINE]);
 /// the second, how many pieces it lacks (kept while we fetch) in the lower.
 const WHO: usize = 2;
 
-/// Who takes part in a swarm, and what each holds.
+/// Who takes part in a swarm, and what each holds. The fields lie in their order, three lines that most is found in.
 #[derive(Debug, Clone)]
+#[repr(C, align(64))]
 pub(super) struct Neighbours {
-    /// A byte of each slot's hashed key, 0 for a free slot, eight to a word.
-    tags: [u64; SLOTS_MAX / LINE],
     taken: Slots,
     /// Those that hold every piece.
     complete: Slots,
@@ -56,14 +55,16 @@ pub(super) struct Neighbours {
     mute: Slots,
     /// When the first of those that are watched may be free.
     watch_at: Time,
+    pieces: u32,
+    /// Slots that there are, in lines.
+    lines: u16,
+    /// Whether what each holds is kept.
+    tracked: bool,
     /// First who is in each slot, [`WHO`] words a slot, then for each 64 pieces the words of all slots: none
     /// while we do not fetch. The words of a free slot are 0. One piece of memory: a HAVE stays on a page.
     table: Box<[Line]>,
-    /// Slots that there are, in lines.
-    lines: usize,
-    pieces: u32,
-    /// Whether what each holds is kept.
-    tracked: bool,
+    /// A byte of each slot's hashed key, 0 for a free slot, eight to a word.
+    tags: [u64; SLOTS_MAX / LINE],
 }
 
 /// The members of a set of slots, ascending.
@@ -129,7 +130,6 @@ impl Neighbours {
     /// Nobody yet; what each holds of `pieces` is kept if `tracked`.
     pub(super) fn new(pieces: u32, tracked: bool) -> Self {
         Self {
-            tags: [0; SLOTS_MAX / LINE],
             taken: 0,
             complete: 0,
             beginners: 0,
@@ -138,10 +138,11 @@ impl Neighbours {
             busy: 0,
             mute: 0,
             watch_at: Time::ZERO,
-            table: Box::default(),
-            lines: 0,
             pieces,
+            lines: 0,
             tracked,
+            table: Box::default(),
+            tags: [0; SLOTS_MAX / LINE],
         }
     }
 
@@ -205,6 +206,10 @@ impl Neighbours {
         self.watch_at = until;
     }
 
+    fn lines(&self) -> usize {
+        usize::from(self.lines)
+    }
+
     fn who(&self, slot: usize) -> [u64; WHO] {
         let at = slot * WHO;
         let line = &self.table[at / LINE].0;
@@ -231,45 +236,49 @@ impl Neighbours {
 
     /// The words of all slots for the 64 pieces from `word * 64` on.
     pub(super) fn word(&self, word: usize) -> &[Line] {
-        let from = (WHO + word) * self.lines;
-        self.table.get(from..from + self.lines).unwrap_or_default()
+        let from = (WHO + word) * self.lines();
+        self.table.get(from..from + self.lines()).unwrap_or_default()
     }
 
     fn words(&self) -> usize {
         if self.tracked { self.pieces.div_ceil(u64::BITS) as usize } else { 0 }
     }
 
-    /// Reads the tags and what lies beside them.
-    pub(super) fn warm(&self) -> u64 {
-        self.tags[0] ^ self.tags[8] ^ self.taken as u64 ^ self.lines as u64
+    /// Reads who is in a slot, for `warm`.
+    pub(super) fn warm_who(&self, slot: usize) -> u64 {
+        self.table.get(slot * WHO / LINE).map_or(0, |line| line.0[0])
     }
 
-    /// Reads what is known of a neighbour and of some pieces.
-    pub(super) fn warm_for(&self, peer: PeerKey, pieces: &[PieceIndex]) -> u64 {
-        let slot = self.find(peer).unwrap_or(0);
-        let line = |piece: &PieceIndex| {
-            let line = (WHO + (piece.0 / u64::BITS) as usize) * self.lines + slot / LINE;
-            self.table.get(line).map_or(0, |line| line.0[slot % LINE])
-        };
-        pieces.iter().map(line).fold(0, |sum, word| sum ^ word)
+    /// Reads whether the one in a slot holds a piece, for `warm`.
+    pub(super) fn warm_piece(&self, slot: usize, piece: u32) -> u64 {
+        let line = (WHO + (piece / u64::BITS) as usize) * self.lines() + slot / LINE;
+        self.table.get(line).map_or(0, |line| line.0[0])
     }
 
     /// The slot of a neighbour.
     pub(super) fn find(&self, key: PeerKey) -> Option<usize> {
+        self.tagged(key).find(|slot| self.key(*slot) == key && self.taken >> slot & 1 == 1)
+    }
+
+    /// The slot that most likely is a neighbour's, any if it has none. It is found without looking into the table.
+    pub(super) fn probable(&self, key: PeerKey) -> usize {
+        self.tagged(key).next().unwrap_or(0)
+    }
+
+    /// The slots with the tag of a key, and now and then another one.
+    fn tagged(&self, key: PeerKey) -> impl Iterator<Item = usize> {
         let tag = tag(key) * EACH_BYTE;
-        for (at, tags) in self.tags.iter().take(self.lines).enumerate() {
+        self.tags.iter().take(self.lines()).enumerate().flat_map(move |(at, tags)| {
             // A bit for each byte that is 0, and now and then for one above it.
             let same = tags ^ tag;
             let mut hits = same.wrapping_sub(EACH_BYTE) & !same & EACH_BYTE << 7;
-            while hits != 0 {
+            core::iter::from_fn(move || {
                 let slot = at * LINE + hits.trailing_zeros() as usize / LINE;
-                if self.key(slot) == key && self.taken >> slot & 1 == 1 {
-                    return Some(slot);
-                }
-                hits &= hits - 1;
-            }
-        }
-        None
+                let hit = hits != 0;
+                hits &= hits.wrapping_sub(1);
+                hit.then_some(slot)
+            })
+        })
     }
 
     /// Gives the peer at a place a slot, if there are fewer than `max` neighbours.
@@ -284,7 +293,7 @@ impl Neighbours {
             return None;
         }
         let slot = self.taken.trailing_ones() as usize;
-        if slot >= self.lines * LINE {
+        if slot >= self.lines() * LINE {
             self.grow();
         }
         let lacks = u64::from(self.pieces);
@@ -333,7 +342,7 @@ impl Neighbours {
     }
 
     fn grow(&mut self) {
-        let (old, rows) = (self.lines, self.words() + WHO);
+        let (old, rows) = (self.lines(), self.words() + WHO);
         let mut table = Vec::with_capacity(rows * (old + 1));
         // Who is in a slot lies apart from what it holds: the new lines follow those of all.
         table.extend_from_slice(&self.table[..WHO * old]);
@@ -347,7 +356,7 @@ impl Neighbours {
     }
 
     fn bits(&mut self, slot: usize, word: usize) -> &mut u64 {
-        let line = (WHO + word) * self.lines + slot / LINE;
+        let line = (WHO + word) * self.lines() + slot / LINE;
         &mut self.table[line].0[slot % LINE]
     }
 
@@ -463,7 +472,7 @@ impl Neighbours {
 
     /// What each holds matters no longer.
     pub(super) fn forget_pieces(&mut self) {
-        self.table = self.table[..WHO * self.lines].into();
+        self.table = self.table[..WHO * self.lines()].into();
         self.tracked = false;
     }
 
@@ -490,11 +499,11 @@ impl Neighbours {
                     || free(slot)
                     || held + lacks == self.pieces && self.is_complete(slot) == (lacks == 0))
         };
-        self.table.len() == (WHO + self.words()) * self.lines
-            && members(self.taken).all(|slot| slot < self.lines * LINE)
+        self.table.len() == (WHO + self.words()) * self.lines()
+            && members(self.taken).all(|slot| slot < self.lines() * LINE)
             && (self.complete | self.beginners | self.near | self.watched) & !self.taken == 0
             && self.busy & !self.watched == 0
-            && (0..self.lines * LINE).all(sound)
+            && (0..self.lines() * LINE).all(sound)
     }
 }
 

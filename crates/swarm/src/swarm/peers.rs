@@ -73,8 +73,9 @@ impl Peers {
     }
 }
 
-/// One connection's machine.
+/// One connection's machine, in a cache line.
 #[derive(Debug, Clone)]
+#[repr(align(64))]
 pub(super) struct Peer {
     /// It is not asked before this.
     pub(super) rests_until: Time,

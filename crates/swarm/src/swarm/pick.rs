@@ -82,12 +82,14 @@ impl Swarm {
 
     /// Whether to ask for one more piece by ourselves.
     pub(super) fn has_budget(&self) -> bool {
-        let states = self.fetching.iter().filter_map(|key| self.states.get(*key));
-        let waits: usize = states.map(|state| state.neighbours.busy_count()).sum();
         let requests = self.requests.len();
+        let waits = || -> usize {
+            let states = self.fetching.iter().filter_map(|key| self.states.get(*key));
+            states.map(|state| state.neighbours.busy_count()).sum()
+        };
         requests < self.config.requests_wanted
-            && requests + waits < self.config.asks_max
             && !self.fetching.is_empty()
+            && requests + waits() < self.config.asks_max
     }
 
     /// Whether there is room for what was offered, or for a second request for a piece.

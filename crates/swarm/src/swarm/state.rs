@@ -102,14 +102,19 @@ impl States {
     }
 }
 
-/// One artifact's swarm.
+/// One artifact's swarm. In the order of the fields, as [`super::Swarm`] is.
 #[derive(Debug, Clone)]
+#[repr(C, align(64))]
 pub(super) struct State {
     pub(super) key: SwarmKey,
-    pub(super) pieces: u32,
-    pub(super) held: Bitmap,
     /// There until every piece is held; never for a seed.
     pub(super) fetch: Option<Box<Fetching>>,
+    pub(super) held: Bitmap,
+    pub(super) pieces: u32,
+    /// The slot whose turn it is to be offered a place.
+    pub(super) offer_turn: u32,
+    /// What was given to the present neighbours while none of them held everything.
+    pub(super) given: Option<Box<Bitmap>>,
     pub(super) neighbours: Neighbours,
     /// Held pieces that neighbours were not told of.
     pub(super) untold: Vec<PieceIndex>,
@@ -117,47 +122,44 @@ pub(super) struct State {
     pub(super) reannounce_at: Time,
     pub(super) want_peers_at: Time,
     pub(super) want_peers_streak: u32,
-    /// The slot whose turn it is to be offered a place.
-    pub(super) offer_turn: u32,
-    /// What was given to the present neighbours while none of them held everything.
-    pub(super) given: Option<Box<Bitmap>>,
 }
 
-/// What there is to know while pieces are missing.
+/// What there is to know while pieces are missing. In the order of the fields, three lines.
 #[derive(Debug, Clone)]
+#[repr(C, align(64))]
 pub(super) struct Fetching {
-    pub(super) priority: u8,
-    may_lease: bool,
-    pub(super) fleet: u32,
+    /// 64 pieces each.
+    words: Box<[Word]>,
     pub(super) pieces: u32,
     /// Those in state [`PieceState::Missing`].
     missing: u32,
-    /// 64 pieces each.
-    words: Box<[Word]>,
+    pub(super) fleet: u32,
+    pub(super) priority: u8,
+    may_lease: bool,
     pub(super) times: PieceTime,
     /// When the last piece was gained; at first, when the fetch began.
     pub(super) progressed_at: Time,
     /// When a neighbour last gave us a piece; at first, when the fetch began.
     pub(super) served_at: Time,
-    /// Requests to peers under way.
-    pub(super) requests: usize,
     pub(super) piece_bytes: u64,
     /// Bytes that neighbours gave us, from what others of this machine had when the fetch began.
     pub(super) gained: u64,
-    /// Only for a machine that may lease.
-    pub(super) blocks: Box<[Block]>,
-    /// Pieces in state [`PieceState::Leased`], and until when.
-    pub(super) leases: Deadlines,
-    /// Pieces that the bucket gave wrong or not at all: not read again before this.
-    pub(super) spoilt: Deadlines,
+    /// Requests to peers under way.
+    pub(super) requests: u32,
+    /// How far the fallback has gone: 0 not at all, then the part doubles with each level.
+    pub(super) level: u32,
+    pub(super) level_at: Time,
     pub(super) origin_rests_until: Time,
     pub(super) origin_failed: u32,
     /// Unanswered lease questions since the last answer.
     pub(super) lease_failed: u32,
     pub(super) lease_rests_until: Time,
-    /// How far the fallback has gone: 0 not at all, then the part doubles with each level.
-    pub(super) level: u32,
-    pub(super) level_at: Time,
+    /// Pieces in state [`PieceState::Leased`], and until when.
+    pub(super) leases: Deadlines,
+    /// Pieces that the bucket gave wrong or not at all: not read again before this.
+    pub(super) spoilt: Deadlines,
+    /// Only for a machine that may lease.
+    pub(super) blocks: Box<[Block]>,
 }
 
 /// The states of 64 pieces, as far as no list tells them.
@@ -325,6 +327,11 @@ impl Fetching {
         fetch
     }
 
+    /// Reads one field of each line, for `warm`.
+    pub(super) fn warm(&self) -> u64 {
+        self.progressed_at.0 ^ self.level_at.0 ^ self.blocks.len() as u64
+    }
+
     /// From now on it takes its turn with others, by the bytes of its pieces.
     pub(super) fn shares(&mut self, piece_bytes: u64, turn: u64) {
         (self.piece_bytes, self.gained) = (piece_bytes, turn);
@@ -332,7 +339,7 @@ impl Fetching {
 
     /// Bytes gained and asked for: among fetches of one priority the least has its turn.
     pub(super) fn turn(&self) -> u64 {
-        self.gained + self.piece_bytes * self.requests as u64
+        self.gained + self.piece_bytes * u64::from(self.requests)
     }
 
     pub(super) fn may_lease(&self) -> bool {

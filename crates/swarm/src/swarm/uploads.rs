@@ -52,17 +52,23 @@ struct Given {
 }
 
 #[derive(Debug, Clone, Default)]
+#[repr(C)]
 pub(super) struct Uploads {
-    served: SmallVec<[Upload; SERVED]>,
+    /// The swarm whose neighbours are offered a slot first.
+    turn: usize,
     /// Who was answered BUSY, and not offered a slot since; longest ago first.
     turned_away: Vec<PeerKey>,
     /// The oldest first.
     given: VecDeque<Given>,
-    /// The swarm whose neighbours are offered a slot first.
-    turn: usize,
+    served: SmallVec<[Upload; SERVED]>,
 }
 
 impl Uploads {
+    /// Reads what is being served, for `warm`.
+    pub(super) fn warm(&self) -> u64 {
+        self.served.iter().fold(self.given.len() as u64, |sum, upload| sum ^ upload.peer.0)
+    }
+
     /// Uploads being served.
     pub(super) fn count(&self) -> usize {
         self.served.len()
@@ -98,6 +104,16 @@ impl Uploads {
 fn slots(config: &Config, state: &State) -> usize {
     let begins = state.fetch.is_some() && state.held.count() < config.upload_start_pieces;
     if begins { config.upload_start_slots } else { config.upload_slots }
+}
+
+impl State {
+    /// The slots whose turn it is to be offered a place, in order.
+    pub(super) fn offer_order(&self) -> impl Iterator<Item = usize> + use<> {
+        // What crosses zones is a budget: those ask by themselves.
+        let lacking = self.neighbours.near() & !self.neighbours.complete();
+        let later = lacking & Slots::MAX.checked_shl(self.offer_turn).unwrap_or(0);
+        members(later).chain(members(lacking & !later))
+    }
 }
 
 impl Swarm {
@@ -143,6 +159,12 @@ impl Swarm {
         }
     }
 
+    /// How many slots are offered at once, most likely.
+    pub(super) fn offers(&self) -> usize {
+        let free = self.config.upload_slots.saturating_sub(self.uploads.count());
+        free.min(self.config.offers_max)
+    }
+
     /// Tells neighbours of free slots.
     pub(super) fn offer_slots(&mut self) {
         for told in 0..self.config.offers_max {
@@ -178,14 +200,10 @@ impl Swarm {
                 return None;
             }
             let neighbours = &state.neighbours;
-            // What crosses zones is a budget: those ask by themselves.
-            let lacking = neighbours.near() & !neighbours.complete();
-            let later = lacking & Slots::MAX.checked_shl(state.offer_turn).unwrap_or(0);
-            let (slot, piece) =
-                members(later).chain(members(lacking & !later)).find_map(|slot| {
-                    let piece = neighbours.lacked(slot, &state.held, from)?;
-                    (!uploads.serves(neighbours.key(slot))).then_some((slot, piece))
-                })?;
+            let (slot, piece) = state.offer_order().find_map(|slot| {
+                let piece = neighbours.lacked(slot, &state.held, from)?;
+                (!uploads.serves(neighbours.key(slot))).then_some((slot, piece))
+            })?;
             state.offer_turn = slot as u32 + 1;
             Some((neighbours.key(slot), state.key, piece))
         })

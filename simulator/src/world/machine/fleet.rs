@@ -58,16 +58,15 @@ impl Machine {
         }
     }
 
-    /// The policy's handle of a connection that still stands.
+    /// The policy's handle of a connection that still stands. Inlined: else it would be called with the list of
+    /// peers at hand, read for nothing where all connections stand.
+    #[inline(always)]
     pub(super) fn key(&self, world: &Static, machine: Actor, link: u16) -> Option<PeerKey> {
-        if world.links_stand {
-            return Some(key(Peer { machine, link }));
-        }
-        let at = self.peers.binary_search_by_key(&machine, |peer| peer.machine).ok()?;
-        let peer = self.peers[at];
-        (peer.link == link).then(|| key(peer))
+        let stands = world.links_stand || self.link(machine) == Some(link);
+        stands.then(|| key(Peer { machine, link }))
     }
 
+    #[inline(never)]
     pub(super) fn link(&self, machine: Actor) -> Option<u16> {
         let at = self.peers.binary_search_by_key(&machine, |peer| peer.machine).ok()?;
         Some(self.peers[at].link)

@@ -32,13 +32,16 @@ struct Peer {
     link: u16,
 }
 
+/// What stands for the policy's request in a read of the bucket; the policy counts its requests from 0.
+const OF_BUCKET: RequestId = RequestId(u64::MAX);
+
 /// A request of ours under way, to a peer or to the bucket.
 #[derive(Debug, Clone, Copy)]
 struct Live {
     number: u32,
     from: Actor,
-    /// None: a read of the bucket.
-    request: Option<RequestId>,
+    /// [`OF_BUCKET`]: a read of the bucket.
+    request: RequestId,
     piece: u32,
     last: u32,
     /// Bytes of `piece` that have not arrived.
@@ -61,11 +64,18 @@ struct LeaseAsk {
 /// A peer's request of us.
 #[derive(Debug, Clone, Copy)]
 struct Upload {
-    id: UploadId,
+    id: u32,
     to: Actor,
     number: u32,
     swarm: u16,
     piece: u32,
+}
+
+impl Upload {
+    /// Whether the policy calls it this.
+    fn is(&self, id: UploadId) -> bool {
+        u64::from(self.id) == id.0
+    }
 }
 
 /// An artifact that this machine is to fetch.
@@ -79,10 +89,19 @@ pub(super) struct Task {
     pub(super) completed_at: Option<u64>,
 }
 
-/// A machine. What most happens to needs comes first and lies side by side: machines are touched in random order, and
-/// what that costs is the cache lines that are waited for.
+/// A machine. The fields lie in their order, and what most happens to needs lies side by side: machines are touched in random
+/// order, and what that costs is the cache lines that are waited for. A `SmallVec` ends with its length.
 #[repr(C, align(64))]
 pub(super) struct Machine {
+    live: SmallVec<[Live; LIVE]>,
+    /// When the receiving side is through with everything that is on its way.
+    down_free: u64,
+    hash_free: u64,
+    disk_free: u64,
+    /// What its clock shows when the run begins, in nanoseconds.
+    clock: u64,
+    /// The planned wake-up that counts; others are void.
+    wake: u64,
     id: Actor,
     zone: u32,
     /// Which part of its line works.
@@ -97,20 +116,11 @@ pub(super) struct Machine {
     pub(super) healthy: bool,
     pub(super) events: u64,
     pub(super) digest: u64,
-    /// When the receiving side is through with everything that is on its way.
-    down_free: u64,
-    hash_free: u64,
-    disk_free: u64,
-    /// What its clock shows when the run begins, in nanoseconds.
-    clock: u64,
-    /// The planned wake-up that counts; others are void.
-    wake: u64,
+    known: u64,
     line: Line,
-    live: SmallVec<[Live; LIVE]>,
     uploads: SmallVec<[Upload; UPLOADS]>,
     pub(super) tasks: SmallVec<[Task; 1]>,
     swarm: Swarm,
-    known: u64,
     peers: Vec<Peer>,
     dials: Vec<Peer>,
     /// Those whose connections are refused for good.
@@ -187,37 +197,66 @@ impl Machine {
         let own = self.digest ^ self.down_free;
         own ^ match &message.what {
             What::Bytes { .. } => live(),
-            What::Stored { .. } => live() ^ self.swarm.warm(),
+            What::Stored { .. } | What::Refused { .. } => live() ^ self.swarm.warm(),
             What::Credit { .. } | What::LineFree { .. } => self.line.warm(),
+            What::Ask { .. } => self.uploads.len() as u64 ^ self.swarm.warm(),
+            What::Have { pieces, .. } => {
+                let first = pieces.first().map_or(0, |piece| u64::from(piece.0));
+                first ^ self.swarm.warm()
+            }
             _ => self.swarm.warm(),
         }
     }
 
-    /// Reads what a message needs beyond that.
+    /// Reads what a message needs of what the machine points to.
     pub(super) fn warm_for(&self, message: &Message) -> u64 {
-        let of = |link: u16, swarm: u16| {
-            (key(Peer { machine: message.from, link }), SwarmKey(swarm.into()))
-        };
-        self.swarm.warm_for(match &message.what {
-            What::Have { link, swarm, pieces } => {
-                let (peer, swarm) = of(*link, *swarm);
-                Upcoming::Have(peer, swarm, pieces)
+        match &message.what {
+            What::LineFree { .. } if self.line.ending.is_some() => {
+                self.uploads.len() as u64 ^ self.swarm.warm()
             }
-            What::Offer { link, swarm, .. } => {
-                let (peer, swarm) = of(*link, *swarm);
-                Upcoming::Offered(peer, swarm)
+            What::LineFree { .. } => 0,
+            what => {
+                let got = match what {
+                    What::Stored { piece, .. } => {
+                        self.tasks.first().map(|task| task.got.contains(*piece))
+                    }
+                    _ => None,
+                };
+                let swarm = self.upcoming(message).map_or(0, |what| self.swarm.warm_for(what));
+                swarm ^ u64::from(got == Some(true))
             }
-            What::Ask { link, swarm, piece, .. } => {
-                let (peer, swarm) = of(*link, *swarm);
-                Upcoming::Asked(peer, swarm, *piece)
+        }
+    }
+
+    /// Reads what lies beyond that.
+    pub(super) fn warm_beyond(&self, message: &Message) -> u64 {
+        let Some(upcoming) = self.upcoming(message) else { return 0 };
+        match upcoming {
+            Upcoming::Served => self.swarm.warm_for(upcoming),
+            _ => self.swarm.warm_beyond(upcoming),
+        }
+    }
+
+    /// What the policy will hear by a message.
+    fn upcoming<'a>(&self, message: &'a Message) -> Option<Upcoming<'a>> {
+        let peer = |link: u16| key(Peer { machine: message.from, link });
+        let swarm = |swarm: u16| SwarmKey(swarm.into());
+        Some(match &message.what {
+            What::Have { link, swarm: of, pieces } => {
+                Upcoming::Have(peer(*link), swarm(*of), pieces)
             }
-            What::Stored { number, .. } => {
-                let live = self.live.iter().find(|live| live.number == *number);
-                let Some(request) = live.and_then(|live| live.request) else { return 0 };
-                Upcoming::Ended(request)
+            What::Offer { link, swarm: of, piece } => {
+                Upcoming::Offered(peer(*link), swarm(*of), *piece)
             }
-            What::LineFree { .. } if self.line.ending.is_some() => return self.swarm.warm(),
-            _ => return 0,
+            What::Ask { link, swarm: of, piece, .. } => {
+                Upcoming::Asked(peer(*link), swarm(*of), *piece)
+            }
+            What::Stored { number, .. } | What::Refused { number, .. } => {
+                let live = self.live.iter().find(|live| live.number == *number)?;
+                (live.request != OF_BUCKET).then_some(Upcoming::Ended(live.request))?
+            }
+            What::LineFree { .. } if self.line.ending.is_some() => Upcoming::Served,
+            _ => return None,
         })
     }
 
@@ -289,17 +328,18 @@ impl Machine {
             What::Known { known } => self.tell_goals(world, out, now, from, known),
             What::Ask { link, swarm, piece, number } => {
                 if let Some(peer) = self.key(world, from, link) {
-                    let id = UploadId(u64::from(self.number()));
+                    let id = self.number();
                     self.uploads.push(Upload { id, to: from, number, swarm, piece: piece.0 });
                     let swarm = SwarmKey(u64::from(swarm));
-                    let asked = Event::UploadAsked { upload: id, peer, swarm, piece };
+                    let asked =
+                        Event::UploadAsked { upload: UploadId(id.into()), peer, swarm, piece };
                     self.tell(world, out, now, asked);
                 }
             }
             What::Cancel { number } => {
                 let same = |upload: &Upload| upload.to == from && upload.number == number;
                 if let Some(at) = self.uploads.iter().position(same) {
-                    let upload = self.uploads.swap_remove(at).id;
+                    let upload = UploadId(self.uploads.swap_remove(at).id.into());
                     self.line.remove(from, number);
                     self.tell(world, out, now, Event::UploadEnded { upload });
                 }
@@ -324,6 +364,7 @@ impl Machine {
                     if let Some(at) = self.uploads.iter().position(|own| own.id == upload) {
                         self.uploads.swap_remove(at);
                     }
+                    let upload = UploadId(upload.into());
                     self.tell(world, out, now, Event::UploadEnded { upload });
                 }
                 self.send_next(world, out, now);

@@ -4,7 +4,7 @@ use rand::RngExt;
 use shoal_proto::PieceIndex;
 use shoal_swarm::{Action, Event, Outcome, SwarmKey, UploadId};
 
-use super::{LeaseAsk, Live, Machine, parts};
+use super::{LeaseAsk, Live, Machine, OF_BUCKET, parts};
 use crate::world::{
     Static,
     line::{Flow, Parts, line_ns},
@@ -46,7 +46,7 @@ impl Machine {
                 self.live.push(Live {
                     number,
                     from: to,
-                    request: Some(request),
+                    request,
                     swarm,
                     piece: piece.0,
                     last: piece.0,
@@ -56,7 +56,7 @@ impl Machine {
                 self.send(world, out, now, to, What::Ask { link, swarm, piece, number });
             }
             Action::CancelFetch { request } => {
-                let same = |live: &Live| live.request == Some(request);
+                let same = |live: &Live| live.request == request;
                 if let Some(at) = self.live.iter().position(same) {
                     let Live { from, number, .. } = self.live.swap_remove(at);
                     out.counts.control(ENVELOPE / 2);
@@ -64,14 +64,14 @@ impl Machine {
                 }
             }
             Action::Serve { upload } => {
-                if let Some(upload) = self.uploads.iter().find(|own| own.id == upload) {
+                if let Some(upload) = self.uploads.iter().find(|own| own.is(upload)) {
                     self.line.add(Flow {
                         to: upload.to,
                         number: upload.number,
                         swarm: upload.swarm,
                         piece: upload.piece,
                         last: upload.piece,
-                        left: world.piece_len(upload.swarm, upload.piece),
+                        left: world.piece_len(upload.swarm, upload.piece) as u32,
                         in_flight: 0,
                         upload: upload.id,
                     });
@@ -105,7 +105,7 @@ impl Machine {
                 self.live.push(Live {
                     number,
                     from: world.bucket(),
-                    request: None,
+                    request: OF_BUCKET,
                     swarm,
                     piece: first,
                     last: first + count - 1,
@@ -149,7 +149,7 @@ impl Machine {
         upload: UploadId,
         busy: bool,
     ) {
-        if let Some(at) = self.uploads.iter().position(|own| own.id == upload) {
+        if let Some(at) = self.uploads.iter().position(|own| own.is(upload)) {
             let upload = self.uploads.swap_remove(at);
             out.counts.control(ENVELOPE / 4);
             let number = upload.number;
@@ -276,11 +276,11 @@ impl Machine {
             out.counts.wasted_bytes += len;
         }
         let event = match live.request {
-            Some(request) => Event::FetchEnded { request, outcome },
-            None => {
+            OF_BUCKET => {
                 let (swarm, piece) = (SwarmKey(u64::from(live.swarm)), PieceIndex(live.piece));
                 Event::OriginEnded { swarm, piece, outcome }
             }
+            request => Event::FetchEnded { request, outcome },
         };
         self.tell(world, out, now, event);
     }
