@@ -93,6 +93,19 @@ fn whatever_goes_wrong_every_live_machine_is_complete() {
 }
 
 #[test]
+fn machines_that_are_read_ahead_may_lie_dead_or_alone() {
+    // Over 500 machines are read ahead: also those that have no neighbour yet, or none any more.
+    let text = "about = \"a test\"\n[world]\nnodes = 600\nsize = \"8MB\"\nnic = \"100Mbps\"\npiece_size = \"1MiB\"\nzones = 3\n\
+        [[fault]]\nkind = \"churn\"\nper_minute = 1.0\ndown = \"1s\"\nuntil = \"3s\"\n\
+        [[fault]]\nkind = \"zone_cut\"\nzone = 1\nat = \"100ms\"\nfor = \"1s\"\n\
+        [[fault]]\nkind = \"late\"\nshare = 0.3\nat = \"500ms\"\n";
+    let folder = tempfile::tempdir().unwrap();
+    let path = scenario(folder.path(), text);
+    let run = json(&["--scenario", &path, "--json"]);
+    assert_eq!(run["completed"], 600, "{run}");
+}
+
+#[test]
 fn a_small_fleet_comes_near_the_bound_and_reads_the_bucket_once() {
     let run = json(&SMALL);
     assert_eq!(run["completed"], 40);

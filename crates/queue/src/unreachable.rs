@@ -62,7 +62,7 @@ pub(crate) async fn explain(url: &str, dialect: Dialect, error: QueueError) -> Q
 
 fn reason(error: &sqlx::Error) -> String {
     let text = match error {
-        // Its own text ends with the line of the server's source.
+        // sqlx's text ends with the line of the server's source, and begins with what is said already.
         sqlx::Error::Database(error) => error.message().into(),
         sqlx::Error::Io(error) => error.to_string(),
         error => error.to_string(),

@@ -155,3 +155,36 @@ impl Neighbours {
         self.taken() as u64 ^ self.watch_at().0 ^ self.word(0).len() as u64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use shoal_proto::Bitmap;
+
+    use super::*;
+    use crate::{Config, Event, Purpose, Time};
+
+    #[test]
+    fn what_is_about_a_stranger_can_be_read_ahead() {
+        // Reading must not look where nothing lies, which would panic: a machine of no swarm, one without a neighbour, and a peer that neither knows.
+        let (peer, swarm, piece) = (PeerKey(3), SwarmKey(1), PieceIndex(9));
+        let upcoming = [
+            Upcoming::Have(peer, swarm, &[piece]),
+            Upcoming::Offered(peer, swarm, piece),
+            Upcoming::Asked(peer, swarm, piece),
+            Upcoming::Served,
+            Upcoming::Ended(RequestId(5)),
+        ];
+        let mut machine = Swarm::new(Config::default(), 7);
+        for takes_part in [false, true] {
+            if takes_part {
+                let purpose =
+                    Purpose::Fetch { priority: 0, piece_bytes: 1 << 20, may_lease: true, fleet: 1 };
+                let have = Bitmap::empty(70);
+                machine.handle(Time(1), Event::Start { swarm, pieces: 70, have, purpose });
+            }
+            for upcoming in upcoming {
+                let _ = machine.warm() ^ machine.warm_for(upcoming) ^ machine.warm_beyond(upcoming);
+            }
+        }
+    }
+}
