@@ -5,10 +5,8 @@
 //! several coordinators and goes to the next when one does not answer; calls are repeated with back-off and jitter,
 //! since reads change nothing and the server recognises all else by its lease, its cursor or its idempotency key.
 
-mod access;
 mod follow;
 mod http;
-mod trust;
 pub mod types;
 
 /// The header in which a coordinator says its release, with every answer.

@@ -2,22 +2,18 @@
 
 use reqwest::Method;
 
-use crate::{
-    Client, ClientError,
-    types::{
-        CaBeginRequest, CertificateReply, Done, FinishRotation, GoalKeyBeginRequest, JoinReply,
-        JoinRequest, JoinToken, JoinTokenMade, JoinTokenRequest, RenewForRequest, RevokeReply,
-        RevokeRequest, Standing, TrustChanged, TrustQuery, TrustReply, TrustStatus,
-    },
+use super::{Client, Result};
+use crate::types::{
+    CaBeginRequest, CertificateReply, Done, FinishRotation, GoalKeyBeginRequest, JoinReply,
+    JoinRequest, JoinToken, JoinTokenMade, JoinTokenRequest, RenewForRequest, RevokeReply,
+    RevokeRequest, Standing, TrustChanged, TrustQuery, TrustReply, TrustStatus,
 };
-
-type Result<T> = std::result::Result<T, ClientError>;
 
 impl Client {
     /// The trust bundles that lead on from one; waits for a newer one. Whoever asks, with a certificate or without.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn trust(&self, query: &TrustQuery) -> Result<TrustReply> {
         let response = self.send(Method::GET, "v1/trust", |call| call.query(query)).await?;
         self.read(response).await
@@ -26,7 +22,7 @@ impl Client {
     /// Has all certificates of a machine count no longer.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn revoke(&self, request: &RevokeRequest) -> Result<RevokeReply> {
         self.post("v1/trust/revoke", request).await
     }
@@ -34,7 +30,7 @@ impl Client {
     /// Whom the cluster believes, and how far that has come.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn trust_status(&self) -> Result<TrustStatus> {
         self.get("v1/trust/status", &[]).await
     }
@@ -42,7 +38,7 @@ impl Client {
     /// Believes a new CA beside the present one, and has certificates renewed by it.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn begin_ca(&self, request: &CaBeginRequest) -> Result<TrustChanged> {
         self.post("v1/trust/ca/begin", request).await
     }
@@ -50,7 +46,7 @@ impl Client {
     /// Believes the newest CA alone.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn finish_ca(&self, request: &FinishRotation) -> Result<TrustChanged> {
         self.post("v1/trust/ca/finish", request).await
     }
@@ -58,7 +54,7 @@ impl Client {
     /// Believes a new goal key beside the present one.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn begin_goal_key(&self, request: &GoalKeyBeginRequest) -> Result<TrustChanged> {
         self.post("v1/trust/goal-key/begin", request).await
     }
@@ -66,7 +62,7 @@ impl Client {
     /// Believes the newest goal key alone, with which all present goals are signed again.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn finish_goal_key(&self, request: &FinishRotation) -> Result<TrustChanged> {
         self.post("v1/trust/goal-key/finish", request).await
     }
@@ -74,7 +70,7 @@ impl Client {
     /// A renewed certificate of the caller's own key.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn renew(&self) -> Result<CertificateReply> {
         self.post_again("v1/certificate/renew", &()).await
     }
@@ -82,7 +78,7 @@ impl Client {
     /// A renewed certificate of a machine of the caller's region: a region process's call.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn renew_for(&self, request: &RenewForRequest) -> Result<CertificateReply> {
         self.post_again("v1/region/renew", request).await
     }
@@ -90,7 +86,7 @@ impl Client {
     /// Says how a region process's machines stand.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn stand(&self, standing: &Standing) -> Result<()> {
         self.post_again::<_, Done>("v1/region/standing", standing).await.map(drop)
     }
@@ -98,7 +94,7 @@ impl Client {
     /// Makes a token by which new machines join.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn make_join_token(&self, request: &JoinTokenRequest) -> Result<JoinTokenMade> {
         self.post("v1/join-tokens", request).await
     }
@@ -106,7 +102,7 @@ impl Client {
     /// The tokens that are good, newest first.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn join_tokens(&self) -> Result<Vec<JoinToken>> {
         self.list("v1/join-tokens", Vec::new(), None).await
     }
@@ -114,7 +110,7 @@ impl Client {
     /// Makes a token good for nothing.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn revoke_join_token(&self, id: &str) -> Result<()> {
         let path = format!("v1/join-tokens/{id}/revoke");
         self.post::<_, Done>(&path, &()).await.map(drop)
@@ -123,7 +119,7 @@ impl Client {
     /// Joins the cluster: a call without a certificate.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn join(&self, request: &JoinRequest) -> Result<JoinReply> {
         self.post_once("v1/join", request).await
     }

@@ -8,10 +8,8 @@ use rustls::{
 };
 use shoal_proto::MachineName;
 
-use crate::{
-    http::{Client, ClientError, Result},
-    types::{AuditQuery, AuditRow, CreatedToken, Token, TokenRequest, WhoAmI},
-};
+use super::{Client, ClientError, Result};
+use crate::types::{AuditQuery, AuditRow, CreatedToken, Token, TokenRequest, WhoAmI};
 
 /// TLS settings that believe servers whose certificate one of these CAs issued, and show none.
 fn tls_of_ca(ca_pem: &str) -> std::result::Result<ClientConfig, String> {
