@@ -95,6 +95,9 @@ use state::{Shared, now_ms, random_token};
 /// How often the gauges are brought up to date.
 const GAUGES_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How long a database may take to open before it is said that it is waited for.
+const OPEN_QUIETLY: Duration = Duration::from_secs(2);
+
 /// The OpenAPI document of the API, which a coordinator serves at `/v1/openapi.json`.
 #[must_use]
 pub fn openapi() -> serde_json::Value {
@@ -191,6 +194,16 @@ pub(crate) fn read_signer(path: &Path, trust: &Trust) -> anyhow::Result<GoalSign
     Ok(signer)
 }
 
+/// Opens the database; a server that still starts is waited for, and that is said.
+async fn open(url: &str) -> anyhow::Result<Queue> {
+    let mut opening = std::pin::pin!(Queue::open(url));
+    if let Ok(opened) = tokio::time::timeout(OPEN_QUIETLY, &mut opening).await {
+        return Ok(opened?);
+    }
+    tracing::warn!("the database does not answer yet: it is waited for");
+    Ok(opening.await?)
+}
+
 /// Starts a coordinator that runs until `stop` is cancelled. It is ready when this returns.
 ///
 /// # Errors
@@ -225,7 +238,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     let logs = logs::Logs::open(data_dir.join("logs")).context("cannot make the jobs' logs")?;
     let url = config.database.clone();
     let url = url.unwrap_or_else(|| sqlite_url(&data_dir.join("shoal.sqlite")));
-    let queue = Queue::open(&url).await?;
+    let queue = open(&url).await?;
     let names: Vec<_> = buckets.keys().cloned().collect();
     queue.set_regions(&names, now_ms()).await?;
 
