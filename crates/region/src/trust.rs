@@ -37,6 +37,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How often every machine is told again.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 
+/// How many machines are told at once, and the pause after them when there is news and when there is none. Tens of thousands at
+/// once would all be woken, and their answers would come, before anybody else is served.
+const TELL_AT_ONCE: usize = 50;
+const TELL_NEWS_PAUSE: Duration = Duration::from_millis(5);
+const TELL_PAUSE: Duration = Duration::from_millis(25);
+
 /// How often certificates are looked at again: they expire.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
 
@@ -72,13 +78,13 @@ impl Standings {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says to a machine what this process goes by. Lost when its queue is full: it is told again.
-    pub(crate) fn tell(&self, connection: &Connection) {
-        if speaks(connection) {
-            let identity = self.membership.identity();
-            let issuer = issuer_of(identity.certificate_der()).unwrap_or_default();
-            let trust = self.membership.trust().number();
-            let _ = connection.try_send(&PeerMessage::Standing { trust, issuer });
+    /// Says to machines what this process goes by. Lost where a queue is full: they are told again.
+    pub(crate) fn tell(&self, machines: &[Connection]) {
+        let identity = self.membership.identity();
+        let issuer = issuer_of(identity.certificate_der()).unwrap_or_default();
+        let standing = PeerMessage::Standing { trust: self.membership.trust().number(), issuer };
+        for connection in machines.iter().filter(|connection| speaks(connection)) {
+            let _ = connection.try_send(&standing);
         }
     }
 
@@ -88,7 +94,7 @@ impl Standings {
             let issuer = connection.certificate().and_then(|der| issuer_of(&der));
             self.machines().insert(connection.node(), (0, issuer.unwrap_or_default()));
         }
-        self.tell(connection);
+        self.tell(std::slice::from_ref(connection));
     }
 
     /// A machine is gone.
@@ -192,13 +198,17 @@ pub(crate) async fn keep(shared: Arc<Shared>, server: Arc<Server>) {
             // It has ended only when the process does.
             let _ = shared.gossip.recheck().await;
         }
-        for connection in server.endpoint.connections() {
-            server.standings.tell(&connection);
-        }
         let hash = *blake3::hash(trust.signed_bytes()).as_bytes();
         let news = GossipMessage::Trust { number: trust.number(), hash };
         if let Err(error) = shared.gossip.publish(&news).await {
             tracing::warn!(%error, "cannot publish that there is a trust bundle");
+        }
+        for some in server.endpoint.connections().chunks(TELL_AT_ONCE) {
+            server.standings.tell(some);
+            if !changed && changes.has_changed().unwrap_or(true) {
+                break;
+            }
+            tokio::time::sleep(if changed { TELL_NEWS_PAUSE } else { TELL_PAUSE }).await;
         }
         changed = tokio::select! {
             ended = changes.changed() => match ended {
