@@ -60,15 +60,25 @@ fn again(more: &[&str]) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
-/// What a benchmark's `main` does that works in namespaces of its own: outside, it checks what must be so before
-/// anything is begun (exit 2 if it is not), and starts itself again, `more` being flags of `unshare`; inside, it works.
+/// What a benchmark's `main` does that works in namespaces of its own.
 pub fn main(
     flags: &Flags,
     more: &[&str],
     check: impl FnOnce() -> anyhow::Result<()>,
     work: impl FnOnce() -> anyhow::Result<ExitCode>,
 ) -> ExitCode {
-    if flags.inside {
+    enter(flags.inside, more, check, work)
+}
+
+/// Works in namespaces: outside, it checks what must be so before anything is begun (exit 2 if it is not), and starts
+/// this program again with `--inside`, `more` being flags of `unshare`; inside, it works.
+pub fn enter(
+    inside: bool,
+    more: &[&str],
+    check: impl FnOnce() -> anyhow::Result<()>,
+    work: impl FnOnce() -> anyhow::Result<ExitCode>,
+) -> ExitCode {
+    if inside {
         end_with_parent();
         return ended(work());
     }

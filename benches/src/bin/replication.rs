@@ -2,17 +2,20 @@
 //! copies at once, in one run: bytes, seconds, CPU, and how much of the main bucket is read.
 
 use std::{
-    fs,
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    env, fs,
+    path::PathBuf,
+    process::{Child, Command, ExitCode, Stdio},
     time::Instant,
 };
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use serde::Serialize;
-use shoal_benches::{median_of, process};
+use shoal_benches::{
+    children_cpu_s, median_of, namespaces, net,
+    net::{Line, Rate},
+    process, program, random_file,
+};
 use shoal_origin::Bucket;
 use shoal_proto::{ArtifactId, EncodingId};
 use shoal_store::{Cut, CutOptions, cut, part_name};
@@ -38,9 +41,18 @@ struct Args {
     /// A directory for the artifact itself and what plain copies put down on their way.
     #[arg(long, default_value = "/dev/shm")]
     dir: PathBuf,
+    /// Put an S3 server at the other end of a line of so many Mbit/s each way, and the buckets into it.
+    #[arg(long, conflicts_with = "base")]
+    link_mbit: Option<f64>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Set by the benchmark when it starts itself in its namespaces...
+    #[arg(long, hide = true)]
+    inside: bool,
+    /// ...and at its end of the line.
+    #[arg(long, hide = true)]
+    behind: bool,
 }
 
 /// One way of copying in one round.
@@ -64,21 +76,19 @@ struct Way {
     main_copies: Option<f64>,
     /// Its speed by that of the plain copies of the same run.
     by_plain: f64,
+    /// The copies' bytes by what the line could carry meanwhile; none without a line.
+    by_link: Option<f64>,
 }
 
 const SHARED: &str = "shoal";
 const ALONE: &str = "shoal, each region reads for itself";
 const PLAIN: &str = "plain copies";
 
-/// CPU seconds of this process's children that have ended and were waited for.
-fn children_cpu_s() -> anyhow::Result<f64> {
-    let stat = fs::read_to_string("/proc/self/stat")?;
-    let rest = stat.rsplit_once(')').context("no name")?.1;
-    // cutime and cstime are the 16th and 17th fields (proc(5)).
-    let ticks = rest.split_whitespace().skip(13).take(2).map(str::parse::<u64>);
-    let ticks: u64 = ticks.collect::<Result<Vec<_>, _>>()?.iter().sum();
-    Ok(ticks as f64 / process::TICKS_PER_SECOND)
-}
+/// The machine at the near end of the line, and its address.
+const MACHINE: (&str, &str) = ("coordinator", "10.77.1.1");
+
+/// How long a queue before the line is.
+const QUEUE_S: f64 = 0.05;
 
 struct Bench {
     args: Args,
@@ -94,16 +104,16 @@ impl Bench {
         ensure!((1..=100).contains(&args.regions), "--regions is 1 to 100");
         ensure!((1..=100).contains(&args.rounds), "--rounds is 1 to 100");
         let work = tempfile::Builder::new().prefix("shoal-replication-").tempdir_in(&args.dir)?;
-        let base = match args.base.contains("://") {
-            true => format!("{}/{}", args.base, std::process::id()),
+        let under = if args.behind { "s3://shoal" } else { args.base.as_str() };
+        let base = match under.contains("://") {
+            true => format!("{under}/{}", std::process::id()),
             false => format!(
-                "{}/{}",
-                args.base,
+                "{under}/{}",
                 work.path().file_name().and_then(|n| n.to_str()).context("a name")?
             ),
         };
         let file = work.path().join("artifact");
-        write_random(&file, args.size.as_u64())?;
+        random_file(&file, args.size.as_u64())?;
         let parts = work.path().join("parts");
         fs::create_dir(&parts)?;
         let cut = cut(&file, &parts, &CutOptions::default(), |_| {})?;
@@ -220,6 +230,7 @@ impl Bench {
                 cpu_s_per_gb: of(way, |round| round.cpu_s) / (bytes as f64 / 1e9),
                 main_copies: (way != PLAIN).then_some(main),
                 by_plain: plain / seconds,
+                by_link: self.args.link_mbit.map(|mbit| bytes as f64 * 8e-6 / seconds / mbit),
             }
         });
         ways.collect()
@@ -234,23 +245,39 @@ impl Drop for Bench {
     }
 }
 
-fn write_random(path: &Path, len: u64) -> anyhow::Result<()> {
-    let mut file = fs::File::create(path)?;
-    let mut bytes = blake3::Hasher::new().finalize_xof();
-    let mut block = vec![0; 4 << 20];
-    let mut left = len;
-    while left > 0 {
-        let take = left.min(block.len() as u64) as usize;
-        bytes.fill(&mut block[..take]);
-        file.write_all(&block[..take])?;
-        left -= take as u64;
+/// Runs this program again at the near end of a line, and an S3 server at the far one, which is held back by nothing else.
+fn with_line(mbit: f64) -> anyhow::Result<ExitCode> {
+    net::bridge()?;
+    let line = Line::even(Rate { bits_per_s: mbit * 1e6, queue_s: QUEUE_S });
+    net::machine(MACHINE.0, MACHINE.1, line)?;
+    let status = Command::new(program(None, "shoal-test-s3")?)
+        .env("SHOAL_TEST_S3_LISTEN", format!("{}:0", net::CONTROL))
+        .args(["ip", "netns", "exec", MACHINE.0])
+        .arg(env::current_exe()?)
+        .args(env::args_os().skip(1))
+        .arg("--behind")
+        .status()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let check = |mbit: f64| {
+        ensure!((1.0..=100_000.0).contains(&mbit), "--link-mbit is 1 to 100000");
+        program(None, "shoal-test-s3")?;
+        net::check()
+    };
+    match args.link_mbit {
+        Some(mbit) if !args.behind => {
+            namespaces::enter(args.inside, &[], || check(mbit), || with_line(mbit))
+        }
+        _ => namespaces::ended(measure(args).map(|()| ExitCode::SUCCESS)),
     }
-    Ok(())
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let bench = Bench::new(Args::parse()).await?;
+async fn measure(args: Args) -> anyhow::Result<()> {
+    let bench = Bench::new(args).await?;
     let mut rounds = Vec::new();
     for round in 0..bench.args.rounds {
         rounds.push(bench.shoal(SHARED, round).await?);
@@ -266,8 +293,9 @@ async fn main() -> anyhow::Result<()> {
     println!("{} into {} regions under {}:", bench.args.size, bench.args.regions, bench.base);
     for way in &ways {
         let main = way.main_copies.map_or_else(|| "-".into(), |main| format!("{main:.2}"));
+        let link = way.by_link.map_or_else(String::new, |link| format!("  {link:.2} of the line"));
         println!(
-            "{:<36} {:>6.1} GB  {:>6.2} s  {:>6.0} MB/s  {:>5.2} CPU s/GB  main read {main}  {:.2} of plain",
+            "{:<36} {:>6.1} GB  {:>6.2} s  {:>6.0} MB/s  {:>5.2} CPU s/GB  main read {main}  {:.2} of plain{link}",
             way.way,
             way.bytes as f64 / 1e9,
             way.seconds,

@@ -13,7 +13,7 @@ mod roles;
 use std::{
     convert::Infallible,
     fs,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -119,9 +119,15 @@ fn runtime(name: &str) -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(builder.worker_threads(2).thread_name(name).enable_all().build()?)
 }
 
-/// Listens on a free port, for a runtime.
-fn listen(runtime: &tokio::runtime::Runtime) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+/// A free port of loopback.
+const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// Listens, for a runtime.
+fn listen(
+    runtime: &tokio::runtime::Runtime,
+    addr: SocketAddr,
+) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = std::net::TcpListener::bind(addr)?;
     listener.set_nonblocking(true)?;
     let addr = listener.local_addr()?;
     let _inside = runtime.enter();
@@ -134,6 +140,14 @@ impl Server {
     /// # Errors
     /// When there is no room for its directory or no free port.
     pub fn start() -> anyhow::Result<Self> {
+        Self::start_on(ANY)
+    }
+
+    /// The same at this address.
+    ///
+    /// # Errors
+    /// When there is no room for its directory, or nothing can listen there.
+    pub fn start_on(addr: SocketAddr) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("shoal-s3-").tempdir()?;
         fs::create_dir(dir.path().join(BUCKET))?;
         let runtime = runtime("s3")?;
@@ -146,7 +160,7 @@ impl Server {
         builder.set_auth(auth);
         builder.set_access(Access);
         let service = builder.build();
-        let (listener, addr) = listen(&runtime)?;
+        let (listener, addr) = listen(&runtime, addr)?;
         let seen = Arc::<Mutex<Vec<Seen>>>::default();
         runtime.spawn(accept(listener, service, seen.clone()));
         Ok(Self { addr, dir, seen, runtime: Some(runtime) })

@@ -86,7 +86,7 @@ impl Proxy {
     pub fn start(server: &Server) -> anyhow::Result<Self> {
         let target = Target { addr: server.addr(), dir: server.dir().into() };
         let runtime = crate::runtime("s3-proxy")?;
-        let (listener, addr) = crate::listen(&runtime)?;
+        let (listener, addr) = crate::listen(&runtime, crate::ANY)?;
         let faults = Faults::default();
         let told = faults.clone();
         runtime.spawn(async move {

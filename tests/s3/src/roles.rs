@@ -33,7 +33,7 @@ impl Roles {
     /// When there is no free port.
     pub fn start(key: Key) -> anyhow::Result<Self> {
         let runtime = crate::runtime("roles")?;
-        let (listener, addr) = crate::listen(&runtime)?;
+        let (listener, addr) = crate::listen(&runtime, crate::ANY)?;
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let answer =

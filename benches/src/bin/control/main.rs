@@ -3,6 +3,7 @@
 
 mod day;
 mod goals;
+mod machines;
 mod polls;
 mod reports;
 mod times;
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
 
-use crate::{day::Load, world::Shape};
+use crate::{day::Load, machines::Play, world::Shape};
 
 /// Measures the control plane.
 #[derive(Parser)]
@@ -37,10 +38,10 @@ struct Args {
     #[arg(long, default_value_t = 100_000)]
     machines: usize,
     /// polls: how many machines are connected.
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 50_000)]
     connections: usize,
     /// polls: how many there are a second.
-    #[arg(long, default_value_t = 3_333.0)]
+    #[arg(long, default_value_t = 1_667.0)]
     polls_per_s: f64,
     /// day: how many builds, each of which is deployed.
     #[arg(long, default_value_t = 10_000)]
@@ -57,6 +58,8 @@ struct Args {
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    play: Play,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -96,6 +99,9 @@ fn raise_open_files() -> anyhow::Result<()> {
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     raise_open_files()?;
+    if let Some(played) = args.play.run().await {
+        return played;
+    }
     let shoal = shoal_benches::program(args.shoal.as_deref(), "shoal")?;
     let base = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let shape = |regions| Shape {

@@ -1,46 +1,26 @@
 //! Machines that ask a region process for their goals, over connections that stay open.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use serde::Serialize;
 use shoal_client::types::DeployRequest;
-use shoal_pki::{Credentials, Role};
-use shoal_proto::{
-    AppName, Revision,
-    peer::{PeerAddr, StreamReply, StreamRequest},
-    region::{MachineInfo, RegionReply, RegionRequest, goals_digest, reports_digest},
-};
-use shoal_transport::{Connection, Endpoint, EndpointConfig};
-use tokio::{task::JoinSet, time::MissedTickBehavior};
+use shoal_pki::Role;
+use shoal_proto::{AppName, Revision, region::goals_digest};
 
 use crate::{
+    machines::{Group, MACHINES_MAX, Machines},
     times::Spread,
     world::{Shape, World, app},
 };
 
-/// Of so many polls one is of a machine that knows no goal.
-const CHANGED_EVERY: u64 = 100;
-
 /// How long is measured: connections at rest, over one whole round of what a region process tells each machine by itself, and then
 /// polls.
 const REST: Duration = Duration::from_secs(90);
-const POLLS: Duration = Duration::from_secs(20);
-
-/// A machine's socket needs no more room than for its polls.
-const SOCKET_BUFFER_BYTES: usize = 64 << 10;
+const POLLS: Duration = Duration::from_secs(60);
 
 /// For how many machines of a region it is reckoned.
 const MACHINES: f64 = 100_000.0;
-
-/// How many machines connect at once.
-const DIALS_MAX: usize = 64;
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -89,74 +69,6 @@ impl Report {
     }
 }
 
-/// A machine, and its connection to the region process.
-struct Machine {
-    info: MachineInfo,
-    connection: Connection,
-    _endpoint: Endpoint,
-}
-
-impl Machine {
-    async fn connect(config: EndpointConfig, region: std::net::SocketAddr) -> anyhow::Result<Self> {
-        let member = config.credentials.identity().member().clone();
-        let (endpoint, mut incoming) = Endpoint::bind(&config)?;
-        // What the region process says by itself is read, and no more.
-        tokio::spawn(async move { while incoming.recv().await.is_some() {} });
-        let connection = endpoint.connect_any(region, Role::Region).await?;
-        let addr = endpoint.local_addr();
-        let addr = PeerAddr {
-            node: member.node,
-            machine: member.machine,
-            zone: "a".into(),
-            data: addr,
-            gossip: addr,
-        };
-        let version = env!("CARGO_PKG_VERSION").into();
-        let info = MachineInfo { addr, labels: [("role".into(), "web".into())].into(), version };
-        Ok(Self { info, connection, _endpoint: endpoint })
-    }
-
-    /// Asks, and says whether there was something new.
-    async fn poll(&self, digest: u64) -> anyhow::Result<bool> {
-        let reports_digest = reports_digest(std::iter::empty());
-        let machine = self.info.clone();
-        let request = RegionRequest::Poll { machine, digest, reports_digest };
-        match self.connection.request(StreamRequest::Region(request)).await?.0 {
-            StreamReply::Region(RegionReply::Unchanged { .. }) => Ok(false),
-            StreamReply::Region(RegionReply::Goals { goals, .. }) => {
-                ensure!(!goals.is_empty(), "an answer without a goal");
-                Ok(true)
-            }
-            other => bail!("another answer: {other:?}"),
-        }
-    }
-}
-
-/// Polls once in `every`, beginning after `phase`, for a time.
-async fn machine(
-    machine: Arc<Machine>,
-    (every, phase): (Duration, Duration),
-    number: Arc<AtomicU64>,
-    digest: u64,
-) -> anyhow::Result<(Vec<Duration>, u64)> {
-    let (mut took, mut changed) = (vec![], 0);
-    let begin = Instant::now();
-    let mut tick = tokio::time::interval_at((begin + phase).into(), every);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        if begin.elapsed() >= POLLS {
-            return Ok((took, changed));
-        }
-        let is_new = number.fetch_add(1, Ordering::Relaxed).is_multiple_of(CHANGED_EVERY);
-        let start = Instant::now();
-        let answer = machine.poll(if is_new { 0 } else { digest }).await?;
-        took.push(start.elapsed());
-        ensure!(answer == is_new, "the goals are told to who has them, or not to who has none");
-        changed += u64::from(answer);
-    }
-}
-
 pub(crate) async fn measure(
     shape: Shape<'_>,
     connections: usize,
@@ -182,26 +94,22 @@ pub(crate) async fn measure(
     let cores_alone = cores(before_s, start, &world)?;
     let rss_anon_before_bytes = world.rss_anon_bytes(region.as_str())?;
     let addr = world.address(region.as_str(), "data")?;
-    let mut machines = Vec::with_capacity(connections);
-    let mut dials = JoinSet::new();
-    for at in 0..connections {
-        if dials.len() >= DIALS_MAX {
-            machines.extend(dials.join_next().await.transpose()?.transpose()?.map(Arc::new));
-        }
-        let (identity, trust) = world.member(&format!("m{at}"), Role::Agent, Some(&region))?;
-        let credentials = Credentials::new(identity, trust);
-        let mut config = EndpointConfig::new("127.0.0.1:0".parse()?, credentials);
-        config.max_connections = 4;
-        config.socket_buffer_bytes = SOCKET_BUFFER_BYTES;
-        dials.spawn(Machine::connect(config, addr));
+    let mut groups = Vec::new();
+    for first in (0..connections).step_by(MACHINES_MAX) {
+        groups.push(Machines::start(&Group {
+            dir: world.dir().into(),
+            region: region.clone(),
+            addr,
+            number: u8::try_from(groups.len()).context("too many connections")?,
+            first,
+            count: MACHINES_MAX.min(connections - first),
+            digest,
+            every: Duration::from_secs_f64(connections as f64 / per_s),
+            polls: POLLS,
+        })?);
     }
-    while let Some(machine) = dials.join_next().await {
-        machines.push(Arc::new(machine??));
-    }
-    // Until it has the goal.
-    let first = machines.first().context("no connections")?;
-    while !first.poll(0).await.unwrap_or_default() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    for group in &mut groups {
+        group.connected()?;
     }
 
     let (before_s, start) = (world.cpu_s(region.as_str())?, Instant::now());
@@ -209,23 +117,19 @@ pub(crate) async fn measure(
     let cores_at_rest = cores(before_s, start, &world)?;
     let rss_anon_at_rest_bytes = world.rss_anon_bytes(region.as_str())?;
 
-    let every = Duration::from_secs_f64(connections as f64 / per_s);
-    let number = Arc::new(AtomicU64::new(0));
-    let mut tasks = JoinSet::new();
     let (before_s, start) = (world.cpu_s(region.as_str())?, Instant::now());
-    for (at, one) in machines.iter().enumerate() {
-        let phase = every.mul_f64(at as f64 / connections as f64);
-        tasks.spawn(machine(one.clone(), (every, phase), number.clone(), digest));
+    for group in &mut groups {
+        group.poll()?;
     }
-    let (mut answers, mut changed) = (vec![], 0);
-    while let Some(ended) = tasks.join_next().await {
-        let (took, new) = ended??;
-        answers.extend(took);
-        changed += new;
+    let (mut answers, mut changed, mut open) = (vec![], 0, 0);
+    for group in &mut groups {
+        let polled = group.polled()?;
+        answers.extend(polled.took);
+        changed += polled.changed;
+        open += polled.open;
     }
     let seconds = start.elapsed().as_secs_f64();
     let cores = cores(before_s, start, &world)?;
-    let open = machines.iter().filter(|machine| !machine.connection.is_closed()).count();
     ensure!(open == connections, "{} of {connections} connections are closed", connections - open);
     world.check()?;
     Ok(Report {

@@ -36,14 +36,19 @@ const CERTIFICATE_DAYS: u32 = 7;
 /// What runs.
 pub(crate) struct World {
     processes: Processes,
-    authority: CertificateAuthority,
-    trust: Trust,
+    members: Members,
     pub(crate) regions: Vec<RegionName>,
     shoal: PathBuf,
     api: String,
     etcd: Option<shoal_test_etcd::Server>,
     _postgres: Server,
     dir: tempfile::TempDir,
+}
+
+/// Makes the members of the cluster, in any process of the benchmark.
+pub(crate) struct Members {
+    authority: CertificateAuthority,
+    trust: Trust,
 }
 
 /// How a world is made.
@@ -76,6 +81,58 @@ pub(crate) fn app(name: &str) -> anyhow::Result<App> {
     })
 }
 
+impl Members {
+    /// Makes a CA, which other processes find in `dir`.
+    fn create(dir: &Path, signer: &GoalSigner) -> anyhow::Result<Self> {
+        let authority = CertificateAuthority::create("bench")?;
+        let bundle = TrustBundle {
+            cluster: "bench".into(),
+            number: 1,
+            ca_certificates: vec![authority.cert_der().to_vec()],
+            goal_keys: vec![signer.public()],
+            revoked: vec![],
+        };
+        let signed = codec::encode(&signer.sign_trust(&bundle)?, TRUST_MAX_BYTES)?;
+        fs::write(dir.join("ca.key"), authority.key_pem()?)?;
+        fs::write(dir.join("trust.bin"), &signed)?;
+        Ok(Self { authority, trust: Trust::from_signed(&signed)? })
+    }
+
+    /// Those of the CA in `dir`.
+    pub(crate) fn load(dir: &Path) -> anyhow::Result<Self> {
+        let trust = Trust::from_signed(&fs::read(dir.join("trust.bin"))?)?;
+        let key = fs::read_to_string(dir.join("ca.key"))?;
+        Ok(Self { authority: CertificateAuthority::of_trust(&trust, &key)?, trust })
+    }
+
+    fn issue(
+        &self,
+        name: &str,
+        role: Role,
+        region: Option<&RegionName>,
+    ) -> anyhow::Result<(String, String)> {
+        let issued = self.authority.issue(&IssueRequest {
+            machine: MachineName::new(name)?,
+            region: region.cloned(),
+            role,
+            hosts: vec!["127.0.0.1".into()],
+            days: CERTIFICATE_DAYS,
+        })?;
+        Ok((issued.cert_pem, issued.key_pem))
+    }
+
+    /// A new member of the cluster, and what it believes.
+    pub(crate) fn member(
+        &self,
+        name: &str,
+        role: Role,
+        region: Option<&RegionName>,
+    ) -> anyhow::Result<(Identity, Trust)> {
+        let (cert, key) = self.issue(name, role, region)?;
+        Ok((Identity::from_pem(&cert, &key)?, self.trust.clone()))
+    }
+}
+
 impl World {
     pub(crate) async fn start(shape: Shape<'_>) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("shoal-control-").tempdir_in(shape.base)?;
@@ -89,23 +146,13 @@ impl World {
             true => Some(shoal_test_etcd::Server::start().await?),
             false => None,
         };
-        let authority = CertificateAuthority::create("bench")?;
         let signer = GoalSigner::create(1)?;
-        let bundle = TrustBundle {
-            cluster: "bench".into(),
-            number: 1,
-            ca_certificates: vec![authority.cert_der().to_vec()],
-            goal_keys: vec![signer.public()],
-            revoked: vec![],
-        };
-        let signed = codec::encode(&signer.sign_trust(&bundle)?, TRUST_MAX_BYTES)?;
-        let trust = Trust::from_signed(&signed)?;
+        let members = Members::create(dir.path(), &signer)?;
         let regions = (0..shape.regions).map(|at| RegionName::new(format!("r{at}")));
         let regions = regions.collect::<Result<Vec<_>, _>>()?;
         let mut world = Self {
             processes: Processes::default(),
-            authority,
-            trust,
+            members,
             regions,
             shoal: shape.shoal.into(),
             api: String::new(),
@@ -127,6 +174,11 @@ impl World {
 
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Where everything lies.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// The directory of a process's data.
@@ -189,22 +241,6 @@ impl World {
         Ok(address.parse()?)
     }
 
-    fn issue(
-        &self,
-        name: &str,
-        role: Role,
-        region: Option<&RegionName>,
-    ) -> anyhow::Result<(String, String)> {
-        let issued = self.authority.issue(&IssueRequest {
-            machine: MachineName::new(name)?,
-            region: region.cloned(),
-            role,
-            hosts: vec!["127.0.0.1".into()],
-            days: CERTIFICATE_DAYS,
-        })?;
-        Ok((issued.cert_pem, issued.key_pem))
-    }
-
     fn issue_to_file(
         &self,
         name: &str,
@@ -213,22 +249,11 @@ impl World {
     ) -> anyhow::Result<()> {
         let dir = self.path(name).join("identity");
         fs::create_dir_all(&dir)?;
-        let (cert, key) = self.issue(name, role, region)?;
+        let (cert, key) = self.members.issue(name, role, region)?;
         fs::write(dir.join("identity.pem"), cert)?;
         fs::write(dir.join("identity.key"), key)?;
-        fs::write(dir.join("trust.bin"), self.trust.signed_bytes())?;
+        fs::write(dir.join("trust.bin"), self.members.trust.signed_bytes())?;
         Ok(())
-    }
-
-    /// A new member of the cluster, and what it believes.
-    pub(crate) fn member(
-        &self,
-        name: &str,
-        role: Role,
-        region: Option<&RegionName>,
-    ) -> anyhow::Result<(Identity, Trust)> {
-        let (cert, key) = self.issue(name, role, region)?;
-        Ok((Identity::from_pem(&cert, &key)?, self.trust.clone()))
     }
 
     /// A client with a certificate of its own.
@@ -238,7 +263,7 @@ impl World {
         role: Role,
         region: Option<&RegionName>,
     ) -> anyhow::Result<Client> {
-        let (identity, trust) = self.member(name, role, region)?;
+        let (identity, trust) = self.members.member(name, role, region)?;
         Ok(Client::new(std::slice::from_ref(&self.api), &identity, &trust)?)
     }
 
