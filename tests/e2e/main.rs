@@ -24,3 +24,4 @@ mod s3;
 mod scripts;
 mod silence;
 mod trust;
+mod upgrade;

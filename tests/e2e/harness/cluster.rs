@@ -10,10 +10,12 @@ use std::{
 use shoal_client::Client;
 use shoal_pki::Role;
 
-use super::{Keys, Process, cleaner::Cleaner, client, client_of, walk};
+use super::{Keys, Process, SHOAL, cleaner::Cleaner, client, client_of, walk};
 
 /// What a cluster consists of.
 pub struct Shape {
+    /// The program `shoal`.
+    pub program: PathBuf,
     pub regions: usize,
     pub region_processes: usize,
     pub agents: usize,
@@ -57,6 +59,7 @@ impl Shape {
 impl Default for Shape {
     fn default() -> Self {
         Self {
+            program: SHOAL.into(),
             regions: 1,
             region_processes: 2,
             agents: 3,
@@ -171,6 +174,11 @@ impl Cluster {
         self.root().join(format!("bucket-{}", region_name(region)))
     }
 
+    /// What is started from now on is this program.
+    pub fn set_program(&mut self, program: &Path) {
+        self.shape.program = program.into();
+    }
+
     /// The addresses of all coordinators.
     fn urls(&self) -> Vec<String> {
         [self.api].iter().chain(&self.other_apis).map(|api| format!("https://{api}")).collect()
@@ -216,7 +224,7 @@ impl Cluster {
         );
         fs::write(dir.join("config.toml"), config).unwrap();
         let environment = self.shape.environment(|remote| &remote.writer);
-        Process::start_in(environment, &[], "worker", &name, &dir)
+        Process::start_in(&self.shape.program, environment, &[], "worker", &name, &dir)
     }
 
     /// Starts process `at` of a region; `listen` keeps an earlier data address.
@@ -247,7 +255,7 @@ impl Cluster {
         );
         fs::write(dir.join("config.toml"), config).unwrap();
         let environment = self.shape.environment(|remote| &remote.reader);
-        Process::start_in(environment, &[], "region", &name, &dir)
+        Process::start_in(&self.shape.program, environment, &[], "region", &name, &dir)
     }
 
     /// Starts an agent in the region that its number falls to; `labels` are lines of its label table.
@@ -257,7 +265,7 @@ impl Cluster {
         let dir = self.root().join(name);
         self.keys.issue(&dir.join("identity"), Role::Agent, name, Some(&region_name(region)));
         self.configure_agent(&dir, region, labels).await;
-        let mut agent = Process::start("agent", name, &dir);
+        let mut agent = Process::start_in(&self.shape.program, &[], &[], "agent", name, &dir);
         agent.address("data").await;
         agent
     }
@@ -295,7 +303,7 @@ impl Cluster {
         let agent = &self.agents[at];
         let (name, dir) = (agent.name.clone(), agent.dir.clone());
         self.agents[at].kill();
-        self.agents[at] = Process::start("agent", &name, &dir);
+        self.agents[at] = Process::start_in(&self.shape.program, &[], &[], "agent", &name, &dir);
         self.agents[at].address("data").await;
     }
 }
@@ -352,5 +360,5 @@ fn start_coordinator(keys: &Keys, root: &Path, shape: &Shape, at: usize, port: u
     let before: &[&str] =
         if shape.coordinator_flag.is_empty() { &[] } else { &["sh", "-c", &with_flag, "sh"] };
     let environment = shape.environment(|remote| &remote.writer);
-    Process::start_in(environment, before, "coordinator", &name, &dir)
+    Process::start_in(&shape.program, environment, before, "coordinator", &name, &dir)
 }

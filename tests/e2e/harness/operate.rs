@@ -114,7 +114,12 @@ impl Cluster {
 
     /// Runs an operator's command; panics with its stderr when it fails.
     pub fn shoal(&self, args: &[&str]) -> String {
-        let output = self.shoal_output(args);
+        self.shoal_of(Path::new(SHOAL), args)
+    }
+
+    /// The same with another program.
+    pub fn shoal_of(&self, program: &Path, args: &[&str]) -> String {
+        let output = self.shoal_output(program, args);
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "shoal {args:?}: {stderr}");
         String::from_utf8(output.stdout).unwrap()
@@ -127,15 +132,15 @@ impl Cluster {
 
     /// The same with another exit code.
     pub fn shoal_fails_with(&self, code: i32, args: &[&str]) -> String {
-        let output = self.shoal_output(args);
+        let output = self.shoal_output(Path::new(SHOAL), args);
         let stderr = String::from_utf8_lossy(&output.stderr).trim().to_string();
         assert_eq!(output.status.code(), Some(code), "shoal {args:?}: {stderr}");
         assert_eq!(stderr.lines().count(), 1, "shoal {args:?}: {stderr}");
         stderr
     }
 
-    fn shoal_output(&self, args: &[&str]) -> std::process::Output {
-        Command::new(SHOAL)
+    fn shoal_output(&self, program: &Path, args: &[&str]) -> std::process::Output {
+        Command::new(program)
             .args(args)
             .env("SHOAL_COORDINATOR", format!("https://{}", self.api))
             .env("SHOAL_IDENTITY", self.root().join("operator"))

@@ -1,6 +1,7 @@
 //! A process of the real binary.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
@@ -26,11 +27,12 @@ impl Process {
 
     /// The same behind another program, which must become it in the end: `unshare`, or a shell that says `exec "$@"`.
     pub fn start_behind(before: &[&str], role: &str, name: &str, dir: &Path) -> Self {
-        Self::start_in(&[], before, role, name, dir)
+        Self::start_in(Path::new(SHOAL), &[], before, role, name, dir)
     }
 
-    /// The same with these variables; of the credentials of whoever runs the tests it has none.
+    /// The same of another program with these variables; of the credentials of whoever runs the tests it has none.
     pub fn start_in(
+        program: &Path,
         environment: &[(String, String)],
         before: &[&str],
         role: &str,
@@ -40,8 +42,8 @@ impl Process {
         let _ = fs::remove_file(dir.join("data/addresses.json"));
         let log = fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
         // Killed by the kernel when the thread that starts it ends: a test's own, which waits for the test.
-        let words = before.iter().copied().chain(["setpriv", "--pdeathsig", "KILL", "--", SHOAL]);
-        let words: Vec<_> = words.collect();
+        let words = before.iter().chain(&["setpriv", "--pdeathsig", "KILL", "--"]);
+        let words: Vec<_> = words.map(OsStr::new).chain([program.as_os_str()]).collect();
         let mut command = Command::new(words[0]);
         let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
         for name in names.filter(|name| name.starts_with("AWS_") || name.starts_with("GOOGLE_")) {
