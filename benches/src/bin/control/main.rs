@@ -3,6 +3,7 @@
 
 mod day;
 mod goals;
+mod jobs;
 mod machines;
 mod polls;
 mod reports;
@@ -43,6 +44,12 @@ struct Args {
     /// polls: how many there are a second.
     #[arg(long, default_value_t = 1_667.0)]
     polls_per_s: f64,
+    /// jobs: how many.
+    #[arg(long, default_value_t = 5_000)]
+    jobs: usize,
+    /// jobs: how many take and end them.
+    #[arg(long, default_value_t = 100)]
+    job_workers: usize,
     /// day: how many builds, each of which is deployed.
     #[arg(long, default_value_t = 10_000)]
     builds: usize,
@@ -52,7 +59,7 @@ struct Args {
     /// day: how many take jobs.
     #[arg(long, default_value_t = 20)]
     workers: usize,
-    /// day: how many regions.
+    /// jobs, day: how many regions.
     #[arg(long, default_value_t = 5)]
     day_regions: usize,
     /// Print one JSON object.
@@ -70,6 +77,8 @@ enum Case {
     Reports,
     /// Machines that ask a region process for their goals.
     Polls,
+    /// Jobs that are taken and ended through the API.
+    Jobs,
     /// A day's builds and deployments at full speed.
     Day,
 }
@@ -83,6 +92,8 @@ struct Report {
     reports: Option<reports::Report>,
     #[serde(skip_serializing_if = "Option::is_none")]
     polls: Option<polls::Report>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jobs: Option<jobs::Report>,
     #[serde(skip_serializing_if = "Option::is_none")]
     day: Option<day::Report>,
 }
@@ -140,6 +151,13 @@ async fn main() -> anyhow::Result<()> {
             measured.print();
         }
         report.polls = Some(measured);
+    }
+    if wanted(Case::Jobs) {
+        let measured = jobs::measure(shape(args.day_regions), args.jobs, args.job_workers).await?;
+        if !args.json {
+            measured.print();
+        }
+        report.jobs = Some(measured);
     }
     if wanted(Case::Day) {
         let Args { builds, engineers, workers, .. } = args;
