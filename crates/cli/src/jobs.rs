@@ -206,6 +206,9 @@ async fn wait(
             while copy_log(client, id, &mut offset, *log).await? {}
         }
         if job.status.is_terminal() {
+            if log.is_some() && offset == 0 {
+                tell_place(client, id).await?;
+            }
             return Ok(job);
         }
         tokio::time::sleep(LOOK_EVERY).await;

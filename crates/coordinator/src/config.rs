@@ -431,10 +431,22 @@ impl Config {
             "reap_share = {}: give 0 to 1",
             self.reap_share
         );
+        if let Some(window_s) = self.loss_window_s {
+            ensure!(
+                window_s > self.heartbeat_s,
+                "loss_window_s = {window_s}: give more than heartbeat_s, which is {}, or every job counts as lost between two heartbeats",
+                self.heartbeat_s
+            );
+        }
         ensure!(self.regions.len() <= REGIONS_MAX, "more than {REGIONS_MAX} regions");
         let mut names = BTreeSet::new();
         for region in &self.regions {
             ensure!(names.insert(&region.name), "region {} is named twice", region.name);
+            ensure!(
+                region.bucket != self.bucket,
+                "region {} has the main bucket for its own: a copy there would be none, give it another",
+                region.name
+            );
         }
         Ok(())
     }
@@ -482,6 +494,8 @@ mod tests {
             ("inspect_share = 2.0", "inspect_share"),
             ("inspect_round_s = 0", "inspect_round_s"),
             ("keep_builds = 0", "keep_builds"),
+            ("loss_window_s = 30", "heartbeat_s, which is 30"),
+            ("[[regions]]\nname = 'a'\nbucket = 'b'", "main bucket"),
             ("replication = 'mirror'", "mirror"),
             ("reap_jobs = 0", "reap_jobs"),
             ("reap_share = 1.5", "reap_share"),

@@ -200,7 +200,8 @@ async fn open(url: &str) -> anyhow::Result<Queue> {
     if let Ok(opened) = tokio::time::timeout(OPEN_QUIETLY, &mut opening).await {
         return Ok(opened?);
     }
-    tracing::warn!("the database does not answer yet: it is waited for");
+    let at = shoal_queue::place(url);
+    tracing::warn!(at, "the database does not answer yet: it is waited for");
     Ok(opening.await?)
 }
 
@@ -238,6 +239,12 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
     let logs = logs::Logs::open(data_dir.join("logs")).context("cannot make the jobs' logs")?;
     let url = config.database.clone();
     let url = url.unwrap_or_else(|| sqlite_url(&data_dir.join("shoal.sqlite")));
+    if let Some(path) = &config.ca_key
+        && let Err(error) = std::fs::File::open(path)
+    {
+        let path = path.display();
+        tracing::warn!(%path, %error, "the CA key cannot be read: nobody can join, and no certificate is renewed, until it can");
+    }
     let queue = open(&url).await?;
     let names: Vec<_> = buckets.keys().cloned().collect();
     queue.set_regions(&names, now_ms()).await?;

@@ -1,7 +1,7 @@
 //! Whole encodings: from a local directory into a bucket, and from bucket to bucket.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     path::{Path as FsPath, PathBuf},
     sync::{
@@ -65,7 +65,8 @@ impl<F: Fn(u64) + Send + Sync> Progress<F> {
 
 impl Bucket {
     /// Uploads what `shoal_store::cut` left in `dir` (`part-00000`, ...) and last the index. Goes on
-    /// where an earlier upload stopped: a part that is there in its right length is skipped.
+    /// where an earlier upload stopped: a part that is there in its right length is read and compared with the index, and
+    /// skipped if that is what it is. Others may write there too, so what lies there proves nothing by its name.
     /// `progress` hears the part bytes that are through so far, those skipped among them; it steps
     /// back when a part must be tried again.
     ///
@@ -220,6 +221,31 @@ impl Bucket {
         chunks.try_flatten()
     }
 
+    /// Which of these parts are there in their right length, and are not what the index says.
+    async fn disproved(
+        &self,
+        artifact: &ArtifactId,
+        encoding: &EncodingId,
+        index: &EncodingIndex,
+        there: &BTreeMap<u32, u64>,
+    ) -> Result<BTreeSet<u32>, OriginError> {
+        let expected = (0..).zip(index.parts.iter().copied());
+        let doubted: Vec<(u32, Part)> =
+            expected.filter(|(number, part)| there.get(number) == Some(&part.len)).collect();
+        let looked = stream::iter(doubted).map(|(number, part)| async move {
+            match self.verify_part(artifact, encoding, number, part).await {
+                Ok(()) => Ok(None),
+                Err(error) if lacks(&error) => {
+                    tracing::warn!(%error, bucket = self.url(), "a part is written again");
+                    Ok(Some(number))
+                }
+                Err(error) => Err(error),
+            }
+        });
+        let wrong = looked.buffer_unordered(PARTS_IN_PARALLEL);
+        wrong.try_filter_map(|number| async move { Ok(number) }).try_collect().await
+    }
+
     /// What [`Bucket::upload`] and [`Bucket::copy_from`] share: the parts that are missing, several
     /// at a time, each from what `open` gives, in turn for each source; and then the index. What was taken away meanwhile
     /// is written once more.
@@ -245,6 +271,10 @@ impl Bucket {
             let mut right = there.clone();
             if tries == 0 {
                 right.retain(|number, _| !doubted.contains(number));
+                if sources.is_empty() {
+                    let wrong = self.disproved(artifact, encoding, index, &right).await?;
+                    right.retain(|number, _| !wrong.contains(number));
+                }
             }
             let todo: Vec<(u32, Part)> = missing(index, &right)
                 .into_iter()

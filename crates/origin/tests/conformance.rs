@@ -46,6 +46,7 @@ on_each_bucket!(
     two_writers_of_a_part_are_one,
     what_is_written_stays,
     an_upload_that_was_cut_off_goes_on,
+    what_an_upload_finds_there_is_proved,
     a_copy_that_was_cut_off_goes_on,
     damage_is_found_and_not_passed_on,
     an_artifact_of_no_bytes_is_an_index,

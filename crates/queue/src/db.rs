@@ -167,6 +167,9 @@ impl Queue {
             unreachable::check_files(url)?;
         }
         sqlx::any::install_default_drivers();
+        if dialect == Dialect::Sqlite {
+            unreachable::check_database(url).await?;
+        }
         let pool = |size: u32, writes: bool| {
             AnyPoolOptions::new()
                 .max_connections(size)

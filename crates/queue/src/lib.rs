@@ -112,6 +112,7 @@ pub use standing::Standing;
 pub use submit::{Ask, Submitted};
 pub use tokens::{NewToken, TOKENS_MAX, Token};
 pub use trust::{MemberSeen, TrustChange, TrustRow};
+pub use unreachable::place;
 pub use waiting::{Depth, Pause, Waiting};
 pub use waves::WaveSeen;
 pub use webhooks::{Attempted, Delivery, DeliveryStatus, Due, NewWebhook, Webhook};

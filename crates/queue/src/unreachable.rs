@@ -1,6 +1,6 @@
 //! Why a server cannot be used, said so that an operator knows what to mend: what a pool says is only that it waited.
 
-use std::{fs::File, str::FromStr as _, time::Duration};
+use std::{fs::File, path::Path, str::FromStr as _, time::Duration};
 
 use sqlx::{AnyConnection, Connection as _, postgres::PgConnectOptions};
 
@@ -38,7 +38,7 @@ pub(crate) fn check_files(url: &str) -> Result<()> {
 pub(crate) async fn explain(url: &str, dialect: Dialect, error: QueueError) -> QueueError {
     let QueueError::Database(error) = error else { return error };
     if dialect == Dialect::Sqlite {
-        return QueueError::Database(error);
+        return QueueError::Unusable { at: file(url).into(), reason: reason(&error) };
     }
     let error = match error {
         // A pool goes on for as long as the server refuses connections, and forgets why.
@@ -60,6 +60,30 @@ pub(crate) async fn explain(url: &str, dialect: Dialect, error: QueueError) -> Q
     QueueError::Unusable { at: place(url), reason: reason(&error) }
 }
 
+/// Looks whether an SQLite file that is there is one: a pool would ask it for its whole patience.
+///
+/// # Errors
+/// [`QueueError::Unusable`] when it is none, or cannot be read.
+pub(crate) async fn check_database(url: &str) -> Result<()> {
+    if !Path::new(file(url)).exists() {
+        return Ok(());
+    }
+    let look = async {
+        let mut connection = AnyConnection::connect(url).await?;
+        sqlx::query("PRAGMA schema_version").fetch_one(&mut connection).await?;
+        connection.close().await
+    };
+    let unusable = |error| QueueError::Unusable { at: file(url).into(), reason: reason(&error) };
+    look.await.map_err(unusable)
+}
+
+/// The file of an SQLite URL.
+fn file(url: &str) -> &str {
+    let path = url.strip_prefix("sqlite:").unwrap_or(url);
+    let path = path.strip_prefix("//").unwrap_or(path);
+    path.split('?').next().unwrap_or(path)
+}
+
 fn reason(error: &sqlx::Error) -> String {
     let text = match error {
         // sqlx's text ends with the line of the server's source, and begins with what is said already.
@@ -74,8 +98,12 @@ fn reason(error: &sqlx::Error) -> String {
     text
 }
 
-/// Where the server is, without user and password.
-fn place(url: &str) -> String {
+/// Where a database is: its server, without user and password, or its file.
+#[must_use]
+pub fn place(url: &str) -> String {
+    if url.starts_with("sqlite:") {
+        return file(url).into();
+    }
     let Ok(options) = PgConnectOptions::from_str(url) else { return "its address".into() };
     let database = options.get_database().unwrap_or_default();
     match options.get_socket() {
@@ -111,6 +139,16 @@ mod tests {
         let error = crate::Queue::open(&url).await.err().unwrap().to_string();
         assert!(error.ends_with("cannot be used: database \"nowhere\" does not exist"), "{error}");
         database.remove().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_database_is_named_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("notes.txt");
+        std::fs::write(&file, "notes, and no database at all. ".repeat(50)).unwrap();
+        let error = crate::Queue::open(&crate::sqlite_url(&file)).await.err().unwrap().to_string();
+        let want = format!("the database at {} cannot be used: ", file.display());
+        assert!(error.starts_with(&want) && error.contains("not a database"), "{error}");
     }
 
     #[tokio::test]

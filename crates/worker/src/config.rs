@@ -19,8 +19,8 @@ pub struct Args {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<PathBuf>,
-    /// A coordinator, https://HOST:PORT; repeat for each.
-    #[arg(long = "coordinator")]
+    /// A coordinator, https://HOST:PORT; several with commas, or repeat for each.
+    #[arg(long = "coordinator", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub coordinators: Vec<String>,
     /// User that builds run as when the worker runs as root; empty: root [default: nobody].

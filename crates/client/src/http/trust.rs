@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 
-use super::{Client, Result};
+use super::{Client, ClientError, Result};
 use crate::types::{
     CaBeginRequest, CertificateReply, Done, FinishRotation, GoalKeyBeginRequest, JoinReply,
     JoinRequest, JoinToken, JoinTokenMade, JoinTokenRequest, RenewForRequest, RevokeReply,
@@ -13,7 +13,7 @@ impl Client {
     /// The trust bundles that lead on from one; waits for a newer one. Whoever asks, with a certificate or without.
     ///
     /// # Errors
-    /// [`crate::ClientError`], as for every call.
+    /// [`ClientError`], as for every call.
     pub async fn trust(&self, query: &TrustQuery) -> Result<TrustReply> {
         let response = self.send(Method::GET, "v1/trust", |call| call.query(query)).await?;
         self.read(response).await
@@ -22,7 +22,7 @@ impl Client {
     /// Has all certificates of a machine count no longer.
     ///
     /// # Errors
-    /// [`crate::ClientError`], as for every call.
+    /// [`ClientError`], as for every call.
     pub async fn revoke(&self, request: &RevokeRequest) -> Result<RevokeReply> {
         self.post("v1/trust/revoke", request).await
     }
@@ -30,7 +30,7 @@ impl Client {
     /// Whom the cluster believes, and how far that has come.
     ///
     /// # Errors
-    /// [`crate::ClientError`], as for every call.
+    /// [`ClientError`], as for every call.
     pub async fn trust_status(&self) -> Result<TrustStatus> {
         self.get("v1/trust/status", &[]).await
     }
@@ -38,7 +38,7 @@ impl Client {
     /// Believes a new CA beside the present one, and has certificates renewed by it.
     ///
     /// # Errors
-    /// [`crate::ClientError`], as for every call.
+    /// [`ClientError`], as for every call.
     pub async fn begin_ca(&self, request: &CaBeginRequest) -> Result<TrustChanged> {
         self.post("v1/trust/ca/begin", request).await
     }
@@ -46,7 +46,7 @@ impl Client {
     /// Believes the newest CA alone.
     ///
     /// # Errors
-    /// [`crate::ClientError`], as for every call.
+    /// [`ClientError`], as for every call.
     pub async fn finish_ca(&self, request: &FinishRotation) -> Result<TrustChanged> {
         self.post("v1/trust/ca/finish", request).await
     }
@@ -54,7 +54,7 @@ impl Client {
     /// Believes a new goal key beside the present one.
     ///
     /// # Errors
-    /// [`crate::ClientError`], as for every call.
+    /// [`ClientError`], as for every call.
     pub async fn begin_goal_key(&self, request: &GoalKeyBeginRequest) -> Result<TrustChanged> {
         self.post("v1/trust/goal-key/begin", request).await
     }
@@ -62,7 +62,7 @@ impl Client {
     /// Believes the newest goal key alone, with which all present goals are signed again.
     ///
     /// # Errors
-    /// [`crate::ClientError`], as for every call.
+    /// [`ClientError`], as for every call.
     pub async fn finish_goal_key(&self, request: &FinishRotation) -> Result<TrustChanged> {
         self.post("v1/trust/goal-key/finish", request).await
     }
@@ -70,7 +70,7 @@ impl Client {
     /// A renewed certificate of the caller's own key.
     ///
     /// # Errors
-    /// [`crate::ClientError`], as for every call.
+    /// [`ClientError`], as for every call.
     pub async fn renew(&self) -> Result<CertificateReply> {
         self.post_again("v1/certificate/renew", &()).await
     }
@@ -78,7 +78,7 @@ impl Client {
     /// A renewed certificate of a machine of the caller's region: a region process's call.
     ///
     /// # Errors
-    /// [`crate::ClientError`], as for every call.
+    /// [`ClientError`], as for every call.
     pub async fn renew_for(&self, request: &RenewForRequest) -> Result<CertificateReply> {
         self.post_again("v1/region/renew", request).await
     }
@@ -86,7 +86,7 @@ impl Client {
     /// Says how a region process's machines stand.
     ///
     /// # Errors
-    /// [`crate::ClientError`], as for every call.
+    /// [`ClientError`], as for every call.
     pub async fn stand(&self, standing: &Standing) -> Result<()> {
         self.post_again::<_, Done>("v1/region/standing", standing).await.map(drop)
     }
@@ -94,7 +94,7 @@ impl Client {
     /// Makes a token by which new machines join.
     ///
     /// # Errors
-    /// [`crate::ClientError`], as for every call.
+    /// [`ClientError`], as for every call.
     pub async fn make_join_token(&self, request: &JoinTokenRequest) -> Result<JoinTokenMade> {
         self.post("v1/join-tokens", request).await
     }
@@ -102,7 +102,7 @@ impl Client {
     /// The tokens that are good, newest first.
     ///
     /// # Errors
-    /// [`crate::ClientError`], as for every call.
+    /// [`ClientError`], as for every call.
     pub async fn join_tokens(&self) -> Result<Vec<JoinToken>> {
         self.list("v1/join-tokens", Vec::new(), None).await
     }
@@ -110,8 +110,16 @@ impl Client {
     /// Makes a token good for nothing.
     ///
     /// # Errors
-    /// [`crate::ClientError`], as for every call.
+    /// [`ClientError`], as for every call.
     pub async fn revoke_join_token(&self, id: &str) -> Result<()> {
+        // What is no id must not lead to another path.
+        if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            let message = format!(
+                "'{}' is no join token's id: shoal join-token list shows them",
+                id.escape_debug()
+            );
+            return Err(ClientError::Refused { status: 404, code: "not_found".into(), message });
+        }
         let path = format!("v1/join-tokens/{id}/revoke");
         self.post::<_, Done>(&path, &()).await.map(drop)
     }
@@ -119,7 +127,7 @@ impl Client {
     /// Joins the cluster: a call without a certificate.
     ///
     /// # Errors
-    /// [`crate::ClientError`], as for every call.
+    /// [`ClientError`], as for every call.
     pub async fn join(&self, request: &JoinRequest) -> Result<JoinReply> {
         self.post_once("v1/join", request).await
     }

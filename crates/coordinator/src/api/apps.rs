@@ -68,6 +68,11 @@ fn check_build(app: &types::App) -> Result<(), String> {
                 .into(),
         );
     }
+    for (key, text) in [("repository", &app.repository), ("output", &app.output)] {
+        if text.contains(char::is_control) {
+            return Err(format!("{key} '{}' has control characters in it", text.escape_debug()));
+        }
+    }
     let output = std::path::Path::new(&app.output);
     let within =
         |part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir);

@@ -55,13 +55,15 @@ pub(super) async fn replication(
         let observed = shared.config.is_observed(&region.name);
         let of = types::RegionReplication {
             drained: region.drain.is_some(),
-            drain: region.drain.clone().map(view::halt),
+            // Who asks for some apps sees nothing of the fleet but its regions.
+            drain: region.drain.clone().filter(|_| by.apps.is_none()).map(view::halt),
             observed,
             ..types::RegionReplication::default()
         };
         summary.insert(region.name.clone(), of);
     }
-    for count in queue.copies_by_region().await? {
+    let counts = if by.apps.is_none() { queue.copies_by_region().await? } else { vec![] };
+    for count in counts {
         if let Some(region) = summary.get_mut(&count.region) {
             *region.copies.entry(count.status).or_default() += count.copies;
             region.bytes_left += count.bytes_left;

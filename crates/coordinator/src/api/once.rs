@@ -3,7 +3,8 @@
 //! A call is done in a task of its own, so it goes on when its caller hangs up, and its answer is kept for when it comes
 //! again. What must not happen twice (a job, a goal) notes in its own transaction what it made, so even the answer of a
 //! coordinator that was killed between commit and answer is found: the call is done again and finds what is there. All
-//! else sets something, and setting it twice is setting it. Refusals have changed nothing and are not kept.
+//! else sets something, and setting it twice is setting it; or makes a secret, which is answered once, and never kept: who
+//! comes again is told so. Refusals have changed nothing and are not kept.
 
 use std::{
     sync::Arc,
@@ -52,7 +53,7 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// An answer with a secret: it is shown once and never kept.
+/// An answer with a secret: it is shown once and never kept, and what is kept is that it was.
 pub(super) struct ShownOnce<T>(pub(super) T);
 
 /// Marks the response of one.
@@ -209,13 +210,30 @@ async fn keep_alive(shared: &Shared, id: &str) -> std::convert::Infallible {
 /// Keeps an answer, if there is something to keep.
 async fn kept(shared: &Shared, id: &str, response: Response) -> ApiResult<Response> {
     let status = response.status();
-    if !status.is_success() || response.extensions().get::<NeverKept>().is_some() {
+    if !status.is_success() {
         if let Err(error) = shared.queue.drop_request(id).await {
             // It is then taken over by whoever comes with this key again.
             tracing::warn!(%error, "a request that was refused stays noted");
         }
         return Ok(response);
     }
+    if response.extensions().get::<NeverKept>().is_some() {
+        let told = ApiError::new(
+            StatusCode::CONFLICT,
+            "shown_once",
+            "this was done by a request with this Idempotency-Key, whose answer had a secret that nobody keeps: take back what it \
+             made, and make another with another key",
+        );
+        let told = told.into_response();
+        keep(shared, id, told).await?;
+        return Ok(response);
+    }
+    keep(shared, id, response).await
+}
+
+/// Notes an answer to give again, and gives it.
+async fn keep(shared: &Shared, id: &str, response: Response) -> ApiResult<Response> {
+    let status = response.status();
     let (parts, body) = response.into_parts();
     let body = whole(body, ANSWER_MAX_BYTES, BODY_TIMEOUT).await?;
     let text = String::from_utf8_lossy(&body);

@@ -3,8 +3,8 @@
 use std::fs;
 
 use bytes::Bytes;
-use shoal_client::types::{HaltRequest, PublishRequest, Region};
-use shoal_proto::state::ReplicationStatus;
+use shoal_client::types::{HaltRequest, PublishRequest, Region, RegionReplication};
+use shoal_proto::state::{ReplicationStatus, TokenRole};
 
 use crate::harness::*;
 
@@ -146,6 +146,13 @@ async fn what_is_not_in_every_region_in_service_is_not_deployed() {
     assert!(drained.drained && why.reason.as_deref() == Some("flood"), "{why:?}");
     let shown = operator.replication(None, 10).await.unwrap();
     assert_eq!(shown.regions[us].drain.as_ref(), Some(&why));
+    assert!(shown.regions.values().all(|region| !region.copies.is_empty()));
+    // Who may see another app sees nothing of what all have.
+    let bound = cluster.token("bound", TokenRole::Viewer, Some("api")).await;
+    let seen = cluster.by_token(&bound).replication(None, 10).await.unwrap();
+    assert!(seen.artifacts.is_empty() && seen.regions[us].drained);
+    let hidden = |of: &RegionReplication| of.copies.is_empty() && of.drain.is_none();
+    assert!(seen.regions.values().all(hidden), "{:?}", seen.regions);
     // A release before says nothing, or null.
     for body in ["", "null", "{}"] {
         let url = format!("{}/v1/regions/us/drain", cluster.url());

@@ -96,6 +96,13 @@ async fn a_request_that_comes_again_is_answered_alike_and_not_done() {
     let theirs = request.body(build_of(SHA).to_string()).send().await.unwrap();
     assert!(theirs.status() == 200 && !theirs.headers().contains_key("idempotency-replayed"));
     assert_eq!(operator.jobs(None, 10).await.unwrap().len(), 2);
+    // A secret is shown once: who comes again is told so, and nothing is made twice.
+    let webhook = json!({ "url": "https://127.0.0.1:1/x" });
+    assert_eq!(keyed.post("webhooks", "k3", webhook.clone()).await.0, 200);
+    let again = keyed.post("webhooks", "k3", webhook).await;
+    let code = again.2["error"]["code"].as_str();
+    assert_eq!((again.0, again.1, code), (409, true, Some("shown_once")));
+    assert_eq!(operator.webhooks().await.unwrap().len(), 1);
     // A refusal has changed nothing, so it is asked anew.
     let deployment = json!({ "app": "web", "artifact": "web/none" });
     assert_eq!(keyed.post("deployments", "k2", deployment.clone()).await.0, 404);
@@ -160,8 +167,7 @@ async fn a_secret_is_answered_once() {
     let first = keyed.post("tokens", "k1", body.clone()).await;
     assert!(first.0 == 200 && first.2["secret"].as_str().unwrap().starts_with("shoal_"));
     let again = keyed.post("tokens", "k1", body).await;
-    assert_eq!(again.0, 409, "{}", again.2);
-    assert!(again.2["error"]["message"].as_str().unwrap().contains("another name"));
+    assert_eq!((again.0, again.1, &again.2["error"]["code"]), (409, true, &json!("shown_once")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -82,6 +82,7 @@ async fn wrong_requests_get_one_line_in_one_shape() {
             "within the checkout",
         ),
         (Method::PUT, "v1/apps/web", with("output", json!("")), 400, "belong together"),
+        (Method::PUT, "v1/apps/web", with("output", json!("a\nb")), 400, "control characters"),
         (
             Method::PUT,
             "v1/apps/web",

@@ -153,6 +153,19 @@ pub(crate) async fn an_upload_that_was_cut_off_goes_on(it: Place) {
     it.verify(&it.main).await.unwrap();
 }
 
+pub(crate) async fn what_an_upload_finds_there_is_proved(it: Place) {
+    // Somebody was there before, with other bytes of the right length.
+    let stream = stream::iter([Ok::<_, OriginError>(Bytes::from(vec![7; 1_000]))]);
+    it.main.put_part(&it.artifact, &it.encoding, 1, None, stream).await.unwrap();
+    assert_eq!(it.upload().await.unwrap(), CopyStats { bytes: it.total(), skipped_bytes: 0 });
+    it.verify(&it.main).await.unwrap();
+    // What went bad since then is mended by whoever brings the bytes again.
+    change(&it.file("main", "part-00001"), |bytes| bytes[1] ^= 1);
+    let mended = CopyStats { bytes: 1_000, skipped_bytes: 64 << 20 };
+    assert_eq!(it.upload().await.unwrap(), mended);
+    it.verify(&it.main).await.unwrap();
+}
+
 pub(crate) async fn a_copy_that_was_cut_off_goes_on(it: Place) {
     it.upload().await.unwrap();
     let chunks = AtomicU32::new(0);
