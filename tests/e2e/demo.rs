@@ -1,9 +1,6 @@
 //! The demo on engines that run already: PostgreSQL, etcd and S3 together.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::PathBuf, process::Command};
 
 use serde_json::Value;
 use shoal_test_postgres::Database;
@@ -36,13 +33,7 @@ impl Drop for Kept {
 }
 
 fn objects(server: &Server) -> Vec<PathBuf> {
-    let is_object = |path: &Path| {
-        path.file_name().is_some_and(|name| {
-            let name = name.to_string_lossy();
-            name.contains("part-") || name.contains("index")
-        })
-    };
-    walk(&server.dir().join(BUCKET), &is_object)
+    walk(&server.dir().join(BUCKET), &|_| true)
 }
 
 async fn goals_in(etcd: &shoal_test_etcd::Server) -> u64 {
@@ -60,9 +51,9 @@ async fn the_main_job_runs_on_postgresql_etcd_and_s3_together() {
     let dir = tempfile::tempdir().unwrap();
     let demo = Kept { dir: dir.path().join("demo"), environment: s3.environment(WRITER) };
     let place = demo.dir.to_str().unwrap();
-    let bucket = format!("s3://{BUCKET}/try");
+    let bucket = format!("s3://{BUCKET}/demo");
     let (etcd_url, shape) =
-        (etcd.url(), ["--size", "2MiB", "--agents", "2", "--region-processes", "1"]);
+        (etcd.url(), ["--size", "20MiB", "--agents", "2", "--region-processes", "1"]);
     let engines =
         ["--database", database.url(), "--goals", &etcd_url, "--bucket", &bucket, "--json"];
     let kept = ["demo", "--keep", "--data-dir", place];
@@ -87,7 +78,7 @@ async fn the_main_job_runs_on_postgresql_etcd_and_s3_together() {
     assert_eq!(there.len(), 6, "{there:?}");
     let (own, _) = said.split_once("; the end deletes them").unwrap();
     let own = own.rsplit_once("s3://").unwrap().1;
-    assert!(own.starts_with(&format!("{BUCKET}/try/demo-")), "{own}");
+    assert!(own.starts_with(&format!("{BUCKET}/demo/demo-")), "{own}");
 
     // Its end leaves nothing in them that somebody would stumble over.
     let (ok, _, said) = demo.shoal(&["demo", "--stop", place]);

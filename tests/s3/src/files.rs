@@ -1,6 +1,6 @@
 //! `s3s-fs` with shorter names. It writes what it knows about an object into a file whose name holds the whole key
 //! in base64, and Shoal's keys, with two hashes of 64 digits, make that longer than a name may be. So
-//! a part of a key that is a hash goes to the disk with two characters for three of its digits.
+//! a part of a key that is a hash goes to the disk with two characters for three of its digits, and what all keys have with fewer.
 
 use s3s::{S3, S3Request, S3Response, S3Result, dto::*};
 use s3s_fs::FileSystem;
@@ -13,9 +13,24 @@ const SHORT_LEN: usize = 44;
 
 const MARK: char = '~';
 
+/// What each key has, and what it is on the disk: `~a`, and the digits of a part's number behind a mark.
+const ARTIFACTS: (&str, &str) = ("artifacts", "~a");
+const PART: &str = "part-";
+const PART_DIGITS: usize = 5;
+
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-";
 
+fn is_number(text: &str) -> bool {
+    text.len() == PART_DIGITS && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 fn shorten(part: &str) -> String {
+    if part == ARTIFACTS.0 {
+        return ARTIFACTS.1.into();
+    }
+    if let Some(number) = part.strip_prefix(PART).filter(|number| is_number(number)) {
+        return format!("{MARK}{number}");
+    }
     let digits: Option<Vec<u32>> = part.chars().map(|digit| digit.to_digit(16)).collect();
     let Some(digits) = digits.filter(|digits| digits.len() == HASH_DIGITS) else {
         return part.into();
@@ -33,6 +48,12 @@ fn shorten(part: &str) -> String {
 }
 
 fn lengthen(part: &str) -> String {
+    if part == ARTIFACTS.1 {
+        return ARTIFACTS.0.into();
+    }
+    if let Some(number) = part.strip_prefix(MARK).filter(|number| is_number(number)) {
+        return format!("{PART}{number}");
+    }
     let Some(short) = part.strip_prefix(MARK).filter(|_| part.len() == SHORT_LEN) else {
         return part.into();
     };
@@ -165,13 +186,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hashes_are_shortened_and_nothing_else() {
+    fn what_all_keys_have_is_shortened_and_nothing_else() {
         let hash: String = (0..HASH_DIGITS).map(|at| format!("{:x}", (at * 7 + 3) % 16)).collect();
         let key = format!("demo/artifacts/{hash}/{hash}/part-00001");
         let short = on_disk(&key);
-        assert_eq!(short.len(), key.len() - 2 * (HASH_DIGITS - SHORT_LEN));
+        let others = ARTIFACTS.0.len() - ARTIFACTS.1.len() + PART.len() - 1;
+        assert_eq!(short.len(), key.len() - 2 * (HASH_DIGITS - SHORT_LEN) - others);
         assert_eq!(as_asked(&short), key);
-        for plain in ["a/b/index", "~x/y", ""] {
+        for plain in ["a/b/index", "~x/y", "part-1/~1", ""] {
             assert_eq!((on_disk(plain), as_asked(plain)), (plain.into(), plain.into()));
         }
     }

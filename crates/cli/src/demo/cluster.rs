@@ -84,7 +84,7 @@ async fn clear_buckets(url: &str) -> anyhow::Result<()> {
 fn own_name(root: &Path) -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let text = format!("{} {} {since:?}", root.display(), std::process::id());
-    format!("demo-{}", &blake3::hash(text.as_bytes()).to_hex()[..12])
+    format!("demo-{}", &blake3::hash(text.as_bytes()).to_hex()[..8])
 }
 
 /// What is written into [`STATE_FILE`].
