@@ -205,7 +205,8 @@ pub(crate) async fn keep(shared: Arc<Shared>, server: Arc<Server>) {
         }
         for some in server.endpoint.connections().chunks(TELL_AT_ONCE) {
             server.standings.tell(some);
-            if !changed && changes.has_changed().unwrap_or(true) {
+            // What comes meanwhile is acted on at once: it may be that a machine is revoked. Then all are told again.
+            if changes.has_changed().unwrap_or(true) {
                 break;
             }
             tokio::time::sleep(if changed { TELL_NEWS_PAUSE } else { TELL_PAUSE }).await;

@@ -132,3 +132,25 @@ impl Client {
         self.post_once("v1/join", request).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_no_join_tokens_id_leads_to_no_other_path() {
+        // Nobody listens there: what is refused is refused before anybody is asked.
+        let client = Client::stranger(&["https://127.0.0.1:1".into()], None).unwrap();
+        for wrong in ["", "..", "../tokens/ci", "a/b", "a?b=1", "a\nb"] {
+            match client.revoke_join_token(wrong).await {
+                Err(ClientError::Refused { status: 404, message, .. }) => {
+                    assert!(
+                        !message.contains('\n') && message.contains("no join token"),
+                        "{message}"
+                    );
+                }
+                other => panic!("{wrong}: {other:?}"),
+            }
+        }
+    }
+}
