@@ -269,7 +269,7 @@ name!(
 name!(
     /// The name of a machine or process, unique in its cluster; its certificate carries it.
     MachineName,
-    "a machine name",
+    "a name",
     "m1"
 );
 

@@ -163,6 +163,12 @@ async fn exit_codes_say_what_may_be_done() {
     let eve = home.join("eve");
     Keys::new("other").issue(&eve, Role::Operator, "eve", None);
     assert!(failed(&as_one(&eve).unwrap(), 4).contains("UnknownIssuer"));
+    // The same whichever is asked last: the one that distrusts, or one that is away.
+    for both in [["https://127.0.0.1:1", &api], [&api, "https://127.0.0.1:1"]] {
+        let mut command = shoal(home);
+        command.args(&away[..1]).args(["--coordinator", &both.join(","), "--identity"]).arg(&eve);
+        assert!(failed(&command.output().unwrap(), 4).contains("UnknownIssuer"));
+    }
     let made: Value = serde_json::from_str(
         &cluster.shoal(&["token", "create", "t", "--role", "viewer", "--json"]),
     )

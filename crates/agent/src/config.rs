@@ -229,7 +229,7 @@ impl Config {
     /// A line that names the file and the key.
     pub(crate) fn load(args: &Args) -> anyhow::Result<Self> {
         let config: Self = shoal_process::load_config(args.config.as_deref(), args)?;
-        config.check()?;
+        config.check().map_err(shoal_process::WrongConfig::from)?;
         Ok(config)
     }
 

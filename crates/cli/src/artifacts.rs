@@ -138,22 +138,27 @@ pub(crate) async fn publish(
         cut(&source, &out, &options, move |bytes| told("cut", bytes))
     })
     .await??;
-    upload(client, dir.path(), &cut, &progress).await?;
     let request = PublishRequest {
         app: app.clone(),
         artifact: cut.index.manifest.artifact,
         encoding: cut.encoding,
     };
+    let once = async || {
+        upload(client, dir.path(), &cut, &progress).await?;
+        Ok(client.publish(&request).await?)
+    };
     for _ in 0..UPLOADS_AGAIN_MAX {
-        match client.publish(&request).await {
-            // Something deleted the same content at this moment.
-            Err(error) if error.code() == Some("not_whole") => {
-                upload(client, dir.path(), &cut, &progress).await?;
-            }
-            other => return Ok(other?),
+        match once().await {
+            // Something deleted the same content at this moment, or what lay there is not what its index says.
+            Err(error) if is_not_whole(&error) => {}
+            other => return other,
         }
     }
-    Ok(client.publish(&request).await?)
+    once().await
+}
+
+fn is_not_whole(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<ClientError>().and_then(ClientError::code) == Some("not_whole")
 }
 
 async fn upload(

@@ -1,6 +1,6 @@
 //! How a command ends: its exit code, and the line on stderr that says why.
 
-use std::{error::Error, fmt, io, process::ExitCode};
+use std::{error::Error, fmt, process::ExitCode};
 
 use shoal_client::ClientError;
 
@@ -23,7 +23,7 @@ pub(crate) const HELP: &str = "\
 Exit codes:
   0  done
   1  refused or failed; with --wait or --follow also when the build or the rollout did not succeed
-  2  wrong usage: nothing was done
+  2  wrong usage, or a wrong configuration file: nothing was done
   3  no coordinator could answer: try again later
   4  not logged in, not allowed, or one end does not believe the other's certificate
 An error is one line on stderr.";
@@ -69,28 +69,10 @@ impl fmt::Display for ReaderGone {
 
 impl Error for ReaderGone {}
 
-/// Whether one end does not believe the other's certificate: waiting does not help.
-fn is_distrust(error: &(dyn Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(tls) = error.downcast_ref::<rustls::Error>() {
-            use rustls::Error::{AlertReceived, InvalidCertificate};
-            return matches!(tls, AlertReceived(_) | InvalidCertificate(_));
-        }
-        // An io error's own source is what lies below the error that it carries.
-        let carried = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        cause = match carried {
-            Some(carried) => Some(carried),
-            None => error.source(),
-        };
-    }
-    false
-}
-
 fn of_client(error: &ClientError) -> u8 {
     match error {
         ClientError::Refused { status: 401 | 403, .. } => NOT_ALLOWED,
-        ClientError::Unreachable { source, .. } if is_distrust(source) => NOT_ALLOWED,
+        ClientError::Distrusted { .. } => NOT_ALLOWED,
         ClientError::Config(_) => USAGE,
         // Its status is one of those that pass; this does not, until somebody sets the key.
         ClientError::Refused { code, .. } if code == "no_ca_key" => FAILED,
@@ -104,7 +86,7 @@ fn code(error: &anyhow::Error) -> u8 {
         if let Some(error) = cause.downcast_ref::<ClientError>() {
             return of_client(error);
         }
-        if cause.is::<Usage>() {
+        if cause.is::<Usage>() || cause.is::<shoal_process::WrongConfig>() {
             return USAGE;
         }
         if cause.is::<Nobody>() {

@@ -63,7 +63,7 @@ pub(crate) struct CreateArgs {
     #[arg(long, default_value_t = 1)]
     uses: u32,
     /// For how long it is good.
-    #[arg(long, default_value = "1h", value_parser = show::parse_time)]
+    #[arg(long, default_value = "1h", value_parser = show::parse_lasting)]
     ttl: Duration,
     #[command(flatten)]
     connection: Connection,

@@ -135,6 +135,14 @@ pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "write a time such as 90s, 2h or 7days".into())
 }
 
+/// Reads a time that something is to last: a second at least.
+pub(crate) fn parse_lasting(text: &str) -> Result<Duration, String> {
+    match parse_time(text)? {
+        time if time < Duration::from_secs(1) => Err("a second is the least".into()),
+        time => Ok(time),
+    }
+}
+
 /// Reads a size, such as 4MiB.
 pub(crate) fn parse_size(text: &str) -> Result<bytesize::ByteSize, String> {
     text.parse().map_err(|_| "write a size such as 4MiB".into())

@@ -29,7 +29,7 @@ pub(crate) struct CreateArgs {
     #[arg(long = "app", value_name = "APP")]
     apps: Vec<AppName>,
     /// For how long it counts, such as 90days or 12h; without, until it is revoked.
-    #[arg(long, value_name = "TIME", value_parser = show::parse_time)]
+    #[arg(long, value_name = "TIME", value_parser = show::parse_lasting)]
     expires: Option<Duration>,
     #[command(flatten)]
     connection: Connection,

@@ -27,7 +27,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use shoal_pki::{Credentials, Identity, Trust};
 
 use crate::{
-    VERSION_HEADER,
+    ClientError, VERSION_HEADER,
     types::{ErrorBody, ErrorDetail, Page},
 };
 
@@ -45,21 +45,6 @@ const RETRIES_MAX: usize = 4;
 /// How many rows of a list are asked for at once: the most that are given.
 const PAGE_ROWS: usize = 1_000;
 
-/// Why there was no answer: what lies at the bottom of it, and what to look at.
-fn unreachable(url: &str, source: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = source;
-    while let Some(below) = cause.source() {
-        cause = below;
-    }
-    let cause = cause.to_string();
-    let look = if cause.contains("certificate") || cause.contains("received fatal alert") {
-        "is this a member of that cluster, and is the address the coordinator's?"
-    } else {
-        "is it running, and is the address right?"
-    };
-    format!("no answer from the coordinator at {url}: {cause}; {look}")
-}
-
 /// What is wrong with an answer that comes from another release than this one; nothing where it is the same.
 fn other_release(response: &reqwest::Response) -> Option<String> {
     let theirs = response.headers().get(VERSION_HEADER)?.to_str().ok()?;
@@ -73,63 +58,6 @@ fn other_release(response: &reqwest::Response) -> Option<String> {
 fn is_unknown_there(error: &ErrorDetail) -> bool {
     let unknown = ["no such path", "wrong body: unknown field", "wrong body: missing field"];
     error.code == "wrong_method" || unknown.iter().any(|start| error.message.starts_with(start))
-}
-
-/// Why a call failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The coordinator refused it; the message says what to do.
-    #[error("{message}")]
-    Refused {
-        /// The HTTP status.
-        status: u16,
-        /// The error's fixed word.
-        code: String,
-        /// One line for people.
-        message: String,
-    },
-    /// No coordinator answered.
-    #[error("{}", unreachable(url, source))]
-    Unreachable {
-        /// The last one tried.
-        url: String,
-        /// What happened.
-        source: reqwest::Error,
-    },
-    /// An answer that is none of the API.
-    #[error("{url} did not answer as a coordinator does: {text}")]
-    Unexpected {
-        /// The address.
-        url: String,
-        /// What came instead.
-        text: String,
-    },
-    /// The addresses or the identity cannot be used.
-    #[error("{0}")]
-    Config(String),
-}
-
-impl ClientError {
-    /// Whether trying again later may help.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Unreachable { .. } => true,
-            Self::Refused { status, code, .. } => {
-                *status >= 500 || *status == 429 || code == "under_way"
-            }
-            Self::Unexpected { .. } | Self::Config(_) => false,
-        }
-    }
-
-    /// The fixed word of a refusal.
-    #[must_use]
-    pub fn code(&self) -> Option<&str> {
-        match self {
-            Self::Refused { code, .. } => Some(code),
-            _ => None,
-        }
-    }
 }
 
 type Result<T> = std::result::Result<T, ClientError>;
@@ -150,6 +78,11 @@ fn http_with(tls: rustls::ClientConfig) -> Result<reqwest::Client> {
         .no_proxy()
         .build()
         .map_err(|error| config(error.to_string()))
+}
+
+/// Whether nothing follows host and port.
+fn is_bare(url: &Url) -> bool {
+    url.path() == "/" && url.query().is_none() && url.fragment().is_none()
 }
 
 /// A client of one or several coordinators.
@@ -205,7 +138,7 @@ impl Client {
         let coordinators = coordinators
             .iter()
             .map(|text| match Url::parse(text) {
-                Ok(url) if url.scheme() == "https" && url.has_host() => Ok(url),
+                Ok(url) if url.scheme() == "https" && url.has_host() && is_bare(&url) => Ok(url),
                 _ => Err(config(format!(
                     "'{text}' is not a coordinator's address: write https://HOST:PORT"
                 ))),
@@ -267,7 +200,7 @@ impl Client {
         }
         let response = build(request).send().await.map_err(|source| {
             self.current.fetch_add(1, Ordering::Relaxed);
-            ClientError::Unreachable { url: base.to_string(), source: source.without_url() }
+            ClientError::unreached(base.as_str(), source)
         })?;
         let status = response.status();
         if status.is_success() {
@@ -292,10 +225,8 @@ impl Client {
 
     async fn read<T: DeserializeOwned>(&self, response: reqwest::Response) -> Result<T> {
         let other = other_release(&response);
-        let bytes = response.bytes().await.map_err(|source| ClientError::Unreachable {
-            url: self.url().into(),
-            source: source.without_url(),
-        })?;
+        let bytes = response.bytes().await;
+        let bytes = bytes.map_err(|source| ClientError::unreached(self.url(), source))?;
         serde_json::from_slice(&bytes).map_err(|error| ClientError::Unexpected {
             url: self.url().into(),
             text: match other {
@@ -313,12 +244,30 @@ impl Client {
             .with_jitter()
     }
 
+    /// A call that is safe to repeat, until it is answered or the retries are used up. A coordinator that does not believe
+    /// this end says more than one that is away, whichever was asked last.
+    async fn repeated<T, F: Future<Output = Result<T>>>(
+        &self,
+        once: impl FnMut() -> F,
+    ) -> Result<T> {
+        let mut distrusted = None;
+        let answer = once
+            .retry(Self::backoff())
+            .when(ClientError::is_transient)
+            .notify(|error, _| distrusted = error.distrust().or(distrusted.take()))
+            .await;
+        match (answer, distrusted) {
+            (Err(ClientError::Unreachable { .. }), Some(distrust)) => Err(distrust),
+            (answer, _) => answer,
+        }
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, String)]) -> Result<T> {
-        let once = || async {
+        self.repeated(|| async {
             let response = self.send(Method::GET, path, |request| request.query(query)).await?;
             self.read(response).await
-        };
-        once.retry(Self::backoff()).when(ClientError::is_transient).await
+        })
+        .await
     }
 
     /// The first `most` rows of a list, or all of them.
@@ -350,14 +299,14 @@ impl Client {
     /// A call of a person or a script: repeated with the key that it has, it is done once.
     async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T> {
         let key = format!("{:032x}", rand::random::<u128>());
-        let once = || async {
+        self.repeated(|| async {
             let build = |request: reqwest::RequestBuilder| {
                 request.header("Idempotency-Key", key.as_str()).json(body)
             };
             let response = self.send(Method::POST, path, build).await?;
             self.read(response).await
-        };
-        once.retry(Self::backoff()).when(ClientError::is_transient).await
+        })
+        .await
     }
 
     /// A process's call, which the server recognises when it comes twice.
@@ -366,8 +315,7 @@ impl Client {
         path: &str,
         body: &B,
     ) -> Result<T> {
-        let once = || self.post_once(path, body);
-        once.retry(Self::backoff()).when(ClientError::is_transient).await
+        self.repeated(|| self.post_once(path, body)).await
     }
 
     async fn post_once<B: Serialize, T: DeserializeOwned>(

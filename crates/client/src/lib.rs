@@ -5,6 +5,7 @@
 //! several coordinators and goes to the next when one does not answer; calls are repeated with back-off and jitter,
 //! since reads change nothing and the server recognises all else by its lease, its cursor or its idempotency key.
 
+mod error;
 mod follow;
 mod http;
 pub mod types;
@@ -12,4 +13,5 @@ pub mod types;
 /// The header in which a coordinator says its release, with every answer.
 pub const VERSION_HEADER: &str = "shoal-version";
 
-pub use http::{Client, ClientError, EventQuery, EventStream, Streamed};
+pub use error::ClientError;
+pub use http::{Client, EventQuery, EventStream, Streamed};

@@ -8,7 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::future;
-use shoal_origin::{Bucket, Finding};
+use shoal_origin::{Bucket, CopyStats, Finding, OriginError};
 use shoal_queue::{Bell, Damaged, Inspection, QueueError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -161,12 +161,25 @@ pub(crate) async fn repair(shared: Arc<Shared>, stop: CancellationToken) {
     }
 }
 
+/// Where no region has it: whether whoever has the file has brought it again. Until then what is damaged has no index, so
+/// that the bucket takes its parts.
+async fn brought_again(main: &Bucket, it: &Damaged) -> Result<CopyStats, OriginError> {
+    let proved = main.verify(&it.artifact, &it.encoding).await;
+    if let Err(OriginError::Mismatch { .. } | OriginError::Index { .. }) = &proved {
+        main.remove_index(&it.artifact, &it.encoding).await?;
+    }
+    proved.map(|()| CopyStats::default())
+}
+
 async fn mend(shared: &Shared, it: &Damaged) {
     let artifact = it.artifact;
     let sources: Vec<&Bucket> =
         it.regions.iter().filter_map(|region| shared.buckets.get(region)).collect();
-    let mended =
-        shared.main.mend_from(&sources, &artifact, &it.encoding, &it.doubted, |_| {}).await;
+    let mended = if sources.is_empty() {
+        brought_again(&shared.main, it).await
+    } else {
+        shared.main.mend_from(&sources, &artifact, &it.encoding, &it.doubted, |_| {}).await
+    };
     let told = match mended {
         Ok(stats) => {
             tracing::info!(%artifact, bytes = stats.bytes, "the main bucket is repaired");
@@ -176,7 +189,7 @@ async fn mend(shared: &Shared, it: &Damaged) {
         Err(error) => {
             tracing::warn!(%artifact, %error, "the main bucket was not repaired; it is tried again");
             let why = match sources.is_empty() {
-                true => "no region in service has it".to_string(),
+                true => "no region in service has it: publish it again".to_string(),
                 false => error.to_string(),
             };
             let reason = not_repaired(&it.damage, &why);

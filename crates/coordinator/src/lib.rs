@@ -61,6 +61,7 @@ mod secrets;
 mod signatures;
 mod state;
 mod trust;
+mod unwanted;
 mod uploads;
 mod view;
 mod webhooks;
@@ -210,7 +211,7 @@ async fn open(url: &str) -> anyhow::Result<Queue> {
 /// # Errors
 /// One line that says what is wrong with the configuration, the identity, the database or a bucket.
 pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Coordinator> {
-    config.check()?;
+    config.check().map_err(shoal_process::WrongConfig::from)?;
     let membership = Arc::new(Membership::load(&config.identity)?);
     let role = membership.identity().member().role;
     ensure!(role == Role::Coordinator, "the certificate is of the role {role}, not coordinator");

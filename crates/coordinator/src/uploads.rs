@@ -5,7 +5,7 @@
 //! known (another coordinator took it, or this one was restarted) is read back. Only then is the index
 //! stored, which makes the encoding whole.
 
-use std::{collections::HashMap, ops::Range, sync::Mutex, time::Duration};
+use std::{collections::HashMap, ops::Range, sync::Mutex};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -20,6 +20,7 @@ use shoal_queue::Stored;
 use crate::{
     error::{ApiError, ApiResult},
     state::lock,
+    unwanted::drain,
 };
 
 /// How many parts' hashes are remembered: 16,384 of up to 64 MiB are 1 TiB of uploads under way.
@@ -27,10 +28,6 @@ const HASHES_MAX: usize = 16_384;
 
 /// How much of a part is read back at once, in bytes; a piece is never longer than twice that.
 const READ_BACK_BYTES: u64 = 8 << 20;
-
-/// How long the rest of a part that is not wanted is read: the answer is lost with a connection that is closed
-/// on a sender, and this is 64 MiB at 18 Mbit/s.
-const UNWANTED_READ_MAX: Duration = Duration::from_secs(30);
 
 /// What is known of uploaded parts whose index has not come.
 #[derive(Default)]
@@ -77,9 +74,7 @@ pub(crate) async fn put_part(
         Ok(PutPart::Written(part)) => hashes.set(encoding, number, Some(part)),
         Ok(PutPart::Present) => {}
         Err(error) => {
-            let rest = stream.take_while(|read| std::future::ready(read.is_ok())).count();
-            // Whoever sends on for longer gets a closed connection.
-            let _ = tokio::time::timeout(UNWANTED_READ_MAX, rest).await;
+            drain(stream).await;
             return Err(error.into());
         }
     }
@@ -144,6 +139,7 @@ pub(crate) async fn put_index(
         )));
     }
     let layout = index.layout();
+    let mut wrong = Vec::new();
     for (number, part) in (0..).zip(&index.parts) {
         let hash = match hashes.get(encoding, number) {
             Some(known) if known.len == part.len => known.hash,
@@ -151,10 +147,15 @@ pub(crate) async fn put_index(
         };
         if hash != part.hash {
             hashes.set(encoding, number, None);
-            return Err(ApiError::conflict(format!(
-                "part-{number:05} is not what the index says: upload it again"
-            )));
+            wrong.push(number);
         }
+    }
+    if let Some(first) = wrong.first() {
+        return Err(ApiError::not_whole(format!(
+            "{} of {} parts are not what the index says, the first is part-{first:05}: upload them again",
+            wrong.len(),
+            index.parts.len()
+        )));
     }
     bucket.put_index(artifact, encoding, bytes).await?;
     hashes.forget(encoding);

@@ -72,7 +72,8 @@ pub(crate) fn check_url(text: &str, allow_http: bool) -> Result<Url, String> {
     if text.len() > URL_MAX_BYTES {
         return Err(format!("the URL is longer than {URL_MAX_BYTES} bytes"));
     }
-    let url = Url::parse(text).map_err(|error| format!("'{text}' is not a URL: {error}"))?;
+    let url =
+        Url::parse(text).map_err(|_| format!("'{text}' is not a URL: write https://HOST/PATH"))?;
     let is_loopback = match url.host() {
         Some(Host::Ipv4(ip)) => ip.is_loopback(),
         Some(Host::Ipv6(ip)) => ip.is_loopback(),

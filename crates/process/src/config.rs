@@ -5,6 +5,17 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde::{Serialize, de::DeserializeOwned};
 
+/// The file or a flag is wrong, in one line; nothing was done.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WrongConfig(String);
+
+impl From<anyhow::Error> for WrongConfig {
+    fn from(error: anyhow::Error) -> Self {
+        Self(format!("{error:#}"))
+    }
+}
+
 /// Reads `file`, lays `flags` over it key by key, and reads the result as a `T`.
 ///
 /// # Errors
@@ -12,7 +23,11 @@ use serde::{Serialize, de::DeserializeOwned};
 pub fn load_config<T: DeserializeOwned>(
     file: Option<&Path>,
     flags: &impl Serialize,
-) -> anyhow::Result<T> {
+) -> Result<T, WrongConfig> {
+    Ok(read(file, flags)?)
+}
+
+fn read<T: DeserializeOwned>(file: Option<&Path>, flags: &impl Serialize) -> anyhow::Result<T> {
     let mut table = match file {
         Some(path) => {
             let text = std::fs::read_to_string(path)
@@ -58,7 +73,7 @@ mod tests {
         zone: Option<String>,
     }
 
-    fn load(text: &str, zone: Option<&str>) -> anyhow::Result<Config> {
+    fn load(text: &str, zone: Option<&str>) -> Result<Config, WrongConfig> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         std::fs::write(&path, text).unwrap();

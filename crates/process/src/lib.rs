@@ -15,7 +15,7 @@ mod metrics;
 mod renewal;
 mod roots;
 
-pub use config::load_config;
+pub use config::{WrongConfig, load_config};
 pub use files::{announce, load_identity, write_atomic};
 pub use https::{Caller, serve_https, serve_metrics};
 pub use logging::{LogFormat, init_tracing, shutdown};

@@ -285,6 +285,27 @@ impl Queue {
         }))
     }
 
+    /// Lets a repair of the main bucket come now that is not due yet; returns whether there is one.
+    ///
+    /// # Errors
+    /// [`crate::QueueError`] when the database fails.
+    pub async fn repair_now(&self, artifact: &ArtifactId, encoding: &EncodingId) -> Result<bool> {
+        let mut tx = self.write().await?;
+        let due = sqlx::query(
+            "UPDATE encodings SET next_try_at = 0 WHERE artifact = $1 AND encoding = $2 \
+             AND damage IS NOT NULL",
+        )
+        .bind(artifact.to_string())
+        .bind(encoding.to_string())
+        .execute(&mut *tx)
+        .await?;
+        if due.rows_affected() == 0 {
+            return tx.undo().await.map(|()| false);
+        }
+        tx.commit().await?;
+        Ok(true)
+    }
+
     /// The main bucket has it whole again, from a region's.
     ///
     /// # Errors

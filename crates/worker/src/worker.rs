@@ -100,7 +100,7 @@ fn clean(builds: &Path, logs: &Path) -> anyhow::Result<()> {
 /// One line that says what is wrong with the configuration or the identity.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let config: Config = shoal_process::load_config(args.config.as_deref(), &args)?;
-    config.check()?;
+    config.check().map_err(shoal_process::WrongConfig::from)?;
     let token = shoal_process::shutdown()?;
     let membership = Arc::new(Membership::load(&config.identity)?);
     let identity = membership.identity();

@@ -1,6 +1,5 @@
 //! Calls about apps and their builds.
 
-use backon::Retryable as _;
 use bytes::Bytes;
 use reqwest::Method;
 use shoal_proto::AppName;
@@ -15,11 +14,11 @@ impl Client {
     /// [`ClientError`], as for every call.
     pub async fn set_app(&self, app: &App) -> Result<App> {
         let path = format!("v1/apps/{}", app.name);
-        let once = || async {
+        self.repeated(|| async {
             let response = self.send(Method::PUT, &path, |request| request.json(app)).await?;
             self.read(response).await
-        };
-        once.retry(Self::backoff()).when(ClientError::is_transient).await
+        })
+        .await
     }
 
     /// All apps, by name.
@@ -79,9 +78,7 @@ impl Client {
         let query = [("offset", offset.to_string())];
         let path = format!("v1/jobs/{id}/log");
         let response = self.send(Method::GET, &path, |request| request.query(&query)).await?;
-        response.bytes().await.map_err(|source| ClientError::Unreachable {
-            url: self.url().into(),
-            source: source.without_url(),
-        })
+        let bytes = response.bytes().await;
+        bytes.map_err(|source| ClientError::unreached(self.url(), source))
     }
 }

@@ -92,10 +92,7 @@ impl EventStream {
             let chunk = tokio::time::timeout(SILENCE_MAX, self.response.chunk())
                 .await
                 .map_err(|_| unexpected(format!("nothing came for {SILENCE_MAX:?}")))?;
-            let chunk = chunk.map_err(|source| ClientError::Unreachable {
-                url: self.url.clone(),
-                source: source.without_url(),
-            })?;
+            let chunk = chunk.map_err(|source| ClientError::unreached(&self.url, source))?;
             let Some(chunk) = chunk else { return Ok(None) };
             self.buffer.extend_from_slice(&chunk);
             while let Some(end) = self.buffer.windows(2).position(|two| two == b"\n\n") {

@@ -1,10 +1,9 @@
 //! A worker's calls.
 
-use backon::Retryable as _;
 use bytes::Bytes;
 use reqwest::{Method, StatusCode};
 
-use super::{Client, ClientError, Result};
+use super::{Client, Result};
 use crate::types::{
     ClaimRequest, ClaimedJob, FinishRequest, HeartbeatReply, Job, LeaseRef, WatchRequest,
 };
@@ -57,11 +56,11 @@ impl Client {
             ("offset", offset.to_string()),
         ];
         let path = format!("v1/worker/jobs/{job}/log");
-        let once = || async {
+        self.repeated(|| async {
             let build = |call: reqwest::RequestBuilder| call.query(&query).body(bytes.clone());
             self.send(Method::POST, &path, build).await.map(drop)
-        };
-        once.retry(Self::backoff()).when(ClientError::is_transient).await
+        })
+        .await
     }
 
     /// Ends an attempt. The same end told twice is answered alike.

@@ -23,6 +23,9 @@ use crate::{
     state::{Shared, hex, lock, now_ms},
 };
 
+/// The longest address of a request, in bytes. Beyond 64 KiB the HTTP library refuses it before this.
+const ADDRESS_MAX_BYTES: usize = 8 << 10;
+
 /// What every token begins with, so that scanners for secrets find one that was left somewhere.
 const PREFIX: &str = "shoal_";
 
@@ -324,9 +327,14 @@ impl<S: Send + Sync> FromRequestParts<S> for From {
     }
 }
 
-/// Shuts out what no handler should see: a NUL, which PostgreSQL keeps in no text.
-pub(super) async fn no_nul(State(_): App, request: Request, next: Next) -> Response {
-    if request.uri().to_string().contains("%00") {
+/// Shuts out what no handler should see: an address without end, or a NUL, which PostgreSQL keeps in no text.
+pub(super) async fn address(State(_): App, request: Request, next: Next) -> Response {
+    let address = request.uri().to_string();
+    if address.len() > ADDRESS_MAX_BYTES {
+        let text = format!("the address is longer than {ADDRESS_MAX_BYTES} bytes");
+        return ApiError::new(StatusCode::URI_TOO_LONG, "too_long", text).into_response();
+    }
+    if address.contains("%00") {
         return ApiError::invalid("a NUL character is in the address: leave it out")
             .into_response();
     }

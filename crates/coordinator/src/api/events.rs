@@ -84,7 +84,7 @@ pub(super) fn kinds<'a>(names: impl Iterator<Item = &'a str>) -> ApiResult<Vec<E
             ApiError::invalid(format!("no event type '{name}': there are {}", all.join(", ")))
         })
     };
-    names.map(str::trim).filter(|name| !name.is_empty()).map(named).collect()
+    names.map(str::trim).map(named).collect()
 }
 
 async fn filter(
@@ -97,7 +97,7 @@ async fn filter(
     if let Some(app) = &app {
         shared.queue.app(app).await?;
     }
-    let kinds = kinds(names.unwrap_or_default().split(','))?;
+    let kinds = kinds(names.iter().flat_map(|names| names.split(',')))?;
     Ok(EventFilter { apps, kinds })
 }
 

@@ -1,16 +1,24 @@
 //! How requests are read and answers written; whatever is wrong is told in the one shape of errors.
 
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
-    extract::{FromRequest, FromRequestParts, Path, Query, Request},
+    extract::{
+        FromRequest, FromRequestParts, Path, Query, Request, path::ErrorKind,
+        rejection::PathRejection,
+    },
     http::{StatusCode, header, request::Parts},
+    middleware::Next,
     response::{IntoResponse, Response},
 };
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
-use crate::error::{ApiError, ApiResult};
+use crate::{
+    error::{ApiError, ApiResult},
+    unwanted::drain,
+};
 
 /// The longest JSON body of a request, in bytes.
 pub(super) const JSON_MAX_BYTES: usize = 1 << 20;
@@ -56,20 +64,39 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Batch<T> {
 }
 
 /// Reads a body whole, up to a limit in bytes and in time.
-pub(super) async fn whole(body: Body, limit: usize, within: Duration) -> ApiResult<Bytes> {
+pub(super) async fn whole(mut body: Body, limit: usize, within: Duration) -> ApiResult<Bytes> {
     let incomplete =
         |text: String| ApiError::new(StatusCode::REQUEST_TIMEOUT, "incomplete_body", text);
-    let read = tokio::time::timeout(within, axum::body::to_bytes(body, limit)).await;
+    let read = tokio::time::timeout(within, Limited::new(&mut body, limit).collect()).await;
     let read = read
         .map_err(|_| incomplete(format!("the body was not there after {} s", within.as_secs())))?;
-    read.map_err(|error| {
-        use std::error::Error as _;
-        if error.source().is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>()) {
-            ApiError::too_long(format!("the body is longer than {limit} bytes"))
-        } else {
-            incomplete(error.to_string())
+    match read {
+        Ok(read) => Ok(read.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            drain(body.into_data_stream()).await;
+            Err(ApiError::too_long(format!("the body is longer than {limit} bytes")))
         }
-    })
+        Err(error) => Err(incomplete(error.to_string())),
+    }
+}
+
+/// Refuses a body where none is taken; what clients send for none is as good: `{}`, or null.
+pub(super) async fn bodiless(request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = match whole(body, JSON_MAX_BYTES, BODY_TIMEOUT).await {
+        Ok(body) => body,
+        Err(error) => return error.into_response(),
+    };
+    let is_spare = body.trim_ascii().is_empty()
+        || match serde_json::from_slice(&body) {
+            Ok(serde_json::Value::Null) => true,
+            Ok(serde_json::Value::Object(fields)) => fields.is_empty(),
+            _ => false,
+        };
+    if !is_spare {
+        return ApiError::invalid("wrong body: this call takes none").into_response();
+    }
+    next.run(Request::from_parts(parts, Body::empty())).await
 }
 
 /// Whether a text somewhere in a JSON value, its keys included, has a NUL.
@@ -96,6 +123,10 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
         let text = text.split(" at line ").next().unwrap_or_default();
         ApiError::invalid(format!("wrong body: {text}"))
     };
+    // Fields without their names would be taken, too.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(ApiError::invalid("wrong body: give a JSON object"));
+    }
     // A NUL is written so in JSON, and PostgreSQL keeps it in no text. Few bodies have it, so few are read twice.
     if bytes.windows(6).any(|part| part == b"\\u0000") {
         let value = serde_json::from_slice(bytes).map_err(wrong)?;
@@ -114,7 +145,40 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Args<T> {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> ApiResult<Self> {
         let query = Query::<T>::from_request_parts(parts, state).await;
-        query.map(|Query(args)| Self(args)).map_err(|error| ApiError::invalid(error.body_text()))
+        query.map(|Query(args)| Self(args)).map_err(|error| {
+            // The innermost says which one is wrong, and how.
+            let text = error.source().map_or_else(|| error.body_text(), ToString::to_string);
+            ApiError::invalid(format!("wrong query: {}", in_words(&text)))
+        })
+    }
+}
+
+/// What Rust says of numbers, in words of the API.
+fn in_words(text: &str) -> String {
+    let words = [
+        ("invalid digit found in string", "it is not a whole number"),
+        ("cannot parse integer from empty string", "it is empty: give a whole number"),
+        ("number too large to fit in target type", "it is too large"),
+        ("number too small to fit in target type", "it is too small"),
+        ("provided string was not `true` or `false`", "give true or false"),
+    ];
+    words.iter().fold(text.into(), |text: String, (rust, word)| text.replace(rust, word))
+}
+
+fn wrong_path(error: PathRejection) -> String {
+    let PathRejection::FailedToDeserializePathParams(error) = error else {
+        return error.body_text();
+    };
+    let text = error.body_text();
+    match error.into_kind() {
+        // All that is no text is a number.
+        ErrorKind::ParseError { value, .. }
+        | ErrorKind::ParseErrorAtKey { value, .. }
+        | ErrorKind::ParseErrorAtIndex { value, .. } => {
+            format!("'{value}' in the address is not a number, or too large")
+        }
+        ErrorKind::DeserializeError { message, .. } | ErrorKind::Message(message) => message,
+        _ => text,
     }
 }
 
@@ -126,7 +190,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Place<T
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> ApiResult<Self> {
         let path = Path::<T>::from_request_parts(parts, state).await;
-        path.map(|Path(place)| Self(place)).map_err(|error| ApiError::invalid(error.body_text()))
+        path.map(|Path(place)| Self(place)).map_err(|error| ApiError::invalid(wrong_path(error)))
     }
 }
 
@@ -170,7 +234,7 @@ mod tests {
     async fn a_nul_is_refused_wherever_it_is() {
         let read =
             async |text: &'static str| json::<serde_json::Value>(Body::from(text), 100).await;
-        for wrong in [r#"{"a": "x\u0000"}"#, r#"["\u0000"]"#, r#"{"\u0000": 1}"#] {
+        for wrong in [r#"{"a": "x\u0000"}"#, r#"{"a": ["\u0000"]}"#, r#"{"\u0000": 1}"#] {
             assert!(read(wrong).await.is_err(), "{wrong}");
         }
         // A backslash and five letters is no NUL.

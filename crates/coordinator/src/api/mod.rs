@@ -302,7 +302,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .router(&shared)
         .method_not_allowed_fallback(wrong_method)
         .fallback(wrong_path)
-        .layer(middleware::from_fn_with_state(shared.clone(), access::no_nul))
+        .layer(middleware::from_fn_with_state(shared.clone(), access::address))
         .layer(middleware::from_fn_with_state(shared.clone(), trust::note))
         .layer(middleware::from_fn_with_state(shared.clone(), count))
         .with_state(shared)

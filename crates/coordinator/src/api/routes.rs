@@ -17,12 +17,13 @@ use shoal_client::types::ErrorBody;
 use super::{
     access::{Access, guard},
     describe::{Documented, Operation},
+    extract::bodiless,
     once,
 };
 use crate::state::Shared;
 
 /// The statuses of refusals, all of one shape.
-const REFUSALS: [u16; 11] = [400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503];
+const REFUSALS: [u16; 12] = [400, 401, 403, 404, 408, 409, 413, 414, 422, 429, 500, 503];
 
 /// One route.
 pub(super) struct Route {
@@ -31,6 +32,8 @@ pub(super) struct Route {
     pub(super) access: Access,
     /// Its part of the OpenAPI document.
     operation: Value,
+    /// Whether a request has a body.
+    takes_body: bool,
     mount: MethodRouter<Arc<Shared>>,
 }
 
@@ -129,9 +132,10 @@ impl Routes {
             answers: Map::new(),
         };
         H::describe(&mut operation, &mut self.schemas);
+        let takes_body = operation.body.is_some();
         let operation = finish(operation, &method, access, what, type_name::<H>());
         let mount = on(filter, handler);
-        self.list.push(Route { method, path, access, operation, mount });
+        self.list.push(Route { method, path, access, operation, takes_body, mount });
         self
     }
 
@@ -182,6 +186,9 @@ impl Routes {
     pub(super) fn router(self, shared: &Arc<Shared>) -> Router<Arc<Shared>> {
         self.list.into_iter().fold(Router::new(), |router, route| {
             let mut mount = route.mount;
+            if route.method != Method::GET && !route.takes_body {
+                mount = mount.route_layer(middleware::from_fn(bodiless));
+            }
             if takes_key(&route.method, route.access) {
                 let layer = middleware::from_fn_with_state(shared.clone(), once::once);
                 mount = mount.route_layer(layer);
@@ -224,9 +231,9 @@ fn finish(
     };
     let is_open = access == Access::Open;
     if !operation.parameters.is_empty() || operation.body.is_some() {
-        refusals.extend([400, 404]);
+        refusals.extend([400, 404, 414]);
     }
-    if operation.body.is_some() || takes_key(method, access) {
+    if method != Method::GET {
         refusals.extend([400, 408, 413]);
     }
     if method != Method::GET {

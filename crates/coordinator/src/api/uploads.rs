@@ -19,6 +19,7 @@ use crate::{
     error::{ApiError, ApiResult},
     removal,
     state::{Shared, now_ms},
+    unwanted::drain,
     uploads, view,
 };
 
@@ -107,6 +108,10 @@ pub(super) async fn put(
     if object == "index" {
         let bytes = whole(request.into_body(), INDEX_MAX_BYTES, BODY_TIMEOUT).await?;
         uploads::put_index(&shared.main, hashes, &artifact, &encoding, bytes).await?;
+        // It may be what a damaged one waits for.
+        if shared.queue.repair_now(&artifact, &encoding).await? {
+            shared.ring(Bell::Upkeep);
+        }
         return Ok(done());
     }
     let number = part_number(&object).ok_or_else(|| {
@@ -115,6 +120,7 @@ pub(super) async fn put(
         ))
     })?;
     if too_long(&request, PART_MAX_BYTES) {
+        drain(request.into_body().into_data_stream()).await;
         return Err(ApiError::too_long(format!("a part is at most {PART_MAX_BYTES} bytes")));
     }
     let body = request.into_body();

@@ -55,6 +55,8 @@ fn sample(route: &RouteInfo) -> (String, String) {
         ("POST", "/v1/pins" | "/v1/unpin" | "/v1/inspections") => {
             json!({ "artifact": "web/named" }).to_string()
         }
+        ("DELETE", _) => String::new(),
+        ("POST", path) if path.contains("{job}") || path.contains("{rollout}") => String::new(),
         _ => "{".into(),
     };
     let query = match route.path {
@@ -157,6 +159,8 @@ async fn every_route_refuses_whoever_may_not_call_it() {
             "/v1/openapi.json" | "/v1/trust" => 200,
             // These prove who calls in a way of their own, by what is no proof here.
             "/v1/hooks/github" | "/v1/hooks/gitlab" | "/v1/join" => 400,
+            // Its body is looked at first: it takes none.
+            "/v1/certificate/renew" => 400,
             _ => 401,
         };
         assert_eq!(none, wanted, "{what} without anything");

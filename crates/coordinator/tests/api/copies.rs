@@ -120,6 +120,37 @@ async fn what_a_bucket_lost_is_told_refused_mended_and_audited() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_no_bucket_has_any_more_is_mended_by_who_publishes_it_again() {
+    let cluster = Cluster::start_with(OFTEN).await;
+    let operator = cluster.operator();
+    operator.set_app(&app("web", "")).await.unwrap();
+    let cut = cut(1, 3);
+    let name = publish(&operator, "web", &cut).await.name;
+    deployable(&operator, &name).await;
+    for place in ["eu", "us", "main"] {
+        let part = dir(&cluster, place, &cut).join("part-00000");
+        let mut bytes = fs::read(&part).unwrap();
+        bytes[700_000] ^= 1;
+        fs::write(&part, bytes).unwrap();
+    }
+    not_deployable(&operator, &name, "no region in service has it: publish it again").await;
+    // What lies there has the right length: only the index disproves it, and then it is to be sent again.
+    let (artifact, encoding) = (&cut.artifact, &cut.encoding);
+    let index = || operator.upload(artifact, encoding, "index", cut.index.clone());
+    let (status, code, text) = refusal(index().await);
+    assert_eq!((status, code.as_str()), (409, "not_whole"), "{text}");
+    assert!(text.contains("1 of 1 parts"), "{text}");
+    let there = operator.upload_state(artifact, encoding).await.unwrap();
+    assert!(!there.whole && there.parts.is_empty(), "{there:?}");
+    operator.upload(artifact, encoding, "part-00000", cut.part.clone()).await.unwrap();
+    index().await.unwrap();
+    deployable(&operator, &name).await;
+    for place in ["eu", "us", "main"] {
+        bucket(&cluster, place).verify(artifact, encoding).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_inspection_that_is_asked_for_comes_at_once() {
     let cluster = Cluster::start().await;
     let operator = cluster.operator();

@@ -61,6 +61,7 @@ async fn wrong_requests_get_one_line_in_one_shape() {
         plan[key] = value;
         with("plan", plan)
     };
+    let long_address = format!("v1/jobs?app={}", "x".repeat(9_000));
     let build = |app: &str, commit: &str| json!({ "app": app, "commit": commit }).to_string();
     let cases: Vec<(Method, &str, String, u16, &str)> = vec![
         (Method::GET, "v1/nothing", String::new(), 404, "no such path"),
@@ -101,6 +102,8 @@ async fn wrong_requests_get_one_line_in_one_shape() {
         (Method::POST, "v1/jobs", build("none", SHA), 404, "shoal app set none"),
         (Method::POST, "v1/jobs", build("files", SHA), 409, "no repository"),
         (Method::POST, "v1/jobs", "{}".into(), 400, "missing field"),
+        (Method::POST, "v1/jobs", json!(["web", SHA, "normal"]).to_string(), 400, "JSON object"),
+        (Method::POST, "v1/jobs", "x".repeat(32 << 20), 413, "longer than"),
         (
             Method::POST,
             "v1/jobs",
@@ -120,13 +123,20 @@ async fn wrong_requests_get_one_line_in_one_shape() {
         (Method::POST, "v1/workers/none/drain", "{}".into(), 404, "shoal workers"),
         (Method::POST, "v1/workers/none/undrain", "{}".into(), 404, "shoal workers"),
         (Method::POST, "v1/workers/A%20B/drain", "{}".into(), 400, "name"),
-        (Method::GET, "v1/jobs?limit=many", String::new(), 400, "limit"),
+        (Method::GET, "v1/jobs?limit=many", String::new(), 400, "limit: it is not a whole number"),
         (Method::GET, "v1/jobs?colour=red", String::new(), 400, "colour"),
         (Method::GET, "v1/jobs?app=none", String::new(), 404, "no app"),
         (Method::GET, "v1/jobs/7", String::new(), 404, "no job 7"),
-        (Method::GET, "v1/jobs/x", String::new(), 400, "x"),
+        (Method::GET, "v1/jobs/x", String::new(), 400, "'x' in the address is not a number"),
+        (Method::GET, "v1/jobs?limit=", String::new(), 400, "limit: it is empty"),
+        (Method::GET, "v1/jobs?limit=99999999999", String::new(), 400, "limit: it is too large"),
+        (Method::GET, "v1/events/recent?type=", String::new(), 400, "no event type ''"),
+        (Method::GET, &long_address, String::new(), 414, "longer than"),
         (Method::GET, "v1/jobs/7/log", String::new(), 404, "no job 7"),
         (Method::POST, "v1/jobs/7/cancel", "null".into(), 404, "no job 7"),
+        (Method::POST, "v1/jobs/7/cancel", "{ }".into(), 404, "no job 7"),
+        (Method::POST, "v1/jobs/7/cancel", json!({ "why": 1 }).to_string(), 400, "takes none"),
+        (Method::DELETE, "v1/webhooks/7", "x".into(), 400, "takes none"),
         (Method::GET, "v1/artifact", String::new(), 400, "ref"),
         (Method::GET, "v1/artifact?ref=web/none", String::new(), 404, "no artifact"),
         (Method::GET, "v1/uploads/abc/def", String::new(), 400, "64 hex digits"),
