@@ -12,7 +12,7 @@ impl Client {
     /// Asks for a job; none when there is none within the wait.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn claim(&self, request: &ClaimRequest) -> Result<Option<ClaimedJob>> {
         let response =
             self.send(Method::POST, "v1/worker/claim", |call| call.json(request)).await?;
@@ -25,7 +25,7 @@ impl Client {
     /// Says that a worker still builds. Refused with `lease_lost` when the job was given to another.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn heartbeat(&self, job: i64, lease: &LeaseRef) -> Result<HeartbeatReply> {
         self.post_again(&format!("v1/worker/jobs/{job}/heartbeat"), lease).await
     }
@@ -34,7 +34,7 @@ impl Client {
     /// job was given to another.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn watch_job(&self, job: i64, request: &WatchRequest) -> Result<HeartbeatReply> {
         self.post_once(&format!("v1/worker/jobs/{job}/watch"), request).await
     }
@@ -42,7 +42,7 @@ impl Client {
     /// Adds to a job's log at byte `offset`; what is there already is not added twice.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn append_log(
         &self,
         job: i64,
@@ -66,7 +66,7 @@ impl Client {
     /// Ends an attempt. The same end told twice is answered alike.
     ///
     /// # Errors
-    /// [`ClientError`], as for every call.
+    /// [`crate::ClientError`], as for every call.
     pub async fn finish(&self, job: i64, request: &FinishRequest) -> Result<Job> {
         self.post_again(&format!("v1/worker/jobs/{job}/finish"), request).await
     }
