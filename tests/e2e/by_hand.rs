@@ -67,7 +67,7 @@ async fn wrong_input_gets_one_line_and_an_exit_code() {
         .unwrap();
     for role in ["agent", "region", "worker", "coordinator"] {
         let (code, text) = run(&[role, "--config", config.to_str().unwrap()]);
-        assert_eq!(code, Some(1), "{role}: {text}");
+        assert_eq!(code, Some(2), "{role}: {text}");
         assert_eq!(text.lines().count(), 1, "{role}: {text}");
         assert!(text.contains("agent.toml"), "{role}: {text}");
         let (code, text) = run(&[role, "--no-such-flag"]);
@@ -76,7 +76,7 @@ async fn wrong_input_gets_one_line_and_an_exit_code() {
     let (_, text) = run(&["agent", "--config", config.to_str().unwrap()]);
     assert!(text.contains("lissten"), "{text}");
     let (code, text) = run(&["agent", "--config", "/no/such/file.toml"]);
-    assert_eq!((code, text.lines().count()), (Some(1), 1), "{text}");
+    assert_eq!((code, text.lines().count()), (Some(2), 1), "{text}");
     assert!(text.contains("/no/such/file.toml"), "{text}");
     let (code, text) =
         run(&["status", "--coordinator", "https://127.0.0.1:1", "--identity", "/no/such"]);

@@ -239,8 +239,6 @@ async fn a_rollout_in_waves_activates_the_first_machines_first() {
     }
     assert!(cluster.shoal(&["rollout", "resume", "web"]).contains("RUNNING"));
     cluster.rollout_succeeds(rollout.id).await;
-    let events = cluster.client.events(&EventQuery::default(), 1_000).await.unwrap();
-    let told: Vec<_> = events.iter().rev().map(|event| event.kind.as_str()).collect();
     let wanted = [
         "deploy:init",
         "deploy:wave",
@@ -249,8 +247,14 @@ async fn a_rollout_in_waves_activates_the_first_machines_first() {
         "deploy:wave",
         "deploy:completed",
     ];
-    let told: Vec<_> = told.into_iter().filter(|kind| kind.starts_with("deploy:")).collect();
-    assert_eq!(told, wanted);
+    // What happened is numbered, and told, a moment after it happened.
+    let events = wait_for("all of it to be told", async || {
+        let events = cluster.client.events(&EventQuery::default(), 1_000).await.unwrap();
+        let told = events.iter().rev().map(|event| event.kind.as_str());
+        let told: Vec<_> = told.filter(|kind| kind.starts_with("deploy:")).collect();
+        if told == wanted { Ok(events) } else { Err(format!("{told:?}")) }
+    })
+    .await;
     let waves: Vec<_> = events.iter().rev().filter_map(|event| event.open_permille).collect();
     assert!(waves[0] < 1_000 && waves[1] == 1_000, "{waves:?}");
     let refused = cluster.shoal_fails(&["rollout", "cancel", "web"]);

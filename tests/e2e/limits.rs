@@ -194,7 +194,7 @@ fn a_wrong_limit_gets_one_line() {
         (output.status.code(), String::from_utf8_lossy(&output.stderr).trim().to_string())
     };
     let (code, text) = run(&["agent"]);
-    assert_eq!((code, text.lines().count()), (Some(1), 1), "{text}");
+    assert_eq!((code, text.lines().count()), (Some(2), 1), "{text}");
     assert!(text.contains("agent.toml") && text.contains("at least 2.0 MB/s"), "{text}");
     let (code, text) = run(&["agent", "--up-limit", "fast"]);
     assert_eq!(code, Some(2), "{text}");

@@ -32,8 +32,8 @@ fn errors_are_one_line_that_says_what_to_do() {
     refused(4, &["status", "--coordinator", "https://127.0.0.1:1"], "SHOAL_IDENTITY");
     refused(1, &["jobs", "--coordinator", "x", "--identity", "/nowhere"], "shoal pki issue");
     refused(2, &["jobs", "--identity", "/nowhere"], "SHOAL_COORDINATOR");
-    refused(1, &["agent", "--config", "/nowhere"], "/nowhere");
-    refused(1, &["worker"], "give --config FILE");
+    refused(2, &["agent", "--config", "/nowhere"], "/nowhere");
+    refused(2, &["worker"], "give --config FILE");
     refused(1, &["pki", "init", "x", "--cluster", "No Name"], "cluster name");
     let issue = ["pki", "issue", "--pki", "x", "--name", "w", "--out", "y", "--role"];
     refused(1, &[&issue[..], &["worker"]].concat(), "pki init");
@@ -75,7 +75,7 @@ fn unknown_keys_name_the_key_and_the_file() {
     for role in ["coordinator", "worker", "region", "agent"] {
         let output = shoal(dir.path(), &[role, "--config", "a.toml"]);
         let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{role}: {error}");
+        assert_eq!(output.status.code(), Some(2), "{role}: {error}");
         assert!(error.contains("zoen") && error.contains("a.toml"), "{role}: {error}");
     }
 }
