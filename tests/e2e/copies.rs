@@ -54,6 +54,34 @@ async fn gone(cluster: &Cluster, bucket: &str, artifact: &Artifact) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_damaged_everywhere_is_mended_by_publishing_it_again() {
+    let cluster = Cluster::start(bare(2, OFTEN)).await;
+    cluster.set_app(&plain_app("data")).await;
+    let file = cluster.random_file("one", 70 << 20, 1);
+    let artifact = cluster.publish("data", &file).await;
+    // One part is lost, another one wrong.
+    for bucket in ["r1", "r2", "main"] {
+        let place = objects(&cluster, bucket, &artifact);
+        fs::remove_file(place.join("part-00000")).unwrap();
+        let wrong = place.join("part-00001");
+        let mut bytes = fs::read(&wrong).unwrap();
+        bytes[5] ^= 1;
+        fs::write(&wrong, bytes).unwrap();
+    }
+    wait_for("it to be said what to do", async || {
+        let said = cluster.shoal(&["replication", &artifact.name]);
+        if said.contains("publish it again") { Ok(()) } else { Err(said) }
+    })
+    .await;
+    cluster.shoal(&["publish", file.to_str().unwrap(), "--app", "data"]);
+    opened(&cluster, "main").verify(&artifact.artifact, &artifact.encoding).await.unwrap();
+    cluster.deployable(&artifact.name).await;
+    for bucket in ["r1", "r2"] {
+        whole(&cluster, bucket, &artifact).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_object_is_told_and_mended() {
     let cluster = Cluster::start(bare(2, OFTEN)).await;
     cluster.set_app(&plain_app("data")).await;

@@ -163,6 +163,12 @@ async fn exit_codes_say_what_may_be_done() {
     let eve = home.join("eve");
     Keys::new("other").issue(&eve, Role::Operator, "eve", None);
     assert!(failed(&as_one(&eve).unwrap(), 4).contains("UnknownIssuer"));
+    // Nobody waits for that to pass.
+    for wait in [&["status", "--watch"][..], &["events", "--follow"], &["job", "1", "--follow"]] {
+        let mut command = shoal(home);
+        command.args(wait).args(["--coordinator", &api, "--identity"]).arg(&eve);
+        assert!(failed(&command.output().unwrap(), 4).contains("UnknownIssuer"));
+    }
     // The same whichever is asked last: the one that distrusts, or one that is away.
     for both in [["https://127.0.0.1:1", &api], [&api, "https://127.0.0.1:1"]] {
         let mut command = shoal(home);

@@ -208,7 +208,7 @@ async fn wait_deployable(client: &Client, reference: &str) -> anyhow::Result<Art
                     show::note(&format!("waiting: {why}"));
                 }
             }
-            Err(error) if error.is_transient() => show::again(&error),
+            Err(error) if error.may_pass() => show::again(&error),
             Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(LOOK_EVERY).await;

@@ -121,7 +121,7 @@ impl StatusArgs {
                 Ok(status) => show::stream_as(self.connection.json, &status, |status| {
                     format!("{clear}{}", list(status))
                 })?,
-                Err(error) if error.is_transient() => show::again(&error),
+                Err(error) if error.may_pass() => show::again(&error),
                 Err(error) => return Err(error.into()),
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -162,7 +162,7 @@ pub(crate) async fn wait_and_show(
         tokio::time::sleep(LOOK_EVERY).await;
         match client.rollout(rollout.id).await {
             Ok(new) => rollout = new,
-            Err(error) if error.is_transient() => show::again(&error),
+            Err(error) if error.may_pass() => show::again(&error),
             Err(error) => return Err(error.into()),
         }
         let now = states(&total(&rollout).states);

@@ -82,7 +82,7 @@ async fn follow(
             tokio::time::sleep(waits.next().unwrap_or(RETRY_MAX)).await;
             match client.follow_events(wanted, after).await {
                 Ok(stream) => break stream,
-                Err(error) if error.is_transient() => show::again(&error),
+                Err(error) if error.may_pass() => show::again(&error),
                 Err(error) => return Err(ClientError::into(error)),
             }
         };

@@ -23,7 +23,7 @@ pub(crate) const HELP: &str = "\
 Exit codes:
   0  done
   1  refused or failed; with --wait or --follow also when the build or the rollout did not succeed
-  2  wrong usage, or a wrong configuration file: nothing was done
+  2  wrong usage, or a configuration that cannot be read: nothing was done
   3  no coordinator could answer: try again later
   4  not logged in, not allowed, or one end does not believe the other's certificate
 An error is one line on stderr.";

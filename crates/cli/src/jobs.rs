@@ -195,7 +195,7 @@ async fn wait(
         // The job is read before the log: what it wrote up to its end is then in the log.
         let job = match client.job(id).await {
             Ok(job) => job,
-            Err(error) if error.is_transient() => {
+            Err(error) if error.may_pass() => {
                 show::again(&error);
                 tokio::time::sleep(LOOK_EVERY).await;
                 continue;

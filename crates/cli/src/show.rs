@@ -168,9 +168,6 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
             break;
         }
     }
-    if causes.iter().any(|cause| cause.contains("UnknownIssuer")) {
-        causes.push("if the CA was replaced: shoal pki refresh".into());
-    }
     causes.join(": ").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

@@ -77,6 +77,12 @@ impl ClientError {
         }
     }
 
+    /// Whether waiting may help who shows the same certificate again, as a command does.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        self.is_transient() && !matches!(self, Self::Distrusted { .. })
+    }
+
     /// The fixed word of a refusal.
     #[must_use]
     pub fn code(&self) -> Option<&str> {
@@ -87,13 +93,36 @@ impl ClientError {
     }
 }
 
+/// Whether one end has something against the other's certificate; other alerts are of servers that are no coordinators.
+fn is_about_certificates(error: &rustls::Error) -> bool {
+    use AlertDescription::{
+        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked,
+        CertificateUnknown, DecryptError, UnknownCA, UnsupportedCertificate,
+    };
+    match error {
+        rustls::Error::InvalidCertificate(_) => true,
+        rustls::Error::AlertReceived(alert) => matches!(
+            alert,
+            AccessDenied
+                | BadCertificate
+                | CertificateExpired
+                | CertificateRequired
+                | CertificateRevoked
+                | CertificateUnknown
+                | DecryptError
+                | UnknownCA
+                | UnsupportedCertificate
+        ),
+        _ => false,
+    }
+}
+
 /// What TLS says where one end does not believe the other's certificate.
 fn distrust<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(tls) = error.downcast_ref::<rustls::Error>() {
-            use rustls::Error::{AlertReceived, InvalidCertificate};
-            return matches!(tls, AlertReceived(_) | InvalidCertificate(_)).then_some(tls);
+            return is_about_certificates(tls).then_some(tls);
         }
         // An io error's own source is what lies below the error that it carries.
         let carried = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -127,7 +156,8 @@ fn explained(cause: &rustls::Error) -> String {
         }
         InvalidCertificate(CertificateError::Revoked) => "its certificate is revoked".into(),
         cause => format!(
-            "{cause}; is this a member of that cluster, and is the address the coordinator's?"
+            "{cause}; is this a member of that cluster, and is the address the coordinator's? If the CA was replaced: \
+             shoal pki refresh"
         ),
     }
 }
@@ -140,7 +170,7 @@ mod tests {
     fn what_tls_says_is_explained() {
         let says = |cause| {
             let error = ClientError::Distrusted { url: "https://c:1/".into(), cause };
-            assert!(error.is_transient() && error.code().is_none());
+            assert!(error.is_transient() && !error.may_pass() && error.code().is_none());
             assert_eq!(error.distrust().unwrap().to_string(), error.to_string());
             error.to_string()
         };
@@ -158,5 +188,7 @@ mod tests {
         let other = io::Error::other(rustls::Error::HandshakeNotComplete);
         assert_eq!(distrust(&other), None);
         assert_eq!(distrust(&io::Error::other("no route")), None);
+        let alert = rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol);
+        assert_eq!(distrust(&io::Error::other(alert)), None, "no coordinator at all");
     }
 }

@@ -80,9 +80,10 @@ fn http_with(tls: rustls::ClientConfig) -> Result<reqwest::Client> {
         .map_err(|error| config(error.to_string()))
 }
 
-/// Whether nothing follows host and port.
+/// Whether there is nothing beside scheme, host and port.
 fn is_bare(url: &Url) -> bool {
-    url.path() == "/" && url.query().is_none() && url.fragment().is_none()
+    let has_user = !url.username().is_empty() || url.password().is_some();
+    url.path() == "/" && url.query().is_none() && url.fragment().is_none() && !has_user
 }
 
 /// A client of one or several coordinators.
@@ -253,7 +254,8 @@ impl Client {
         let mut distrusted = None;
         let answer = once
             .retry(Self::backoff())
-            .when(ClientError::is_transient)
+            // Who distrusts does so the next time, too; another one may not.
+            .when(|error| error.is_transient() && (error.may_pass() || self.coordinators.len() > 1))
             .notify(|error, _| distrusted = error.distrust().or(distrusted.take()))
             .await;
         match (answer, distrusted) {

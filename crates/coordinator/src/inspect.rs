@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future;
 use shoal_origin::{Bucket, CopyStats, Finding, OriginError};
+use shoal_proto::{ArtifactId, EncodingId, RegionName};
 use shoal_queue::{Bell, Damaged, Inspection, QueueError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -109,12 +110,8 @@ async fn one(shared: &Shared, it: &Inspection) -> Result<(), QueueError> {
         match found {
             Some(Finding::Whole { .. }) => seen.push(region.clone()),
             Some(Finding::Damaged { reason, doubted }) => {
-                let of = (&it.artifact, &it.encoding, region);
                 let what = (reason.as_str(), doubted.as_slice());
-                if shared.queue.copy_damaged(of, what, &myself(), now_ms()).await? {
-                    tracing::error!(artifact = %it.artifact, %region, reason, "a copy is damaged");
-                    shared.ring(Bell::Copies);
-                }
+                copy_damaged(shared, (it.artifact, it.encoding), region, what).await?;
             }
             None => {}
         }
@@ -165,10 +162,46 @@ pub(crate) async fn repair(shared: Arc<Shared>, stop: CancellationToken) {
 /// that the bucket takes its parts.
 async fn brought_again(main: &Bucket, it: &Damaged) -> Result<CopyStats, OriginError> {
     let proved = main.verify(&it.artifact, &it.encoding).await;
-    if let Err(OriginError::Mismatch { .. } | OriginError::Index { .. }) = &proved {
+    if proved.as_ref().is_err_and(is_damage) {
         main.remove_index(&it.artifact, &it.encoding).await?;
     }
     proved.map(|()| CopyStats::default())
+}
+
+/// Whether an error says that bytes are wrong or missing, and not that a bucket does not answer.
+fn is_damage(error: &OriginError) -> bool {
+    use OriginError::{Index, Mismatch, NotFound};
+    matches!(error, Mismatch { .. } | Index { .. } | NotFound { .. })
+}
+
+/// Reads the copies that were to repair the main bucket and could not, whole: a sample had not found what is wrong in them.
+/// What is damaged is no source any more.
+async fn disprove(shared: &Shared, it: &Damaged) {
+    for region in &it.regions {
+        let Some(bucket) = shared.buckets.get(region) else { continue };
+        let found = bucket.inspect(&it.artifact, &it.encoding, |count| (0..count).collect()).await;
+        let Ok(Finding::Damaged { reason, doubted }) = found else { continue };
+        if let Err(error) =
+            copy_damaged(shared, (it.artifact, it.encoding), region, (&reason, &doubted)).await
+        {
+            tracing::warn!(artifact = %it.artifact, %region, %error, "damage was not written down");
+        }
+    }
+}
+
+/// Writes down that a region's copy is damaged.
+async fn copy_damaged(
+    shared: &Shared,
+    (artifact, encoding): (ArtifactId, EncodingId),
+    region: &RegionName,
+    (reason, doubted): (&str, &[u32]),
+) -> Result<(), QueueError> {
+    let of = (&artifact, &encoding, region);
+    if shared.queue.copy_damaged(of, (reason, doubted), &myself(), now_ms()).await? {
+        tracing::error!(%artifact, %region, reason, "a copy is damaged");
+        shared.ring(Bell::Copies);
+    }
+    Ok(())
 }
 
 async fn mend(shared: &Shared, it: &Damaged) {
@@ -184,20 +217,29 @@ async fn mend(shared: &Shared, it: &Damaged) {
         Ok(stats) => {
             tracing::info!(%artifact, bytes = stats.bytes, "the main bucket is repaired");
             shared.metrics.repairs.with_label_values(&["main"]).inc();
-            shared.queue.main_repaired(it, &myself(), now_ms()).await
+            shared.queue.main_repaired((&artifact, &it.encoding), &myself(), now_ms()).await
         }
         Err(error) => {
             tracing::warn!(%artifact, %error, "the main bucket was not repaired; it is tried again");
             let why = match sources.is_empty() {
-                true => "no region in service has it: publish it again".to_string(),
+                true => {
+                    "no region in service has it: publish it again, or undrain a region that has it"
+                        .to_string()
+                }
                 false => error.to_string(),
             };
+            if is_damage(&error) {
+                disprove(shared, it).await;
+            }
             let reason = not_repaired(&it.damage, &why);
             let first = seconds(shared.config.copy_retry_s);
             let next = now_ms() + ms(retry_after(first, it.tries + 1, 0));
-            shared.queue.repair_failed(it, &reason, next).await
+            shared.queue.repair_failed(it, &reason, next).await.map(|()| false)
         }
     };
+    if let Ok(true) = told {
+        shared.ring(Bell::Copies);
+    }
     if let Err(error) = told {
         tracing::warn!(%artifact, %error, "how a repair ended was not written down");
         tokio::time::sleep(seconds(shared.config.copy_retry_s)).await;

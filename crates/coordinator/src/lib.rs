@@ -318,7 +318,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Co
         }
         None => None,
     };
-    let router = page::router(shared.clone(), api::router(shared.clone()));
+    let router = page::router(shared.clone(), api::router(shared.clone()))
+        .layer(axum::middleware::from_fn(unwanted::drain));
     let listen = shared.config.listen;
     let (addr, api) = shoal_process::serve_https(listen, tls, router, membership, stop).await?;
     let addresses = Addresses { api: addr, metrics };

@@ -8,19 +8,17 @@
 use std::{collections::HashMap, ops::Range, sync::Mutex};
 
 use bytes::Bytes;
-use futures::StreamExt as _;
-use shoal_origin::{Bucket, PutPart};
+use shoal_origin::{Bucket, OriginError, PutPart};
 use shoal_pieces::open_index;
 use shoal_proto::{
     ArtifactId, EncodingId,
-    manifest::{EncodingIndex, Location, Part},
+    manifest::{EncodingIndex, Location, PART_MAX_BYTES, Part},
 };
 use shoal_queue::Stored;
 
 use crate::{
     error::{ApiError, ApiResult},
     state::lock,
-    unwanted::drain,
 };
 
 /// How many parts' hashes are remembered: 16,384 of up to 64 MiB are 1 TiB of uploads under way.
@@ -59,6 +57,11 @@ impl PartHashes {
     }
 }
 
+/// The refusal of a part that is too long.
+pub(crate) fn part_too_long() -> ApiError {
+    ApiError::too_long(format!("a part is at most {PART_MAX_BYTES} bytes"))
+}
+
 /// Stores one part from the request's body.
 pub(crate) async fn put_part(
     bucket: &Bucket,
@@ -68,15 +71,13 @@ pub(crate) async fn put_part(
     number: u32,
     body: axum::body::Body,
 ) -> ApiResult<()> {
-    let mut stream = body.into_data_stream();
-    let put = bucket.put_part(artifact, encoding, number, None, stream.by_ref()).await;
+    let stream = body.into_data_stream();
+    let put = bucket.put_part(artifact, encoding, number, None, stream).await;
     match put {
         Ok(PutPart::Written(part)) => hashes.set(encoding, number, Some(part)),
         Ok(PutPart::Present) => {}
-        Err(error) => {
-            drain(stream).await;
-            return Err(error.into());
-        }
+        Err(OriginError::TooLong { .. }) => return Err(part_too_long()),
+        Err(error) => return Err(error.into()),
     }
     Ok(())
 }
@@ -131,7 +132,7 @@ pub(crate) async fn put_index(
         .map(|(number, _)| number)
         .collect();
     if let Some(first) = missing.first() {
-        return Err(ApiError::conflict(format!(
+        return Err(ApiError::not_whole(format!(
             "{} of {} parts are not there or not whole, the first is part-{first:05}: upload them before \
              the index",
             missing.len(),
@@ -141,16 +142,17 @@ pub(crate) async fn put_index(
     let layout = index.layout();
     let mut wrong = Vec::new();
     for (number, part) in (0..).zip(&index.parts) {
-        let hash = match hashes.get(encoding, number) {
-            Some(known) if known.len == part.len => known.hash,
-            _ => read_back(bucket, artifact, encoding, &layout, number).await?,
-        };
-        if hash != part.hash {
+        // What is remembered may be out of date, so it disproves nothing.
+        let is_proved = hashes.get(encoding, number) == Some(*part)
+            || read_back(bucket, artifact, encoding, &layout, number).await? == part.hash;
+        if !is_proved {
             hashes.set(encoding, number, None);
             wrong.push(number);
         }
     }
     if let Some(first) = wrong.first() {
+        // One that lies there already says what is not so, and would keep the parts from being written again.
+        bucket.remove_index(artifact, encoding).await?;
         return Err(ApiError::not_whole(format!(
             "{} of {} parts are not what the index says, the first is part-{first:05}: upload them again",
             wrong.len(),

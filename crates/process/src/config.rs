@@ -5,6 +5,9 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde::{Serialize, de::DeserializeOwned};
 
+/// The longest error, in characters: it may quote a line of the file.
+const LINE_MAX_CHARS: usize = 1_000;
+
 /// The file or a flag is wrong, in one line; nothing was done.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -12,7 +15,8 @@ pub struct WrongConfig(String);
 
 impl From<anyhow::Error> for WrongConfig {
     fn from(error: anyhow::Error) -> Self {
-        Self(format!("{error:#}"))
+        let text = format!("{error:#}");
+        Self(text.chars().take(LINE_MAX_CHARS).collect())
     }
 }
 

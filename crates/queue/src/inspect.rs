@@ -285,46 +285,60 @@ impl Queue {
         }))
     }
 
-    /// Lets a repair of the main bucket come now that is not due yet; returns whether there is one.
+    /// Whether the main bucket is known to have lost some of an encoding.
     ///
     /// # Errors
     /// [`crate::QueueError`] when the database fails.
-    pub async fn repair_now(&self, artifact: &ArtifactId, encoding: &EncodingId) -> Result<bool> {
-        let mut tx = self.write().await?;
-        let due = sqlx::query(
-            "UPDATE encodings SET next_try_at = 0 WHERE artifact = $1 AND encoding = $2 \
+    pub async fn is_main_damaged(
+        &self,
+        artifact: &ArtifactId,
+        encoding: &EncodingId,
+    ) -> Result<bool> {
+        let query = sqlx::query(
+            "SELECT 1 AS damaged FROM encodings WHERE artifact = $1 AND encoding = $2 \
              AND damage IS NOT NULL",
-        )
-        .bind(artifact.to_string())
-        .bind(encoding.to_string())
-        .execute(&mut *tx)
-        .await?;
-        if due.rows_affected() == 0 {
-            return tx.undo().await.map(|()| false);
-        }
-        tx.commit().await?;
-        Ok(true)
+        );
+        let query = query.bind(artifact.to_string()).bind(encoding.to_string());
+        Ok(self.look_at(query).await?.is_some())
     }
 
-    /// The main bucket has it whole again, from a region's.
+    /// The main bucket has it whole again; copies that failed meanwhile are due. Returns whether it was damaged.
     ///
     /// # Errors
     /// [`crate::QueueError`] when the database fails.
-    pub async fn main_repaired(&self, it: &Damaged, actor: &Actor, now_ms: i64) -> Result<()> {
+    pub async fn main_repaired(
+        &self,
+        (artifact, encoding): (&ArtifactId, &EncodingId),
+        actor: &Actor,
+        now_ms: i64,
+    ) -> Result<bool> {
+        if !self.is_main_damaged(artifact, encoding).await? {
+            return Ok(false);
+        }
+        let (artifact, encoding) = (artifact.to_string(), encoding.to_string());
         let mut tx = self.write().await?;
         let done = sqlx::query(
             "UPDATE encodings SET damage = NULL, doubted = NULL, damaged_at = NULL, tries = 0, \
              next_try_at = 0 WHERE artifact = $1 AND encoding = $2 AND damage IS NOT NULL",
         )
-        .bind(it.artifact.to_string())
-        .bind(it.encoding.to_string())
+        .bind(&artifact)
+        .bind(&encoding)
         .execute(&mut *tx)
         .await?;
-        if done.rows_affected() == 1 {
-            let subject = it.artifact.to_string();
-            audit::record(&mut tx, now_ms, actor, "main.repaired", &subject, "").await?;
+        if done.rows_affected() == 0 {
+            return tx.undo().await.map(|()| false);
         }
-        tx.commit().await
+        sqlx::query(
+            "UPDATE replications SET next_try_at = 0 WHERE artifact = $1 AND encoding = $2 \
+             AND status = 'FAILED'",
+        )
+        .bind(&artifact)
+        .bind(&encoding)
+        .execute(&mut *tx)
+        .await?;
+        audit::record(&mut tx, now_ms, actor, "main.repaired", &artifact, "").await?;
+        tx.commit().await?;
+        Ok(true)
     }
 
     /// A repair failed; it is due again at `next_try_at_ms`. The reason goes to those who ask why it is not deployable.

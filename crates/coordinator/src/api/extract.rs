@@ -15,10 +15,7 @@ use axum::{
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
-use crate::{
-    error::{ApiError, ApiResult},
-    unwanted::drain,
-};
+use crate::error::{ApiError, ApiResult};
 
 /// The longest JSON body of a request, in bytes.
 pub(super) const JSON_MAX_BYTES: usize = 1 << 20;
@@ -48,7 +45,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Spare<T> {
 
     async fn from_request(request: Request, _: &S) -> ApiResult<Self> {
         let body = whole(request.into_body(), JSON_MAX_BYTES, BODY_TIMEOUT).await?;
-        if body.is_empty() { Ok(Self(None)) } else { parse(&body).map(Self) }
+        if body.is_empty() || body.trim_ascii() == b"null" {
+            return Ok(Self(None));
+        }
+        parse(&body).map(|it| Self(Some(it)))
     }
 }
 
@@ -64,16 +64,15 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Batch<T> {
 }
 
 /// Reads a body whole, up to a limit in bytes and in time.
-pub(super) async fn whole(mut body: Body, limit: usize, within: Duration) -> ApiResult<Bytes> {
+pub(super) async fn whole(body: Body, limit: usize, within: Duration) -> ApiResult<Bytes> {
     let incomplete =
         |text: String| ApiError::new(StatusCode::REQUEST_TIMEOUT, "incomplete_body", text);
-    let read = tokio::time::timeout(within, Limited::new(&mut body, limit).collect()).await;
+    let read = tokio::time::timeout(within, Limited::new(body, limit).collect()).await;
     let read = read
         .map_err(|_| incomplete(format!("the body was not there after {} s", within.as_secs())))?;
     match read {
         Ok(read) => Ok(read.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
-            drain(body.into_data_stream()).await;
             Err(ApiError::too_long(format!("the body is longer than {limit} bytes")))
         }
         Err(error) => Err(incomplete(error.to_string())),
@@ -123,8 +122,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
         let text = text.split(" at line ").next().unwrap_or_default();
         ApiError::invalid(format!("wrong body: {text}"))
     };
-    // Fields without their names would be taken, too.
-    if bytes.trim_ascii_start().first() == Some(&b'[') {
+    // Of an array fields without their names would be taken.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(ApiError::invalid("wrong body: give a JSON object"));
     }
     // A NUL is written so in JSON, and PostgreSQL keeps it in no text. Few bodies have it, so few are read twice.
@@ -178,6 +177,7 @@ fn wrong_path(error: PathRejection) -> String {
             format!("'{value}' in the address is not a number, or too large")
         }
         ErrorKind::DeserializeError { message, .. } | ErrorKind::Message(message) => message,
+        ErrorKind::InvalidUtf8InPathParam { .. } => "the address is not UTF-8".into(),
         _ => text,
     }
 }

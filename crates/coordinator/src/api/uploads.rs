@@ -19,7 +19,6 @@ use crate::{
     error::{ApiError, ApiResult},
     removal,
     state::{Shared, now_ms},
-    unwanted::drain,
     uploads, view,
 };
 
@@ -79,9 +78,14 @@ pub(super) async fn state(
 ) -> Reply<types::UploadState> {
     let mut parts = shared.main.parts(&artifact, &encoding).await?;
     // An index that lacks parts is what a removal at the same moment may leave.
-    let whole = matches!(shared.main.check(&artifact, &encoding).await, Ok(Check::Whole));
-    // A part that its index has disproved is to be sent again.
-    parts.retain(|number, _| !shared.part_hashes.is_bad(&encoding, *number));
+    let mut whole = matches!(shared.main.check(&artifact, &encoding).await, Ok(Check::Whole));
+    if whole {
+        // Who sends the index of what is damaged has its parts proved.
+        whole = !shared.queue.is_main_damaged(&artifact, &encoding).await?;
+    } else {
+        // A part that its index has disproved is to be sent again.
+        parts.retain(|number, _| !shared.part_hashes.is_bad(&encoding, *number));
+    }
     Ok(axum::Json(types::UploadState { parts, whole }))
 }
 
@@ -101,6 +105,7 @@ fn too_long(request: &Request, limit: u64) -> bool {
 
 pub(super) async fn put(
     shared: App,
+    Who(_, actor): Who,
     Place((artifact, encoding, object)): Place<(ArtifactId, EncodingId, String)>,
     request: Request,
 ) -> Reply<types::Done> {
@@ -108,9 +113,8 @@ pub(super) async fn put(
     if object == "index" {
         let bytes = whole(request.into_body(), INDEX_MAX_BYTES, BODY_TIMEOUT).await?;
         uploads::put_index(&shared.main, hashes, &artifact, &encoding, bytes).await?;
-        // It may be what a damaged one waits for.
-        if shared.queue.repair_now(&artifact, &encoding).await? {
-            shared.ring(Bell::Upkeep);
+        if shared.queue.main_repaired((&artifact, &encoding), &actor, now_ms()).await? {
+            shared.ring(Bell::Copies);
         }
         return Ok(done());
     }
@@ -120,8 +124,7 @@ pub(super) async fn put(
         ))
     })?;
     if too_long(&request, PART_MAX_BYTES) {
-        drain(request.into_body().into_data_stream()).await;
-        return Err(ApiError::too_long(format!("a part is at most {PART_MAX_BYTES} bytes")));
+        return Err(uploads::part_too_long());
     }
     let body = request.into_body();
     uploads::put_part(&shared.main, hashes, &artifact, &encoding, number, body).await?;

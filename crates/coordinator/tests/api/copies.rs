@@ -1,6 +1,9 @@
 //! Copies for as long as their artifact lives: lost and mended, observed, kept and deleted.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use shoal_client::{
     Client,
@@ -17,6 +20,15 @@ const OFTEN: &str = "inspect_round_s = 0.4\ninspect_share = 1.0";
 fn dir(cluster: &Cluster, bucket: &str, cut: &Cut) -> PathBuf {
     let place = format!("{bucket}/artifacts/{}/{}", cut.artifact, cut.encoding);
     cluster.path(&place)
+}
+
+/// Makes bytes of a file wrong.
+fn flip(file: &Path, places: &[usize]) {
+    let mut bytes = fs::read(file).unwrap();
+    for place in places {
+        bytes[*place] ^= 1;
+    }
+    fs::write(file, bytes).unwrap();
 }
 
 /// Takes an object away and puts something in its place that nobody can write over.
@@ -91,10 +103,7 @@ async fn what_a_bucket_lost_is_told_refused_mended_and_audited() {
     }
     // Bytes that are wrong in their right length.
     for place in ["eu", "main"] {
-        let part = dir(&cluster, place, &cut).join("part-00000");
-        let mut bytes = fs::read(&part).unwrap();
-        bytes[700_000] ^= 1;
-        fs::write(&part, bytes).unwrap();
+        flip(&dir(&cluster, place, &cut).join("part-00000"), &[700_000]);
         let bucket = bucket(&cluster, place);
         wait_for("the wrong bytes to be mended", async || {
             bucket.verify(&cut.artifact, &cut.encoding).await.map_err(|error| error.to_string())
@@ -128,13 +137,19 @@ async fn what_no_bucket_has_any_more_is_mended_by_who_publishes_it_again() {
     let name = publish(&operator, "web", &cut).await.name;
     deployable(&operator, &name).await;
     for place in ["eu", "us", "main"] {
-        let part = dir(&cluster, place, &cut).join("part-00000");
-        let mut bytes = fs::read(&part).unwrap();
-        bytes[700_000] ^= 1;
-        fs::write(&part, bytes).unwrap();
+        flip(&dir(&cluster, place, &cut).join("part-00000"), &[700_000]);
     }
     not_deployable(&operator, &name, "no region in service has it: publish it again").await;
-    // What lies there has the right length: only the index disproves it, and then it is to be sent again.
+    brought_again(&cluster, &cut).await;
+    deployable(&operator, &name).await;
+    for place in ["eu", "us", "main"] {
+        bucket(&cluster, place).verify(&cut.artifact, &cut.encoding).await.unwrap();
+    }
+}
+
+/// Sends an artifact again of which a part lies there with wrong bytes in its right length.
+async fn brought_again(cluster: &Cluster, cut: &Cut) {
+    let operator = cluster.operator();
     let (artifact, encoding) = (&cut.artifact, &cut.encoding);
     let index = || operator.upload(artifact, encoding, "index", cut.index.clone());
     let (status, code, text) = refusal(index().await);
@@ -144,10 +159,41 @@ async fn what_no_bucket_has_any_more_is_mended_by_who_publishes_it_again() {
     assert!(!there.whole && there.parts.is_empty(), "{there:?}");
     operator.upload(artifact, encoding, "part-00000", cut.part.clone()).await.unwrap();
     index().await.unwrap();
+    bucket(cluster, "main").verify(artifact, encoding).await.unwrap();
+    assert!(operator.upload_state(artifact, encoding).await.unwrap().whole);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_lies_there_does_not_keep_wrong_bytes() {
+    // Nobody inspects: only who sends the index has the parts looked at.
+    let cluster = Cluster::start_with("inspect_round_s = 3600").await;
+    let operator = cluster.operator();
+    operator.set_app(&app("web", "")).await.unwrap();
+    let cut = cut(1, 3);
+    let name = publish(&operator, "web", &cut).await.name;
     deployable(&operator, &name).await;
-    for place in ["eu", "us", "main"] {
-        bucket(&cluster, place).verify(artifact, encoding).await.unwrap();
+    flip(&dir(&cluster, "main", &cut).join("part-00000"), &[700_000]);
+    brought_again(&cluster, &cut).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_cannot_repair_is_no_source_any_more() {
+    // A sample of one piece finds what is wrong in all of them, and most likely not what is wrong in one of forty.
+    let cluster = Cluster::start_with("inspect_round_s = 3600\ninspect_share = 0.001").await;
+    let operator = cluster.operator();
+    operator.set_app(&app("web", "")).await.unwrap();
+    let cut = cut(1, 40);
+    let name = publish(&operator, "web", &cut).await.name;
+    deployable(&operator, &name).await;
+    let all: Vec<usize> = (0..40).map(|piece| piece * (cut.part.len() / 40)).collect();
+    flip(&dir(&cluster, "main", &cut).join("part-00000"), &all);
+    for region in ["eu", "us"] {
+        flip(&dir(&cluster, region, &cut).join("part-00000"), &[700_000]);
     }
+    operator.inspect(&name).await.unwrap();
+    not_deployable(&operator, &name, "no region in service has it: publish it again").await;
+    brought_again(&cluster, &cut).await;
+    deployable(&operator, &name).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -103,6 +103,13 @@ async fn wrong_requests_get_one_line_in_one_shape() {
         (Method::POST, "v1/jobs", build("files", SHA), 409, "no repository"),
         (Method::POST, "v1/jobs", "{}".into(), 400, "missing field"),
         (Method::POST, "v1/jobs", json!(["web", SHA, "normal"]).to_string(), 400, "JSON object"),
+        (Method::POST, "v1/jobs", "null".into(), 400, "JSON object"),
+        (Method::POST, "v1/jobs", String::new(), 400, "JSON object"),
+        (Method::GET, "v1/jobs/%ff", String::new(), 400, "not UTF-8"),
+        // Refused before anybody reads the body.
+        (Method::POST, "v1/nothing", "x".repeat(32 << 20), 404, "no such path"),
+        (Method::DELETE, "v1/apps", "x".repeat(32 << 20), 405, "DELETE"),
+        (Method::PUT, "v1/uploads/abc/def/index", "x".repeat(32 << 20), 400, "64 hex digits"),
         (Method::POST, "v1/jobs", "x".repeat(32 << 20), 413, "longer than"),
         (
             Method::POST,

@@ -84,7 +84,10 @@ pub(crate) async fn a_damaged_main_bucket_is_told_and_repaired(url: &str) {
     assert_eq!(artifact.main_damage.unwrap(), "lost its index, and no region has it");
     let again = queue.next_repair(500).await.unwrap().unwrap();
     assert_eq!(again.tries, 1);
-    queue.main_repaired(&again, &actor(), 600).await.unwrap();
+    assert!(queue.is_main_damaged(of.0, of.1).await.unwrap());
+    assert!(queue.main_repaired(of, &actor(), 600).await.unwrap());
+    assert!(!queue.is_main_damaged(of.0, of.1).await.unwrap());
+    assert!(!queue.main_repaired(of, &actor(), 600).await.unwrap());
     deploy(&queue, "web", &named("web/a")).await.unwrap();
     let audited = audited(&queue).await;
     assert!(audited.contains(&"main.repaired".into()) && audited.contains(&"main.damaged".into()));
