@@ -29,7 +29,8 @@ fn shoal(home: &Path, args: &[&str], stdin: &str) -> Output {
         .env("XDG_CONFIG_HOME", home.join("config"));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+    // An error says that the command has ended without reading: its output tells why.
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
     child.wait_with_output().unwrap()
 }
 
