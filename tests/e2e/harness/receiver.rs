@@ -75,7 +75,7 @@ impl Receiver {
 
     /// Fails so many requests more.
     pub fn fail(&self, times: usize) {
-        self.failures.store(times, Ordering::SeqCst);
+        self.failures.fetch_add(times, Ordering::SeqCst);
     }
 }
 
