@@ -59,3 +59,54 @@ pub(crate) async fn drain(request: Request, next: Next) -> Response {
     }
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use axum::{Router, body::Bytes, http::StatusCode, middleware, routing::post};
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    /// The answer to a request with a body of three chunks, and how many of them were read.
+    async fn chunks_read(path: &str, expect: bool) -> (StatusCode, usize) {
+        let read = Arc::new(AtomicUsize::new(0));
+        let counted = read.clone();
+        let chunks = stream::iter(0..3).map(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, Infallible>(Bytes::from_static(b"x"))
+        });
+        let router = Router::new()
+            .route("/refused", post(|| async { StatusCode::UNAUTHORIZED }))
+            .route("/taken", post(|body: Bytes| async move { format!("{}", body.len()) }))
+            .route(
+                "/half",
+                post(|body: Body| async move {
+                    body.into_data_stream().next().await;
+                    StatusCode::BAD_REQUEST
+                }),
+            )
+            .layer(middleware::from_fn(drain));
+        let mut request = Request::post(path);
+        if expect {
+            request = request.header(header::EXPECT, "100-continue");
+        }
+        let request = request.body(Body::from_stream(chunks)).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        (response.status(), read.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn what_a_refused_request_sends_is_read_unless_it_waits_to_be_asked() {
+        assert_eq!(chunks_read("/refused", false).await, (StatusCode::UNAUTHORIZED, 3));
+        assert_eq!(chunks_read("/refused", true).await, (StatusCode::UNAUTHORIZED, 0));
+        assert_eq!(chunks_read("/none", false).await, (StatusCode::NOT_FOUND, 3));
+        // Who was asked for it sends on.
+        assert_eq!(chunks_read("/half", true).await, (StatusCode::BAD_REQUEST, 3));
+        assert_eq!(chunks_read("/taken", false).await, (StatusCode::OK, 3));
+    }
+}

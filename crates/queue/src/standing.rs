@@ -77,7 +77,8 @@ pub(crate) fn judge(deleted: Option<&Deleted>, main: Option<&str>, copies: &[Cou
     if !missing.is_empty() {
         reasons.push(format!("not yet copied to: {}", missing.join(", ")));
     }
-    let first = copies.iter().find(|copy| copy.status != Complete);
+    // With a damaged main bucket it is not deployable without the region either.
+    let first = copies.iter().find(|copy| copy.status != Complete && main.is_none());
     if let (Some(first), Some(last)) = (first, reasons.last_mut()) {
         last.push_str(&format!(
             "; wait until it is COMPLETE there, or take the region out of service with: shoal drain {}",
@@ -184,5 +185,8 @@ mod tests {
         assert!(text.starts_with("region eu lost part-00001; it is being repaired"), "{text}");
         let text = reason(Some("lost its index"), &[copy(Complete, None, false)]).unwrap();
         assert_eq!(text, "the main bucket lost its index; it is being repaired");
+        // Without the region it would not be deployable either.
+        let text = reason(Some("lost its index"), &[copy(Failed, Some("lost part 1"), true)]);
+        assert!(!text.unwrap().contains("shoal drain"));
     }
 }

@@ -22,6 +22,25 @@ fn dir(cluster: &Cluster, bucket: &str, cut: &Cut) -> PathBuf {
     cluster.path(&place)
 }
 
+/// An artifact of the app `web` that is in all buckets.
+struct Published {
+    cluster: Cluster,
+    operator: Client,
+    cut: Cut,
+    name: String,
+}
+
+/// Starts a cluster and publishes an artifact of so many pieces.
+async fn published(more: &str, pieces: usize) -> Published {
+    let cluster = Cluster::start_with(more).await;
+    let operator = cluster.operator();
+    operator.set_app(&app("web", "")).await.unwrap();
+    let cut = cut(1, pieces);
+    let name = publish(&operator, "web", &cut).await.name;
+    deployable(&operator, &name).await;
+    Published { cluster, operator, cut, name }
+}
+
 /// Makes bytes of a file wrong.
 fn flip(file: &Path, places: &[usize]) {
     let mut bytes = fs::read(file).unwrap();
@@ -77,12 +96,7 @@ async fn is_gone(cluster: &Cluster, name: &str, cut: &Cut) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_bucket_lost_is_told_refused_mended_and_audited() {
-    let cluster = Cluster::start_with(OFTEN).await;
-    let operator = cluster.operator();
-    operator.set_app(&app("web", "")).await.unwrap();
-    let cut = cut(1, 3);
-    let name = publish(&operator, "web", &cut).await.name;
-    deployable(&operator, &name).await;
+    let Published { cluster, operator, cut, name } = published(OFTEN, 3).await;
     for (place, object, word) in [
         ("eu", "part-00000", "region eu"),
         ("us", "index", "region us"),
@@ -130,12 +144,7 @@ async fn what_a_bucket_lost_is_told_refused_mended_and_audited() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_bucket_has_any_more_is_mended_by_who_publishes_it_again() {
-    let cluster = Cluster::start_with(OFTEN).await;
-    let operator = cluster.operator();
-    operator.set_app(&app("web", "")).await.unwrap();
-    let cut = cut(1, 3);
-    let name = publish(&operator, "web", &cut).await.name;
-    deployable(&operator, &name).await;
+    let Published { cluster, operator, cut, name } = published(OFTEN, 3).await;
     for place in ["eu", "us", "main"] {
         flip(&dir(&cluster, place, &cut).join("part-00000"), &[700_000]);
     }
@@ -166,12 +175,7 @@ async fn brought_again(cluster: &Cluster, cut: &Cut) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_that_lies_there_does_not_keep_wrong_bytes() {
     // Nobody inspects: only who sends the index has the parts looked at.
-    let cluster = Cluster::start_with("inspect_round_s = 3600").await;
-    let operator = cluster.operator();
-    operator.set_app(&app("web", "")).await.unwrap();
-    let cut = cut(1, 3);
-    let name = publish(&operator, "web", &cut).await.name;
-    deployable(&operator, &name).await;
+    let Published { cluster, cut, .. } = published("inspect_round_s = 3600", 3).await;
     flip(&dir(&cluster, "main", &cut).join("part-00000"), &[700_000]);
     brought_again(&cluster, &cut).await;
 }
@@ -179,12 +183,8 @@ async fn an_index_that_lies_there_does_not_keep_wrong_bytes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_cannot_repair_is_no_source_any_more() {
     // A sample of one piece finds what is wrong in all of them, and most likely not what is wrong in one of forty.
-    let cluster = Cluster::start_with("inspect_round_s = 3600\ninspect_share = 0.001").await;
-    let operator = cluster.operator();
-    operator.set_app(&app("web", "")).await.unwrap();
-    let cut = cut(1, 40);
-    let name = publish(&operator, "web", &cut).await.name;
-    deployable(&operator, &name).await;
+    let Published { cluster, operator, cut, name } =
+        published("inspect_round_s = 3600\ninspect_share = 0.001", 40).await;
     let all: Vec<usize> = (0..40).map(|piece| piece * (cut.part.len() / 40)).collect();
     flip(&dir(&cluster, "main", &cut).join("part-00000"), &all);
     for region in ["eu", "us"] {
