@@ -20,12 +20,12 @@ use shoal_proto::{
     peer::{PeerAddr, StreamReply, StreamRequest},
     region::FetchProgress,
 };
-use shoal_store::Artifact;
+use shoal_store::{Artifact, StoreError};
 use shoal_swarm::{
     Config, Event, Outcome, PeerKey, Purpose, RequestId, Swarm, SwarmKey, Time, UploadId,
     machine_hash, may_lease,
 };
-use shoal_transport::{Connection, Endpoint, Incoming, IncomingRequest, Pacer};
+use shoal_transport::{Connection, Endpoint, Incoming, IncomingRequest, Pacer, ReplyError};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::AbortHandle,
@@ -33,6 +33,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    disk::{DiskWork, PART_BYTES},
     fetch::{Fetched, Kitchen},
     goals::Goals,
     limits::Limits,
@@ -135,12 +136,15 @@ impl Engine {
     pub(crate) fn start(parts: Parts, token: CancellationToken) -> Self {
         let (inputs, queue) = mpsc::channel(INPUTS_MAX);
         let seed = rand::random();
-        let kitchen = Kitchen::new(parts.origin_pacer.clone(), parts.endpoint.down().clone());
+        let disk = DiskWork::new();
+        let (origin, down) = (parts.origin_pacer.clone(), parts.endpoint.down().clone());
+        let kitchen = Kitchen::new(origin, down, disk.clone());
         let (limits, limited) = watch::channel(Limits::default());
         let driver = Driver {
             parts,
             inputs: inputs.clone(),
             kitchen,
+            disk,
             limits: limited,
             policy: Swarm::new(Config::default(), seed),
             began: Instant::now(),
@@ -212,6 +216,7 @@ struct Driver {
     parts: Parts,
     inputs: mpsc::Sender<Input>,
     kitchen: Arc<Kitchen>,
+    disk: Arc<DiskWork>,
     limits: watch::Receiver<Limits>,
     policy: Swarm,
     began: Instant,
@@ -432,7 +437,8 @@ impl Driver {
                 let (sender, verdict) = oneshot::channel();
                 let asked = Asked { peer, swarm, piece, verdict: sender };
                 self.uploads.insert(upload, asked);
-                tokio::spawn(upload_one(upload, request, verdict, self.inputs.clone()));
+                let (disk, inputs) = (self.disk.clone(), self.inputs.clone());
+                tokio::spawn(upload_one(upload, request, verdict, disk, inputs));
                 self.tell(Event::UploadAsked { upload, peer, swarm, piece });
             }
             StreamRequest::Index { artifact, encoding } => {
@@ -481,6 +487,7 @@ async fn upload_one(
     upload: UploadId,
     request: IncomingRequest,
     verdict: oneshot::Receiver<Verdict>,
+    disk: Arc<DiskWork>,
     inputs: mpsc::Sender<Input>,
 ) {
     let verdict = tokio::select! {
@@ -492,18 +499,7 @@ async fn upload_one(
     };
     match verdict {
         Ok(Verdict::Serve(artifact, piece)) => {
-            let read = tokio::task::spawn_blocking(move || artifact.read_stored(piece)).await;
-            let (reply, body) = match read {
-                Ok(Ok(Some((codec, bytes)))) => {
-                    (StreamReply::Piece { codec, len: bytes.len() as u32 }, Some(bytes))
-                }
-                Ok(Ok(None)) | Err(_) => (StreamReply::NotHere, None),
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, "cannot read a piece to send");
-                    (StreamReply::NotHere, None)
-                }
-            };
-            let sent = request.reply(reply, body).await.unwrap_or(0);
+            let sent = send_piece(request, artifact, piece, &disk).await.unwrap_or(0);
             let _ = inputs.send(Input::UploadEnded(upload, sent)).await;
         }
         Ok(Verdict::Refuse(reply)) => {
@@ -512,6 +508,53 @@ async fn upload_one(
         }
         // The asker's connection is gone, and the policy has forgotten it.
         Err(_) => {}
+    }
+}
+
+/// Sends a piece as it is read, and says how many bytes that took.
+async fn send_piece(
+    request: IncomingRequest,
+    artifact: Arc<Artifact>,
+    piece: PieceIndex,
+    disk: &Arc<DiskWork>,
+) -> Result<u64, ReplyError> {
+    let buffer = disk.parts().take();
+    let begin = move || match artifact.stored(piece)? {
+        Some(mut stored) => {
+            let (codec, len) = (stored.codec(), stored.left() as u32);
+            let first = stored.read(PART_BYTES, buffer)?;
+            Ok(Some((StreamReply::Piece { codec, len }, first, stored)))
+        }
+        None => Ok(None),
+    };
+    let begun: Result<Option<_>, StoreError> = match disk.run(begin).await {
+        Ok(begun) => begun,
+        Err(_) => Ok(None),
+    };
+    if let Err(error) = &begun {
+        tracing::warn!(%error, "cannot read a piece to send");
+    }
+    let Ok(Some((reply, first, mut stored))) = begun else {
+        return request.reply(StreamReply::NotHere, None).await;
+    };
+    let mut answer = request.answer(reply)?;
+    let mut part = first;
+    loop {
+        answer.send(part).await?;
+        if answer.left() == 0 {
+            return answer.end().await;
+        }
+        let buffer = disk.parts().take();
+        let read = move || (stored.read(PART_BYTES, buffer), stored);
+        // Given up in the middle, which the asker sees.
+        let Ok((read, rest)) = disk.run(read).await else { return Ok(0) };
+        match read {
+            Ok(read) => (part, stored) = (read, rest),
+            Err(error) => {
+                tracing::warn!(%error, "cannot read a piece to send");
+                return Ok(0);
+            }
+        }
     }
 }
 

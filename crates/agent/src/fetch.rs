@@ -12,20 +12,19 @@ use shoal_proto::{
     manifest::{Codec, Location},
     peer::{StreamReply, StreamRequest},
 };
-use shoal_store::{Artifact, Buffer, Buffers, PieceWriter, StoreError};
+use shoal_store::{Artifact, Buffer, PieceWriter, StoreError};
 use shoal_swarm::Outcome;
 use shoal_transport::{Connection, Pacer, ReplyBody};
 use tokio::sync::Semaphore;
 
-use crate::origin::Origin;
+use crate::{
+    disk::{DiskWork, PART_BYTES},
+    origin::Origin,
+};
 
 /// How many bytes of pieces may be on their way into memory at once. It bounds the agent's memory whatever
 /// the piece size and the number of neighbours.
 pub(crate) const RECEIVE_BUDGET_BYTES: u32 = 48 << 20;
-
-/// A piece that comes as it lies is hashed and written in parts of so many bytes, which stay in the processor's cache
-/// from the socket to the file.
-const PART_BYTES: usize = 512 << 10;
 
 /// How long the bucket may take for one piece: a directory on a dead file server never answers.
 const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
@@ -42,8 +41,7 @@ pub(crate) struct Kitchen {
     cores: Semaphore,
     /// Decoders and output buffers at rest.
     spare: Mutex<Vec<(Decoder, Vec<u8>)>>,
-    /// Buffers of [`PART_BYTES`] at rest.
-    parts: Buffers,
+    disk: Arc<DiskWork>,
 }
 
 /// How a fetch went, and what it cost.
@@ -71,7 +69,7 @@ impl Fetched {
 }
 
 impl Kitchen {
-    pub(crate) fn new(origin: Pacer, down: Pacer) -> Arc<Self> {
+    pub(crate) fn new(origin: Pacer, down: Pacer, disk: Arc<DiskWork>) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         Arc::new(Self {
             receive: Semaphore::new(RECEIVE_BUDGET_BYTES as usize),
@@ -79,7 +77,7 @@ impl Kitchen {
             down,
             cores: Semaphore::new(cores),
             spare: Mutex::default(),
-            parts: Buffers::default(),
+            disk,
         })
     }
 
@@ -155,7 +153,7 @@ impl Kitchen {
                 drop(writer);
                 Fetched::without(Outcome::Corrupt)
             }
-            Ok(Some(writer)) => self.pour(body, writer).await,
+            Ok(Some(writer)) => self.pour(body, artifact, writer).await,
             Ok(None) => {
                 let Ok(_budget) = self.receive.acquire_many(raw_len as u32).await else {
                     return Fetched::without(Outcome::Failed);
@@ -171,29 +169,35 @@ impl Kitchen {
     }
 
     /// Writes a piece where it belongs as it comes, and says in the end whether it has its hash.
-    async fn pour(self: &Arc<Self>, mut body: ReplyBody, mut writer: PieceWriter) -> Fetched {
+    async fn pour(
+        self: &Arc<Self>,
+        mut body: ReplyBody,
+        artifact: &Arc<Artifact>,
+        mut writer: PieceWriter,
+    ) -> Fetched {
         let stored_bytes = body.left() as u64;
         let Ok(_budget) = self.receive.acquire_many(PART_BYTES as u32).await else {
             return Fetched::without(Outcome::Failed);
         };
-        let mut part = self.parts.take();
+        let mut part = self.disk.parts().take();
         loop {
             if body.read_into(body.left().min(PART_BYTES), &mut part).await.is_err() {
                 return Fetched::without(Outcome::Failed);
             }
-            let Ok(_core) = self.cores.acquire().await else {
-                return Fetched::without(Outcome::Failed);
-            };
             let is_last = body.left() == 0;
             let work = move || {
                 writer.write(&part)?;
                 Ok(if is_last { Poured::Whole(writer.end()?) } else { Poured::Part(writer, part) })
             };
-            let work = tokio::task::spawn_blocking(work).await;
             let done = |outcome, disk| Fetched { outcome, stored_bytes, disk, bucket: None };
-            match work {
+            match self.disk.run(work).await {
                 Ok(Ok(Poured::Part(at, buffer))) => (writer, part) = (at, buffer),
-                Ok(Ok(Poured::Whole(true))) => return done(Outcome::Verified, None),
+                Ok(Ok(Poured::Whole(true))) => {
+                    return match sync_at_times(artifact).await {
+                        Ok(()) => done(Outcome::Verified, None),
+                        Err(error) => done(Outcome::Failed, Some(error.to_string())),
+                    };
+                }
                 Ok(Ok(Poured::Whole(false))) => return done(Outcome::Corrupt, None),
                 Ok(Err(error)) => {
                     let error: StoreError = error;
@@ -239,4 +243,13 @@ impl Kitchen {
             (Ok(_), _) => Fetched::without(Outcome::Failed),
         }
     }
+}
+
+/// Syncs what was written, now and then; that is never done on the spot.
+async fn sync_at_times(artifact: &Arc<Artifact>) -> anyhow::Result<()> {
+    if artifact.is_sync_due() {
+        let artifact = artifact.clone();
+        tokio::task::spawn_blocking(move || artifact.sync_at_times()).await??;
+    }
+    Ok(())
 }

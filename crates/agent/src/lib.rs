@@ -21,6 +21,7 @@ mod activate;
 mod app;
 mod config;
 mod control;
+mod disk;
 mod engine;
 mod fetch;
 mod goals;

@@ -301,7 +301,10 @@ fn main() -> ExitCode {
     if cli.command.is_process() || std::env::var_os("SHOAL_LOG").is_some() {
         shoal_process::init_tracing(cli.log_format);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // One thread may be at the disk: another one shall be left for connections.
+    let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(2);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = match runtime.worker_threads(threads).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return exit::end(Err(anyhow::anyhow!("cannot start: {error}"))),
     };

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File, Permissions},
+    ops::Range,
     os::unix::fs::{FileExt, PermissionsExt},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
@@ -15,7 +16,7 @@ use shoal_proto::{
 };
 
 use crate::{
-    buffers::Buffers,
+    buffers::{Buffer, Buffers},
     disk::{self, lock},
     error::{At, StoreError},
     ledger::FileIdentity,
@@ -59,6 +60,45 @@ pub struct Artifact {
     index: EncodingIndex,
     index_bytes: Bytes,
     encoding: EncodingId,
+}
+
+/// A held piece in the form in which it is sent, read part by part.
+#[derive(Debug)]
+pub struct Stored {
+    body: Arc<Body>,
+    codec: Codec,
+    /// What is left to read: of the file, or of the encoded piece.
+    range: Range<u64>,
+    encoded: Option<Bytes>,
+}
+
+impl Stored {
+    /// How it is encoded.
+    #[must_use]
+    pub fn codec(&self) -> Codec {
+        self.codec
+    }
+
+    /// Bytes that are left to read.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        (self.range.end - self.range.start) as usize
+    }
+
+    /// The next bytes, at most so many; none are left when it is empty. A raw piece is read into `buffer`.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the disk fails.
+    pub fn read(&mut self, most: usize, mut buffer: Buffer) -> Result<Bytes, StoreError> {
+        let (at, len) = (self.range.start, self.left().min(most));
+        self.range.start += len as u64;
+        if let Some(encoded) = &self.encoded {
+            return Ok(encoded.slice(at as usize..at as usize + len));
+        }
+        buffer.resize(len, 0);
+        disk::read_at(&self.body.reader, &mut buffer, at).at(&self.body.path())?;
+        Ok(Bytes::from_owner(buffer))
+    }
 }
 
 /// What all handles on one file share.
@@ -156,9 +196,13 @@ impl Body {
         new
     }
 
+    fn is_sync_due(&self) -> bool {
+        lock(&self.state).unsynced_bytes >= SYNC_EVERY_BYTES
+    }
+
     /// Syncs if enough was written since the last time.
     pub(crate) fn sync_at_times(&self) -> Result<(), StoreError> {
-        if lock(&self.state).unsynced_bytes >= SYNC_EVERY_BYTES
+        if self.is_sync_due()
             // Somebody else is at it: what is written meanwhile goes with the next one.
             && let Ok(_syncing) = self.syncing.try_lock()
         {
@@ -355,27 +399,40 @@ impl Artifact {
         self.body.sync()
     }
 
+    /// Whether so much was written since the last sync that the next one is due: then call [`Artifact::sync_at_times`].
+    #[must_use]
+    pub fn is_sync_due(&self) -> bool {
+        self.body.is_sync_due()
+    }
+
+    /// Syncs if that is due and nobody else is at it.
+    ///
+    /// # Errors
+    /// As for [`Artifact::sync`]; what was not synced is no longer held then.
+    pub fn sync_at_times(&self) -> Result<(), StoreError> {
+        self.body.sync_at_times()
+    }
+
     /// Piece `index` in the form in which to send it: encoded when the cache has it, else raw; none when it
     /// is not held.
     ///
     /// # Errors
-    /// [`StoreError`] when there is no such piece or the disk fails.
-    pub fn read_stored(&self, index: PieceIndex) -> Result<Option<(Codec, Bytes)>, StoreError> {
+    /// [`StoreError`] when there is no such piece.
+    pub fn stored(&self, index: PieceIndex) -> Result<Option<Stored>, StoreError> {
         let body = &self.body;
         body.known(index)?;
         if !body.holds(index) {
             return Ok(None);
         }
+        let stored = |codec, range, encoded| Stored { body: body.clone(), codec, range, encoded };
         if let Some(cached) = body.shared.cache.get(body.id(), index) {
             if cached.proven || self.prove(index, &cached.bytes) {
-                return Ok(Some((Codec::Zstd, cached.bytes.into())));
+                let (range, bytes) = (0..cached.bytes.len() as u64, cached.bytes.into());
+                return Ok(Some(stored(Codec::Zstd, range, Some(bytes))));
             }
             body.shared.cache.discard(body.id(), index);
         }
-        let mut raw = self.buffers().take();
-        raw.resize(body.manifest.piece_len(index), 0);
-        body.read(index, &mut raw)?;
-        Ok(Some((Codec::Raw, Bytes::from_owner(raw))))
+        Ok(Some(stored(Codec::Raw, body.manifest.piece_range(index), None)))
     }
 
     /// Where the store's piece buffers lie between two uses.

@@ -39,7 +39,7 @@ mod piece_writer;
 mod resume;
 mod store;
 
-pub use artifact::{Artifact, Progress};
+pub use artifact::{Artifact, Progress, Stored};
 pub use buffers::{Buffer, Buffers};
 pub use error::{CutError, StoreError};
 pub use parts::{Cut, CutOptions, INDEX_NAME, cut, part_name};

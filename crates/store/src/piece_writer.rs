@@ -101,26 +101,24 @@ impl PieceWriter {
         Ok(())
     }
 
-    /// Ends it: true when all bytes came and have the piece's hash, and it is held now. Now and then a call syncs what was
-    /// written since the last time.
+    /// Ends it: true when all bytes came and have the piece's hash, and it is held now. Nothing is synced:
+    /// [`crate::Artifact::is_sync_due`] says when to.
     ///
     /// # Errors
-    /// [`StoreError`] when that sync fails, or one of whoever took the piece over; then it is not held.
+    /// [`StoreError::TakenOver`] when whoever took the piece over could not write it; then it is not held.
     pub fn end(self) -> Result<bool, StoreError> {
         let body = &self.body;
         let want = body.manifest.piece_hashes.get(self.index.0 as usize);
         if self.left() > 0 || want != Some(&self.hasher.finish()) {
             return Ok(false);
         }
-        {
-            let writers = lock(&body.writing);
-            if writers.is_at(self.index, self.ticket) {
-                body.hold(self.index);
-            } else if !body.holds(self.index) {
-                return Err(StoreError::TakenOver(self.index));
-            }
+        let writers = lock(&body.writing);
+        if writers.is_at(self.index, self.ticket) {
+            body.hold(self.index);
+        } else if !body.holds(self.index) {
+            return Err(StoreError::TakenOver(self.index));
         }
-        body.sync_at_times()?;
+        drop(writers);
         Ok(true)
     }
 }

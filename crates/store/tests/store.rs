@@ -38,7 +38,7 @@ fn an_artifact_is_begun_filled_and_finished() {
     assert_eq!(metadata.len(), bytes.len() as u64);
     assert!(metadata.blocks() * 512 >= metadata.len(), "the space is set aside at the start");
     assert_eq!(held(&artifact), Vec::<u32>::new());
-    assert_eq!(artifact.read_stored(PieceIndex(0)).unwrap(), None);
+    assert_eq!(read_stored(&artifact, PieceIndex(0)).unwrap(), None);
 
     put(&artifact, &bytes, 5);
     put(&artifact, &bytes, 2);
@@ -99,7 +99,7 @@ fn a_finished_program_runs_while_it_is_served() {
     let path = artifact.finish(0o755).unwrap();
     // With the file open for writing anywhere this is "text file busy".
     assert!(Command::new(&path).status().unwrap().success());
-    assert!(artifact.read_stored(PieceIndex(0)).unwrap().is_some());
+    assert!(read_stored(&artifact, PieceIndex(0)).unwrap().is_some());
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn wrong_pieces_are_refused() {
         assert!(matches!(result, Err(StoreError::NoSuchPiece { index, .. }) if index == past));
     };
     none(artifact.write(past, &[], None));
-    none(artifact.read_stored(past).map(drop));
+    none(read_stored(&artifact, past).map(drop));
     none(artifact.read_raw(past, &mut Vec::new()).map(drop));
     none(artifact.recheck(past).map(drop));
     assert!(!artifact.read_raw(PieceIndex(0), &mut Vec::new()).unwrap());
@@ -142,7 +142,7 @@ fn many_threads_write_at_once() {
                         return;
                     }
                     put(&artifact, &bytes, turn / 2);
-                    let read = artifact.read_stored(PieceIndex(turn / 2)).unwrap();
+                    let read = read_stored(&artifact, PieceIndex(turn / 2)).unwrap();
                     assert!(read.is_some(), "what was written can be served");
                     artifact.sync().unwrap();
                 }
@@ -165,7 +165,7 @@ fn pieces_are_served_encoded_from_the_bounded_cache() {
         put(&artifact, &bytes, piece);
         assert!(store.encoded_cache_bytes() <= 1 << 20);
         // The one just written is the last to go.
-        let (codec, _) = artifact.read_stored(PieceIndex(piece)).unwrap().unwrap();
+        let (codec, _) = read_stored(&artifact, PieceIndex(piece)).unwrap().unwrap();
         encoded += u32::from(codec == Codec::Zstd);
     }
     assert_eq!(encoded, 20, "every other piece compresses");
@@ -173,7 +173,7 @@ fn pieces_are_served_encoded_from_the_bounded_cache() {
         let mut encoded = 0;
         for piece in 0..40 {
             let piece = PieceIndex(piece);
-            let (codec, stored) = artifact.read_stored(piece).unwrap().unwrap();
+            let (codec, stored) = read_stored(&artifact, piece).unwrap().unwrap();
             let (mut out, len) = (Vec::new(), index.manifest.piece_len(piece));
             Decoder::new().decode(codec, &stored, len, &mut out).unwrap();
             verify_piece(&index.manifest, piece, &out).unwrap();
@@ -264,7 +264,7 @@ fn what_is_removed_is_gone() {
     let late = artifact.write(PieceIndex(2), raw(&index, &bytes, 2), None);
     assert!(matches!(late, Err(StoreError::Closed(closed)) if closed == id));
     assert!(matches!(artifact.finish(0o644), Err(StoreError::Incomplete { .. })));
-    let (_, stored) = artifact.read_stored(PieceIndex(1)).unwrap().unwrap();
+    let (_, stored) = read_stored(&artifact, PieceIndex(1)).unwrap().unwrap();
     assert_eq!(stored, raw(&index, &bytes, 1), "a reader reads on");
     // Begun again, it has nothing of its former life, now and after a restart.
     assert_eq!(held(&store.open_artifact(&index).unwrap()), Vec::<u32>::new());
@@ -356,7 +356,7 @@ fn a_file_is_imported_whole_and_ready_to_seed() {
         assert_ne!(stored.ino(), fs::metadata(&path).unwrap().ino(), "never a hard link");
         assert_eq!(fs::read(artifact.path()).unwrap(), bytes);
         if len > 0 {
-            let (codec, _) = artifact.read_stored(PieceIndex(0)).unwrap().unwrap();
+            let (codec, _) = read_stored(&artifact, PieceIndex(0)).unwrap().unwrap();
             assert_eq!(codec == Codec::Zstd, len > 1, "encoded pieces are in the cache");
         }
         // Again, it is what it is.
@@ -404,7 +404,7 @@ fn a_piece_that_rots_is_found_by_a_recheck() {
     damage(&path, PIECE as u64 + 5);
     assert!(artifact.recheck(PieceIndex(0)).unwrap());
     assert!(!artifact.recheck(PieceIndex(1)).unwrap());
-    assert_eq!(artifact.read_stored(PieceIndex(1)).unwrap(), None);
+    assert_eq!(read_stored(&artifact, PieceIndex(1)).unwrap(), None);
     assert_eq!(held(&artifact), [0, 2]);
     // The next time that it is opened, it is repaired.
     drop((artifact, store));
@@ -414,6 +414,21 @@ fn a_piece_that_rots_is_found_by_a_recheck() {
     assert_eq!(held(&artifact), [0, 2]);
     put(&artifact, &bytes, 1);
     assert_eq!(fs::read(artifact.finish(0o644).unwrap()).unwrap(), bytes);
+}
+
+/// A held piece in the form in which it is sent, read in parts of 100 KiB.
+fn read_stored(
+    artifact: &Artifact,
+    piece: PieceIndex,
+) -> Result<Option<(Codec, Vec<u8>)>, StoreError> {
+    let Some(mut stored) = artifact.stored(piece)? else { return Ok(None) };
+    let (codec, len) = (stored.codec(), stored.left());
+    let mut bytes = Vec::new();
+    while stored.left() > 0 {
+        bytes.extend_from_slice(&stored.read(100 << 10, artifact.buffers().take())?);
+    }
+    assert_eq!(bytes.len(), len);
+    Ok(Some((codec, bytes)))
 }
 
 /// A piece that comes in parts of 100 KiB, and how that ended.
@@ -455,6 +470,25 @@ fn a_piece_is_written_as_it_comes_and_held_when_it_has_its_hash() {
     }
     assert_eq!(artifact.progress().bytes_held, bytes.len() as u64);
     assert_eq!(fs::read(artifact.finish(0o644).unwrap()).unwrap(), bytes);
+}
+
+#[test]
+fn what_was_written_as_it_came_is_synced_when_that_is_due() {
+    let place = Place::new();
+    let store = place.open();
+    let bytes = content(65 << 20, 23);
+    let piece_size = PieceSize::from_bytes(1 << 20);
+    let index = index_with(&bytes, CutOptions { piece_size, ..CutOptions::default() });
+    let artifact = store.open_artifact(&index).unwrap();
+    for at in 0..63 {
+        assert!(pour(&artifact, at, raw(&index, &bytes, at)).unwrap());
+    }
+    assert!(!artifact.is_sync_due());
+    artifact.sync_at_times().unwrap();
+    assert!(pour(&artifact, 63, raw(&index, &bytes, 63)).unwrap());
+    assert!(artifact.is_sync_due(), "64 MiB are not on the disk");
+    artifact.sync_at_times().unwrap();
+    assert!(!artifact.is_sync_due());
 }
 
 #[test]

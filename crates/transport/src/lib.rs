@@ -48,4 +48,4 @@ pub use connection::{Connection, ConnectionStats};
 pub use endpoint::{Endpoint, Incoming};
 pub use error::{ConnectError, ReplyError, RequestError, SendError, TransportError};
 pub use pace::{Paced, Pacer, Turn};
-pub use request::{IncomingRequest, ReplyBody};
+pub use request::{Answer, IncomingRequest, ReplyBody};

@@ -15,7 +15,7 @@ use crate::{
     connection::Connection,
     error::{ReplyError, RequestError, describe},
     frame::{self, FrameError},
-    pace::Pacer,
+    pace::{Pacer, Turn},
 };
 
 /// Chunks taken from a stream at once: about the packets that one system call brings.
@@ -213,35 +213,90 @@ impl IncomingRequest {
     /// [`ReplyError`].
     pub async fn reply(self, reply: StreamReply, body: Option<Bytes>) -> Result<u64, ReplyError> {
         let body = body.unwrap_or_default();
-        let promised = body_len(&reply);
-        if promised != body.len() {
-            return Err(ReplyError::WrongLength { header: promised, body: body.len() });
+        let mut answer = self.answer(reply)?;
+        if answer.left != body.len() {
+            return Err(ReplyError::WrongLength { header: answer.left, body: body.len() });
         }
-        let header = frame::encode(&reply, STREAM_REPLY_MAX_BYTES).map_err(ReplyError::TooLong)?;
-        drop(reply);
-        let mut send = self.answer;
-        let priority = if promised > 0 { PRIORITY_PIECE } else { PRIORITY_SHORT };
-        let _ = send.0.set_priority(priority);
+        answer.send(body).await?;
+        answer.end().await
+    }
 
+    /// Begins an answer whose body is brought part by part. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`ReplyError::TooLong`].
+    pub fn answer(self, reply: StreamReply) -> Result<Answer, ReplyError> {
+        let promised = body_len(&reply);
+        let header = frame::encode(&reply, STREAM_REPLY_MAX_BYTES).map_err(ReplyError::TooLong)?;
+        let priority = if promised > 0 { PRIORITY_PIECE } else { PRIORITY_SHORT };
+        let _ = self.answer.0.set_priority(priority);
         let turn = self.connection.pacing().up.turn();
-        let (mut header, mut body, mut sent_bytes) = (header, body, 0);
-        while !header.is_empty() || !body.is_empty() {
+        let (connection, stream) = (self.connection, self.answer);
+        Ok(Answer { connection, stream, turn, header, promised, left: promised, sent_bytes: 0 })
+    }
+}
+
+/// An answer on its way. Dropping it before [`Answer::end`] stops it, which the peer sees at once.
+#[derive(Debug)]
+pub struct Answer {
+    connection: Connection,
+    stream: Half,
+    turn: Turn,
+    /// Not sent yet: it goes with the first part.
+    header: Bytes,
+    promised: usize,
+    left: usize,
+    sent_bytes: u64,
+}
+
+impl Answer {
+    /// Bytes of the body that are left to send.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
+    /// Sends the next part of the body as it lies. It resolves when the connection has taken it over; its bytes are given
+    /// free when the peer has acknowledged them.
+    ///
+    /// # Errors
+    /// [`ReplyError`], also when there is more than the header has promised.
+    pub async fn send(&mut self, mut part: Bytes) -> Result<(), ReplyError> {
+        if part.len() > self.left {
+            let body = self.promised - self.left + part.len();
+            return Err(ReplyError::WrongLength { header: self.promised, body });
+        }
+        self.left -= part.len();
+        while !self.header.is_empty() || !part.is_empty() {
             // The header waits with the piece: its reader makes room when it comes.
             let passes = tokio::select! {
                 biased;
-                passes = turn.some(body.len().min(PART_BYTES)) => passes,
-                stopped = send.0.stopped() => return Err(gone(stopped, sent_bytes)),
+                passes = self.turn.some(part.len().min(PART_BYTES)) => passes,
+                stopped = self.stream.0.stopped() => return Err(gone(stopped, self.sent_bytes)),
             };
-            let mut part = [std::mem::take(&mut header), body.split_to(passes)];
-            send.write(&mut part, &mut sent_bytes).await?;
+            let mut chunks = [std::mem::take(&mut self.header), part.split_to(passes)];
+            self.stream.write(&mut chunks, &mut self.sent_bytes).await?;
         }
-        let _ = send.0.finish();
-        match send.0.stopped().await {
+        Ok(())
+    }
+
+    /// Resolves once the peer has all of it: the bytes sent, header included.
+    ///
+    /// # Errors
+    /// [`ReplyError`], also when less was sent than the header has promised.
+    pub async fn end(mut self) -> Result<u64, ReplyError> {
+        if self.left > 0 {
+            let body = self.promised - self.left;
+            return Err(ReplyError::WrongLength { header: self.promised, body });
+        }
+        self.send(Bytes::new()).await?;
+        let _ = self.stream.0.finish();
+        match self.stream.0.stopped().await {
             Ok(None) => {
                 self.connection.touch();
-                Ok(sent_bytes)
+                Ok(self.sent_bytes)
             }
-            stopped => Err(gone(stopped, sent_bytes)),
+            stopped => Err(gone(stopped, self.sent_bytes)),
         }
     }
 }

@@ -165,6 +165,49 @@ async fn a_reply_of_the_wrong_length_is_not_sent() {
 }
 
 #[tokio::test]
+async fn an_answer_in_parts_is_as_long_as_it_promised() {
+    let cluster = Cluster::new();
+    let (one, mut two) = cluster.pair();
+    let to_two = one.connect(&two).await;
+    two.connected().await;
+    let reply = StreamReply::Piece { codec: Codec::Raw, len: 10 };
+    let answer = async {
+        // The whole of it, seams and empty parts included.
+        let mut whole = two.request().await.answer(reply.clone()).unwrap();
+        for part in ["01234", "", "56789"] {
+            whole.send(Bytes::from_static(part.as_bytes())).await.unwrap();
+        }
+        assert_eq!(whole.left(), 0);
+        let sent = whole.end().await.unwrap();
+        // Less, and more.
+        let mut short = two.request().await.answer(reply.clone()).unwrap();
+        short.send(Bytes::from_static(b"0123")).await.unwrap();
+        assert_eq!(short.left(), 6);
+        let short = short.end().await;
+        let mut long = two.request().await.answer(reply.clone()).unwrap();
+        long.send(Bytes::from_static(b"012345678")).await.unwrap();
+        (sent, short, long.send(Bytes::from_static(b"9A")).await)
+    };
+    let fetch = async {
+        let mut got = Vec::new();
+        for _ in 0..3 {
+            // What is given up may be so before its header has left.
+            got.push(match to_two.request(piece(0)).await {
+                Ok((_, mut body)) => body.read(10).await,
+                Err(error) => Err(error),
+            });
+        }
+        got
+    };
+    let ((sent, short, long), got) = within(async { tokio::join!(answer, fetch) }).await;
+    assert!(sent > 10);
+    assert_eq!(short, Err(ReplyError::WrongLength { header: 10, body: 4 }));
+    assert_eq!(long, Err(ReplyError::WrongLength { header: 10, body: 11 }));
+    let dropped = || Err(RequestError::Dropped);
+    assert_eq!(got, [Ok(b"0123456789".to_vec()), dropped(), dropped()]);
+}
+
+#[tokio::test]
 async fn an_unanswered_request_is_given_up_at_once() {
     let cluster = Cluster::new();
     let (one, mut two) = cluster.pair();
