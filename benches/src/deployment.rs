@@ -53,7 +53,7 @@ pub struct Round {
     pub wire_bytes: u64,
     /// The artifact's length for each leecher.
     pub delivered_bytes: u64,
-    /// The most memory that any process held at any moment, files not counted.
+    /// The most memory that any agent held at any moment, files not counted.
     pub rss_anon_peak_bytes_max: u64,
     /// That of the seed alone.
     pub rss_anon_peak_bytes_seed: u64,
@@ -167,7 +167,7 @@ pub fn round(
         origin_bytes: origin_bytes(cluster, &leechers)?,
         wire_bytes,
         delivered_bytes: delivered_bytes(&artifact, &leechers),
-        rss_anon_peak_bytes_max: peaks.values().copied().max().unwrap_or(0),
+        rss_anon_peak_bytes_max: cluster.agents.iter().filter_map(of).max().unwrap_or(0),
         rss_anon_peak_bytes_seed: of(&seed.name).unwrap_or(0),
         rss_anon_peak_bytes_leecher: leechers.iter().filter_map(of).max().unwrap_or(0),
         verified: verified.len(),

@@ -173,7 +173,7 @@ fn pieces_are_served_encoded_from_the_bounded_cache() {
         let mut encoded = 0;
         for piece in 0..40 {
             let piece = PieceIndex(piece);
-            let (codec, stored) = read_stored(&artifact, piece).unwrap().unwrap();
+            let (codec, stored) = read_stored(artifact, piece).unwrap().unwrap();
             let (mut out, len) = (Vec::new(), index.manifest.piece_len(piece));
             Decoder::new().decode(codec, &stored, len, &mut out).unwrap();
             verify_piece(&index.manifest, piece, &out).unwrap();
