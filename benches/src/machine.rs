@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 
-use crate::net::{self, Line};
+use crate::net::{self, HEADERS_BYTES, Line};
 
 /// The name of the machine that has the file.
 pub const SEED: &str = "seed";
@@ -15,9 +15,6 @@ pub const SEED: &str = "seed";
 /// The first port on loopback, and how many each machine has.
 const PORTS: u16 = 7_500;
 const PORTS_EACH: u16 = 8;
-
-/// Headers of IPv4 and UDP, in bytes.
-const HEADERS_BYTES: u32 = 28;
 
 /// The most machines: their addresses are numbered in one byte.
 pub const MACHINES_MAX: usize = 200;

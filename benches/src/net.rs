@@ -21,6 +21,12 @@ const BURST_S: f64 = 0.004;
 /// would be cut up before it is let through, at the cost of CPU that a real card does not take.
 const BURST_MIN_BYTES: u64 = 72 << 10;
 
+/// The longest UDP payload of Ethernet over IPv4.
+pub const ETHERNET_PAYLOAD_BYTES: u32 = 1_472;
+
+/// What IPv4 and UDP put before a payload.
+pub const HEADERS_BYTES: u32 = 28;
+
 /// What one way of a machine's line carries.
 #[derive(Debug, Clone, Copy)]
 pub struct Rate {
@@ -46,13 +52,15 @@ pub struct Line {
     pub up: Rate,
     /// To the machine.
     pub down: Rate,
+    /// The longest UDP payload that it takes, in bytes.
+    pub payload_bytes: u32,
 }
 
 impl Line {
-    /// The same both ways.
+    /// The same both ways, with Ethernet's packets.
     #[must_use]
     pub fn even(rate: Rate) -> Self {
-        Self { up: rate, down: rate }
+        Self { up: rate, down: rate, payload_bytes: ETHERNET_PAYLOAD_BYTES }
     }
 }
 
@@ -129,7 +137,8 @@ pub fn bridge() -> anyhow::Result<()> {
 /// When `ip` or `tc` fails.
 pub fn machine(name: &str, address: &str, line: Line) -> anyhow::Result<()> {
     run(&format!("ip netns add {name}"))?;
-    run(&format!("ip link add {name} type veth peer name line netns {name}"))?;
+    let mtu = line.payload_bytes + HEADERS_BYTES;
+    run(&format!("ip link add {name} mtu {mtu} type veth peer name line mtu {mtu} netns {name}"))?;
     run(&format!("ip link set {name} master fabric up"))?;
     run(&format!("ip -n {name} addr add {address}/16 dev line"))?;
     run(&format!("ip -n {name} link set lo up"))?;

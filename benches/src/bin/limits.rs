@@ -5,26 +5,23 @@ use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::ExitCode,
     time::Instant,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use clap::Parser;
 use serde::Serialize;
 use shoal_benches::{
     bare::{self, Bare},
     cluster::Cluster,
-    median_of,
+    machine, median_of,
     namespaces::{self, Flags},
     process,
 };
 
 /// What is hashed, encoded, written and read at once: the length of a piece.
 const BLOCK_BYTES: usize = 4 << 20;
-
-/// Headers of IPv4 and UDP, in bytes.
-const HEADERS_BYTES: u32 = 28;
 
 /// Measures what this machine can do at best. Needs iproute2 and util-linux.
 #[derive(Parser)]
@@ -79,13 +76,6 @@ impl Args {
     }
 }
 
-fn set_mtu(payload: u32) -> anyhow::Result<()> {
-    let mut ip = Command::new("ip");
-    ip.args(["link", "set", "lo", "mtu", &(payload + HEADERS_BYTES).to_string(), "up"]);
-    ensure!(ip.status().context("cannot run ip: install iproute2")?.success(), "ip failed");
-    Ok(())
-}
-
 fn inside(args: &Args) -> anyhow::Result<ExitCode> {
     let root = tempfile::Builder::new().prefix("shoal-limits-").tempdir_in(&args.dir)?;
     let cluster = Cluster::create(&args.flags.shoal()?, root.path(), "127.0.0.1")?;
@@ -100,7 +90,7 @@ fn inside(args: &Args) -> anyhow::Result<ExitCode> {
         for (what, mtu) in
             [("bare quinn, packets of 1,472", 1_472), ("bare quinn, packets of 8,972", 8_972)]
         {
-            set_mtu(mtu)?;
+            machine::hold_loopback(mtu)?;
             let begun = Instant::now();
             let cpu_s_per_gb = bare::measure(&cluster, root.path(), bytes)?;
             let gb_per_s = bytes as f64 / 1e9 / begun.elapsed().as_secs_f64();

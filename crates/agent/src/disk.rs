@@ -17,8 +17,9 @@ use nix::sys::resource::{UsageWho, getrusage};
 use shoal_store::Buffers;
 use tokio::{
     runtime::Handle,
-    sync::Semaphore,
+    sync::{Semaphore, SemaphorePermit},
     task::{JoinError, spawn_blocking},
+    time::timeout,
 };
 
 /// Pieces are read, hashed and written in parts of at most so many bytes, which stay in the processor's cache between the
@@ -31,9 +32,13 @@ const WAIT: Duration = Duration::from_millis(2);
 /// ...and is taken for slow for so long; then one part is tried on the spot again.
 const SLOW_FOR: Duration = Duration::from_secs(1);
 
+/// Who has waited for a place for so long is behind a thread that a disk keeps: it is slow, too, and perhaps never answers. A
+/// thread that only lost its processor is back sooner.
+const PLACE_WAIT: Duration = Duration::from_millis(100);
+
 /// The work on files of a process.
 pub(crate) struct DiskWork {
-    /// Who works on the spot: all threads of the runtime but one, at most. Others wait for a place.
+    /// Who works on the spot: all threads of the runtime but one, at most. Others wait for a place, for [`PLACE_WAIT`].
     places: Semaphore,
     began: Instant,
     /// The disk is taken for slow until then, in nanoseconds since `began`.
@@ -66,14 +71,31 @@ impl DiskWork {
         self: &Arc<Self>,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, JoinError> {
+        // While one waits for a place the disk may turn out to be slow.
         if !self.is_slow()
-            && let Ok(_place) = self.places.acquire().await
-            // While it waited for a place the disk may have turned out to be slow.
+            && let Some(_place) = self.place().await
             && !self.is_slow()
         {
             return Ok(self.watch(work));
         }
         spawn_blocking(work).await
+    }
+
+    /// A place at the disk; none when it has to be waited for too long.
+    async fn place(&self) -> Option<SemaphorePermit<'_>> {
+        if let Ok(place) = self.places.try_acquire() {
+            return Some(place);
+        }
+        if let Ok(place) = timeout(PLACE_WAIT, self.places.acquire()).await {
+            return place.ok();
+        }
+        self.mark_slow();
+        None
+    }
+
+    fn mark_slow(&self) {
+        let until = (self.now() + SLOW_FOR).as_nanos();
+        self.slow_until.store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     fn now(&self) -> Duration {
@@ -88,10 +110,8 @@ impl DiskWork {
     fn watch<T>(&self, work: impl FnOnce() -> T) -> T {
         let (began, waits_before) = (self.now(), waits());
         let done = work();
-        let now = self.now();
-        if now - began > WAIT && waits() > waits_before {
-            let until = (now + SLOW_FOR).as_nanos();
-            self.slow_until.store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if self.now() - began > WAIT && waits() > waits_before {
+            self.mark_slow();
         }
         done
     }
@@ -161,6 +181,8 @@ mod tests {
         });
         stands_there.await.unwrap();
         assert_eq!(disk.places.available_permits(), 0, "the other thread stays away from the disk");
+        assert!(!is_done_on_the_spot(&disk).await, "nobody waits for the one that is stuck");
+        assert!(disk.is_slow());
         goes_on.send(()).unwrap();
         stuck.await.unwrap().unwrap();
         assert_eq!(disk.places.available_permits(), 1, "its place is free again");

@@ -15,7 +15,8 @@ pub struct Config {
     /// are shared evenly when all machines receive about as many pieces at once.
     pub requests_max: usize,
     /// Pieces that may be on their way from one peer. One to hide the round trip behind the other:
-    /// more only loads seeds with what others could serve (measured 1.07 copies at 2, 1.89 at 32).
+    /// more only loads seeds with what others could serve (measured 1.07 copies at 2, 1.89 at 32). Where a swarm has more
+    /// neighbours than half of `requests_wanted` it is one from each: then others send meanwhile.
     pub requests_per_peer_max: u8,
     /// Uploads served at once; beyond it the answer is BUSY at once, so that the asker goes elsewhere. Many are served by
     /// ends that are shared by many: whatever one end is short of, the others make up for.

@@ -9,9 +9,6 @@ use shoal_benches::{
 
 use crate::{Args, kind::Kind};
 
-/// The largest UDP payload behind lines: they are Ethernet's.
-const ETHERNET_BYTES: u32 = 1_472;
-
 /// A line that holds nobody back, in bits a second.
 const FAST_BITS_PER_S: f64 = 10e9;
 
@@ -55,33 +52,24 @@ impl Case {
         }
     }
 
-    /// What is measured in this case: one setting for each MTU on loopback.
+    /// What is measured in this case: one setting for each MTU.
     pub(crate) fn settings(self, args: &Args) -> Vec<Setting> {
-        let setting = |case, mtu| Setting {
+        let held = |rate: f64| Some(rate * 1e6);
+        let (case, seed_up_bytes_per_s, link_bytes_per_s) = match self {
+            Self::One => ("one", None, None),
+            Self::Many => ("many", None, None),
+            Self::SeedUp => ("seed-up", held(args.seed_up), None),
+            Self::Links => ("links", held(args.link), held(args.link)),
+        };
+        let setting = |mtu: &u32| Setting {
             case,
             leechers: if self == Self::One { 1 } else { args.leechers },
             size_bytes: args.size.as_u64(),
-            mtu,
-            seed_up_bytes_per_s: None,
-            link_bytes_per_s: None,
+            mtu: *mtu,
+            seed_up_bytes_per_s,
+            link_bytes_per_s,
         };
-        let on_loopback = |case| args.mtu.iter().map(|mtu| setting(case, *mtu)).collect();
-        match self {
-            Self::One => on_loopback("one"),
-            Self::Many => on_loopback("many"),
-            Self::SeedUp => {
-                let held = Some(args.seed_up * 1e6);
-                vec![Setting { seed_up_bytes_per_s: held, ..setting("seed-up", ETHERNET_BYTES) }]
-            }
-            Self::Links => {
-                let held = Some(args.link * 1e6);
-                vec![Setting {
-                    seed_up_bytes_per_s: held,
-                    link_bytes_per_s: held,
-                    ..setting("links", ETHERNET_BYTES)
-                }]
-            }
-        }
+        args.mtu.iter().map(setting).collect()
     }
 }
 
@@ -100,17 +88,22 @@ impl Setting {
         let rate = |bytes_per_s: f64| Rate { bits_per_s: 8.0 * bytes_per_s, queue_s: QUEUE_S };
         let fast = Rate { bits_per_s: FAST_BITS_PER_S, queue_s: QUEUE_S };
         let others = self.link_bytes_per_s.map_or(fast, rate);
-        let seed = Line { up: rate(seed_up), down: others };
-        machine::behind_lines(number, self.leechers, seed, Line::even(others))
+        let others = Line { up: others, down: others, payload_bytes: self.mtu };
+        let seed = Line { up: rate(seed_up), ..others };
+        machine::behind_lines(number, self.leechers, seed, others)
     }
 
     pub(crate) fn title(&self) -> String {
-        let network = match (self.seed_up_bytes_per_s, self.link_bytes_per_s) {
-            (_, Some(rate)) => format!("every line held to {:.0} MB/s each way", rate / 1e6),
-            (Some(rate), None) => format!("the seed's upload held to {:.0} MB/s", rate / 1e6),
-            (None, None) => format!("UDP payloads of at most {} bytes", self.mtu),
+        let held = match (self.seed_up_bytes_per_s, self.link_bytes_per_s) {
+            (_, Some(rate)) => format!("every line held to {:.0} MB/s each way, ", rate / 1e6),
+            (Some(rate), None) => format!("the seed's upload held to {:.0} MB/s, ", rate / 1e6),
+            (None, None) => String::new(),
         };
         let size = self.size_bytes as f64 / f64::from(1 << 20);
-        format!("1 to {}, {size:.0} MiB, {network}", self.leechers)
+        let payload = self.mtu;
+        format!(
+            "1 to {}, {size:.0} MiB, {held}UDP payloads of at most {payload} bytes",
+            self.leechers
+        )
     }
 }

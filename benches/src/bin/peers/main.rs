@@ -51,7 +51,7 @@ struct Args {
     /// The length of the file, such as 1GiB; random bytes.
     #[arg(long, default_value = "1GiB")]
     size: bytesize::ByteSize,
-    /// The largest UDP payloads of the path in the cases `one` and `many`: 8972 with jumbo frames, 1472 on Ethernet.
+    /// The largest UDP payloads of the path, each in turn: 8972 with jumbo frames, 1472 on Ethernet.
     #[arg(long, value_delimiter = ',', default_values_t = [8_972, 1_472])]
     mtu: Vec<u32>,
     /// How many times each is measured; medians are given.

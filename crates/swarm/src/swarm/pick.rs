@@ -204,7 +204,7 @@ impl Swarm {
         let Some(state) = self.states.get(key) else { return Free::default() };
         let neighbours = &state.neighbours;
         let near = neighbours.near();
-        let mut free = neighbours.taken() & !neighbours.watched();
+        let mut free = neighbours.taken() & !neighbours.watched() & !self.asked_enough(state);
         if neighbours.beginners() != 0
             && state.fetch.as_deref().is_some_and(|fetch| !stalls(fetch, now))
         {
@@ -219,6 +219,26 @@ impl Swarm {
             }
         }
         Free { near: free & near, far, zone }
+    }
+
+    /// Neighbours that have a request of ours, where there are enough of them to ask each for one piece: many slow lines fill
+    /// ours more evenly than few, and no round trip is waited for as long as others send.
+    fn asked_enough(&self, state: &State) -> Slots {
+        if self.requests_per_peer(state) == self.config.requests_per_peer_max {
+            return 0;
+        }
+        let asked = self.requests.iter().filter_map(|request| {
+            let place = request.peer.into();
+            let find = || state.neighbours.find(self.peers.key(place));
+            self.peers.get(place)?.slot(state.key).or_else(find)
+        });
+        asked.fold(0, |asked, slot| asked | 1 << slot)
+    }
+
+    /// How many pieces may be on their way from one neighbour.
+    pub(super) fn requests_per_peer(&self, state: &State) -> u8 {
+        let enough = 2 * state.neighbours.len() > self.config.requests_wanted;
+        if enough { 1 } else { self.config.requests_per_peer_max }
     }
 
     /// What lets a peer be asked or not has changed: notes it wherever it is a neighbour.
@@ -251,7 +271,8 @@ impl Swarm {
         let (Some(fetch), neighbours) = (state.fetch.as_deref(), &state.neighbours) else { return };
         let peer = self.peers.get(neighbours.place(slot));
         let offers = neighbours.beginners() >> slot & 1 == 1 && !stalls(fetch, now);
-        let is_free = |peer: &Peer| peer.is_free(now, self.config.requests_per_peer_max);
+        let most = self.requests_per_peer(state);
+        let is_free = |peer: &Peer| peer.is_free(now, most);
         if offers || !peer.is_some_and(is_free) || self.yields(now, swarm) {
             return;
         }
@@ -440,8 +461,13 @@ mod tests {
 
     impl Fetches {
         fn new() -> Self {
+            Self::from(40)
+        }
+
+        /// From fewer.
+        fn from(peers: u64) -> Self {
             let mut swarm = Swarm::new(Config::default(), 7);
-            for peer in (0..40).map(PeerKey) {
+            for peer in (0..peers).map(PeerKey) {
                 swarm.handle(Time(1), Event::PeerUp { peer, same_zone: true });
             }
             Self {
@@ -529,6 +555,30 @@ mod tests {
         fetches.gain(40 * MIB);
         assert_eq!(fetches.gain(200 * MIB)[3], 200 * MIB);
     }
+
+    #[test]
+    fn a_neighbour_is_asked_for_a_second_piece_only_where_there_are_few() {
+        let each = |peers| {
+            let mut fetches = Fetches::from(peers);
+            fetches.start(1, 1 << 20, 0);
+            // Measured ones, too: who is fast gets no second request.
+            for ms in 0..100 {
+                fetches.under_way(1);
+                fetches.comes(Time(4) + Duration::from_millis(ms), 1);
+            }
+            let total = fetches.under_way(1);
+            let each = (0..peers).map(|peer| {
+                let place = fetches.swarm.peers.find(PeerKey(peer));
+                place.and_then(|place| fetches.swarm.peers.get(place)).map(|peer| peer.requests)
+            });
+            (total, each.flatten().max())
+        };
+        assert_eq!(each(1), (2, Some(2)));
+        assert_eq!(each(4), (8, Some(2)));
+        assert_eq!(each(5), (5, Some(1)));
+        assert_eq!(each(20), (8, Some(1)));
+    }
+
     #[test]
     fn a_fetch_has_one_piece_on_its_way_while_a_more_urgent_one_gains() {
         let mut fetches = Fetches::new();

@@ -216,9 +216,10 @@ impl Swarm {
         // It may come before the news that the piece is there.
         state.neighbours.set(slot, piece);
         let place = state.neighbours.place(slot);
+        let most = self.states.get(swarm).map_or(0, |state| self.requests_per_peer(state));
         let Some(peer) = self.peers.get_mut(place) else { return };
         peer.offers(now);
-        let may_ask = peer.is_free(now, self.config.requests_per_peer_max);
+        let may_ask = peer.is_free(now, most);
         self.watch(now, place);
         if may_ask && self.has_room() {
             self.ask_one(now, key);
