@@ -22,7 +22,7 @@ const BURST_S: f64 = 0.004;
 const BURST_MIN_BYTES: u64 = 72 << 10;
 
 /// The longest UDP payload of Ethernet over IPv4.
-pub const ETHERNET_PAYLOAD_BYTES: u32 = 1_472;
+const ETHERNET_PAYLOAD_BYTES: u32 = 1_472;
 
 /// What IPv4 and UDP put before a payload.
 pub const HEADERS_BYTES: u32 = 28;

@@ -204,14 +204,16 @@ impl Swarm {
         let Some(state) = self.states.get(key) else { return Free::default() };
         let neighbours = &state.neighbours;
         let near = neighbours.near();
-        let mut free = neighbours.taken() & !neighbours.watched() & !self.asked_enough(state);
+        let mut free = neighbours.taken() & !neighbours.watched();
         if neighbours.beginners() != 0
             && state.fetch.as_deref().is_some_and(|fetch| !stalls(fetch, now))
         {
             free &= !(neighbours.beginners() & near);
         }
-        let far = free & !near;
+        // Who has a request of ours is worth waiting for.
         let mut zone = free & near;
+        free &= !self.asked_enough(state);
+        let far = free & !near;
         if far != 0 {
             for slot in members(neighbours.watched() & near) {
                 let Some(peer) = self.peers.get(neighbours.place(slot)) else { continue };
@@ -577,6 +579,24 @@ mod tests {
         assert_eq!(each(4), (8, Some(2)));
         assert_eq!(each(5), (5, Some(1)));
         assert_eq!(each(20), (8, Some(1)));
+    }
+
+    #[test]
+    fn what_an_asked_neighbour_of_the_zone_holds_is_not_fetched_from_another() {
+        let mut fetches = Fetches::from(5);
+        let far = PeerKey(99);
+        fetches.swarm.handle(Time(1), Event::PeerUp { peer: far, same_zone: false });
+        fetches.start(1, 1 << 20, 0);
+        // The first ones were asked for two pieces each: there were few of them.
+        for ms in 0..100 {
+            fetches.under_way(1);
+            fetches.comes(Time(4) + Duration::from_millis(ms), 1);
+        }
+        assert_eq!(fetches.under_way(1), 5, "one from each of the zone");
+        let (swarm, have) = (SwarmKey(1), Arc::new(Bitmap::full(PIECES)));
+        let now = Time(4) + Duration::from_millis(100);
+        fetches.swarm.handle(now, Event::PeerJoined { peer: far, swarm, have });
+        assert_eq!(fetches.under_way(1), 5);
     }
 
     #[test]
