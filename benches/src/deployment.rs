@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     io::{Read as _, Write as _},
     net::TcpStream,
     path::Path,
@@ -127,9 +126,6 @@ pub fn round(
     let leechers: Vec<String> =
         cluster.agents.iter().filter(|name| *name != SEED).cloned().collect();
     let dir = file.parent().context("a file without a directory")?;
-    // An agent reserves a file's room before its first piece.
-    let reserved = fs::metadata(file)?.len() * leechers.len() as u64;
-    let mut ballast = Ballast::hold(dir, reserved)?;
     let before = children_cpu_s()? + cpu_s(cluster)?;
     let artifact = cluster.publish(APP, file)?;
     let publish_cpu_s = children_cpu_s()? + cpu_s(cluster)? - before;
@@ -138,7 +134,12 @@ pub fn round(
     cluster.ended(APP, LIMIT)?;
     select(cluster, "")?;
 
-    ballast.give(reserved)?;
+    // An agent reserves a file's room before its first piece; what it keeps of the encoding comes piece by piece.
+    let each = |bytes: u64| bytes * leechers.len() as u64;
+    let is_encoded = artifact.encoded_bytes < artifact.size_bytes;
+    let (reserved, kept) = (artifact.size_bytes, artifact.encoded_bytes * u64::from(is_encoded));
+    let mut ballast = Ballast::hold(dir, each(reserved + kept))?;
+    ballast.give(each(reserved))?;
     let sent = sent_bytes(seed)?;
     let wire = meter()?;
     let cpu = cpu_s(cluster)?;

@@ -7,9 +7,12 @@ use std::fmt::Write as _;
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 280.0;
 const LEFT: f64 = 56.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 24.0;
 const TOP: f64 = 34.0;
 const BOTTOM: f64 = 34.0;
+
+/// A letter's width, about.
+const LETTER: f64 = 7.0;
 
 /// Panels in a row.
 const COLUMNS: usize = 2;
@@ -117,7 +120,9 @@ fn draw(panel: &Panel, out: &mut String) {
             px + 4.0
         );
     }
-    for (at, (curve, colour)) in panel.curves.iter().zip(COLOURS).enumerate() {
+    // Beside the title, from the right: inside the frame they would lie on what is drawn.
+    let mut legend = WIDTH - RIGHT;
+    for (curve, colour) in panel.curves.iter().zip(COLOURS) {
         let line: Vec<String> = curve
             .points
             .iter()
@@ -138,11 +143,10 @@ fn draw(panel: &Panel, out: &mut String) {
         }
         let _ = writeln!(
             out,
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"{colour}\">{}</text>",
-            WIDTH - RIGHT - 4.0,
-            TOP + 14.0 + 15.0 * at as f64,
+            "<text x=\"{legend:.1}\" y=\"18\" text-anchor=\"end\" fill=\"{colour}\">{}</text>",
             curve.name
         );
+        legend -= LETTER * curve.name.len() as f64 + 12.0;
     }
 }
 

@@ -110,14 +110,21 @@ fn measure(args: &Args) -> anyhow::Result<Vec<Case>> {
     Ok(cases)
 }
 
+/// How often the artifact lies in the directory, as `swarm` reckons it: a fourth is left to the machine.
+fn copies(leechers: usize, rounds: usize) -> u64 {
+    ((leechers + 1) * rounds.min(2) + 1 + 2 * rounds) as u64
+}
+
 fn one(args: &Args, swarm: &Path, leechers: usize, size_bytes: u64) -> anyhow::Result<Case> {
-    // As `swarm` reckons it, and as much again for what the machine needs.
-    let copies = 2 * leechers as u64 + 6;
     let free = rustix::fs::statvfs(&args.dir)?;
-    let fits = size_bytes * copies < free.f_bavail * free.f_frsize / 2;
-    let dir = if fits { &args.dir } else { &args.large_dir };
+    let fits =
+        |rounds| size_bytes * copies(leechers, rounds) < free.f_bavail * free.f_frsize / 4 * 3;
     // One round of what takes minutes is as good as three of what takes a second.
-    let rounds = if fits { args.rounds } else { 1 };
+    let (dir, rounds) = match args.rounds {
+        rounds if fits(rounds) => (&args.dir, rounds),
+        _ if fits(1) => (&args.dir, 1),
+        _ => (&args.large_dir, 1),
+    };
     let mut command = Command::new(swarm);
     command.args([
         "--json",
