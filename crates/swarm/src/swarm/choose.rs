@@ -40,6 +40,9 @@ impl Across {
         /// In a zone of so few machines some that die or lie are a large part of it: then more are added.
         const SMALL: u32 = 256;
         const MORE_OF_SMALL: u32 = 240;
+        /// When at most one piece of so many is missing, twice as many are meant: what fell to none of a zone is what all of it
+        /// would wait for until they stall, and little can be fetched needlessly by then.
+        const LAST: u32 = 64;
         /// A machine does not know how large its zone is: most regions have three.
         const ZONES: u32 = 3;
         let held = u64::from(fetch.pieces - fetch.missing());
@@ -48,8 +51,9 @@ impl Across {
         let more = if zone <= SMALL { MORE_OF_SMALL } else { MORE };
         let more = u64::from(more) * held * held / (pieces * pieces);
         let stalls = now.since(fetch.progressed_at).as_nanos() / stall(fetch).as_nanos();
+        let is_last = fetch.missing() <= fetch.pieces / LAST;
         // No more than everybody.
-        let part = (START + more as u32) << stalls.min(20);
+        let part = (START + more as u32) << (stalls + u128::from(is_last)).min(20);
         let whole = zone.saturating_mul(16);
         Self { salt, whole, part }
     }
@@ -182,4 +186,28 @@ fn any_bit(mut among: u64, salt: u64) -> u32 {
         among &= among - 1;
     }
     among.trailing_zeros()
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_proto::Bitmap;
+
+    use super::*;
+    use crate::config::Config;
+
+    /// How many machines of a zone of a thousand are meant to fetch a piece that only others have, with so many of 640 missing.
+    fn meant(missing: u32) -> f64 {
+        let mut held = Bitmap::empty(640);
+        (missing..640).for_each(|piece| _ = held.insert(piece));
+        let fetch = Fetching::new(&held, 0, false, 3_000, Time::ZERO, &Config::default());
+        let across = Across::new(&fetch, 7, Time::ZERO);
+        f64::from(across.part) * 1_000.0 / f64::from(across.whole)
+    }
+
+    #[test]
+    fn more_machines_fetch_from_other_zones_the_more_is_held_and_twice_as_many_the_last_pieces() {
+        assert!((meant(640) - 1.0).abs() < 0.1 && (meant(320) - 3.0).abs() < 0.1);
+        assert!((meant(11) - 8.7).abs() < 0.1, "{}", meant(11));
+        assert!((meant(10) - 17.5).abs() < 0.2, "{}", meant(10));
+    }
 }
