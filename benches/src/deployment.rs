@@ -107,6 +107,13 @@ pub fn start(
     })
 }
 
+/// How often an artifact's bytes lie in the directory at most, with so many rounds of another artifact each: each agent's, the
+/// file itself, each round's in the two buckets, and what the next round writes before the last one's is gone.
+#[must_use]
+pub fn copies(leechers: usize, rounds: usize) -> u64 {
+    ((leechers + 1) * rounds.min(2) + 1 + 2 * rounds) as u64
+}
+
 fn seed(machines: &[Machine]) -> anyhow::Result<&Machine> {
     machines.iter().find(|machine| machine.name == SEED).context("there is no seed")
 }

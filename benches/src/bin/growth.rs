@@ -12,6 +12,7 @@ use anyhow::{Context as _, ensure};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use shoal_benches::{
+    ballast, deployment,
     namespaces::ended,
     plot::{Curve, Panel, svg},
     program, run,
@@ -110,15 +111,10 @@ fn measure(args: &Args) -> anyhow::Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// How often the artifact lies in the directory, as `swarm` reckons it: a fourth is left to the machine.
-fn copies(leechers: usize, rounds: usize) -> u64 {
-    ((leechers + 1) * rounds.min(2) + 1 + 2 * rounds) as u64
-}
-
 fn one(args: &Args, swarm: &Path, leechers: usize, size_bytes: u64) -> anyhow::Result<Case> {
-    let free = rustix::fs::statvfs(&args.dir)?;
-    let fits =
-        |rounds| size_bytes * copies(leechers, rounds) < free.f_bavail * free.f_frsize / 4 * 3;
+    // A fourth is left to the machine.
+    let room = ballast::room(&args.dir)? / 4 * 3;
+    let fits = |rounds| size_bytes * deployment::copies(leechers, rounds) < room;
     // One round of what takes minutes is as good as three of what takes a second.
     let (dir, rounds) = match args.rounds {
         rounds if fits(rounds) => (&args.dir, rounds),

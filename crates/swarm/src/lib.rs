@@ -19,8 +19,8 @@
 //!   one piece on its way; among equal ones the fetch that got the fewest bytes since it began, counted from where the
 //!   others were then, with what is on its way.
 //! - **Across zones** (`pick`). What no neighbour of our zone has falls to few machines of the zone, by a hash of
-//!   machine and piece: to about one at the start, to more the further the fetch is, to twice as many for its last pieces, and to ever more while nothing
-//!   comes in. So each piece enters a zone about once, and none stays out.
+//!   machine and piece: to about one at the start, to more the further the fetch is, to twice as many for its last
+//!   pieces, and to ever more while nothing comes in. So each piece enters a zone about once, and none stays out.
 //! - **Never waiting on one peer.** A request has a deadline from the piece times measured so far; a late
 //!   one is joined by a second peer, and both go on. When nothing is left to ask for, slow requests are
 //!   joined too (the endgame). The first to arrive wins, the other is cancelled. Peers that fail rest for a growing,
@@ -74,8 +74,8 @@
 //! | a lone seed gives a piece to one neighbour at a time (one seed with a slow line, 256 pieces, `tests/lone_seed.rs`): copies it sent | 9 | 1.14 | 1.01 |
 //! | one piece on its way while a more urgent fetch gains (24 MB beside 80 MB at 16 Mbit/s): the urgent one's last machine | 3 | 16.1 s | 13.9 s |
 //! | one request to each of five neighbours or more, not two (three zones) | 8,000 | 0.938 | 0.950 |
-//! | twice as many machines fetch the last 64th of the pieces from other zones (three zones, pieces of 4 MiB) | 2,000 | 0.926 | 0.981 |
 //! | the same, real agents behind lines of 15 MB/s, 1 GiB, Ethernet's packets: the share of the line | 9 | 0.81 | 0.89 |
+//! | twice as many machines fetch the last 64th of the pieces from other zones (three zones, pieces of 4 MiB) | 2,000 | 0.926 | 0.981 |
 //! | what neighbours hold is not read without leases: copies read (`faults.toml`) | 1,000 | 3.44 | 1.02 |
 //! | the threshold waits for our own reads, and for a bucket that fails: copies read (none of the region processes lives, 2 GB at 100 Mbit/s) | 300 | 36.9 | 8.3 |
 //! | the same: the last machine | 300 | 596 s | 227 s |

@@ -76,10 +76,7 @@ fn check(args: &Args) -> anyhow::Result<()> {
         .file
         .as_ref()
         .map_or(Ok(args.size.as_u64()), |file| fs::metadata(file).map(|file| file.len()))?;
-    // Each agent's, the file itself, each round's in the two buckets, and what the next round writes before the last
-    // one's is gone.
-    let agents = args.leechers as u64 + 1;
-    let copies = agents * args.rounds.min(2) as u64 + 1 + 2 * args.rounds as u64;
+    let copies = deployment::copies(args.leechers, args.rounds);
     let free = ballast::room(&args.dir)?;
     ensure!(
         free > size * copies,
