@@ -68,7 +68,7 @@ impl Bucket {
         let Ok(index) = open_index(&bytes, artifact, encoding) else {
             return damaged("has a damaged index".into(), Vec::new());
         };
-        let missing = missing(&index, &there);
+        let mut missing = missing(&index, &there);
         let layout = index.layout();
         let mut read_bytes = 0;
         let mut suspect = false;
@@ -85,11 +85,10 @@ impl Bucket {
                 Err(error) => return Err(error),
             }
         }
-        let wrong = if suspect || !missing.is_empty() {
-            self.wrong_parts(artifact, encoding, &index, &missing).await?
-        } else {
-            Vec::new()
-        };
+        let mut wrong = Vec::new();
+        if suspect || !missing.is_empty() {
+            (missing, wrong) = self.bad_parts(artifact, encoding, &index, missing).await?;
+        }
         let mut reasons = Vec::new();
         if !missing.is_empty() {
             reasons.push(format!("lost {}", parts_named(&missing)));
@@ -127,29 +126,31 @@ impl Bucket {
         proved.await.map_err(|source| object_store::Error::JoinError { source }.into())
     }
 
-    /// The parts whose bytes are not what the index says, those in `without` not looked at. Reads all of them.
-    async fn wrong_parts(
+    /// The parts that are not there, `missing` and those that went since the listing, and those whose bytes are not what the
+    /// index says. Reads all that are there.
+    async fn bad_parts(
         &self,
         artifact: &ArtifactId,
         encoding: &EncodingId,
         index: &EncodingIndex,
-        without: &[u32],
-    ) -> Result<Vec<u32>, OriginError> {
-        let without: BTreeSet<u32> = without.iter().copied().collect();
+        missing: Vec<u32>,
+    ) -> Result<(Vec<u32>, Vec<u32>), OriginError> {
+        let mut missing: BTreeSet<u32> = missing.into_iter().collect();
         let mut wrong = Vec::new();
         for (number, part) in (0..).zip(&index.parts) {
-            if without.contains(&number) {
+            if missing.contains(&number) {
                 continue;
             }
             match self.verify_part(artifact, encoding, number, *part).await {
                 Ok(()) => {}
-                Err(OriginError::Mismatch { .. } | OriginError::NotFound { .. }) => {
-                    wrong.push(number)
+                Err(OriginError::Mismatch { .. }) => wrong.push(number),
+                Err(OriginError::NotFound { .. }) => {
+                    missing.insert(number);
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(wrong)
+        Ok((missing.into_iter().collect(), wrong))
     }
 }
 

@@ -252,6 +252,13 @@ pub(crate) async fn what_a_bucket_lost_is_found_and_mended(it: Place) {
     std::fs::remove_file(file("part-00001")).unwrap();
     assert_eq!(inspect(&it.regional, &[0, 4]).await, damaged("lost part-00001", &[]));
     assert_eq!(it.copy().await.unwrap().bytes, 1_000);
+    // Gone since the listing.
+    let since = it.regional.inspect(&it.artifact, &it.encoding, |_| {
+        std::fs::remove_file(file("part-00001")).unwrap();
+        vec![4]
+    });
+    assert_eq!(since.await.unwrap(), damaged("lost part-00001", &[]));
+    assert_eq!(it.copy().await.unwrap().bytes, 1_000);
     change(&file("part-00000"), |bytes| bytes.truncate(1 << 20));
     assert_eq!(inspect(&it.regional, &[]).await, damaged("lost part-00000", &[]));
     assert_eq!(it.copy().await.unwrap().bytes, 64 << 20);
