@@ -113,7 +113,7 @@ pub(super) struct State {
     pub(super) pieces: u32,
     /// The slot whose turn it is to be offered a place.
     pub(super) offer_turn: u32,
-    /// What was given to the present neighbours while none of them held everything.
+    /// What was given to the present neighbours while few of them held everything.
     pub(super) given: Option<Box<Bitmap>>,
     pub(super) neighbours: Neighbours,
     /// Held pieces that neighbours were not told of.

@@ -107,6 +107,15 @@ fn slots(config: &Config, state: &State) -> usize {
 }
 
 impl State {
+    /// Whether everything is held here, and by few others: the first to be complete leaves the rest with as much to fetch as
+    /// before, and is not to send them all to who had everything first.
+    fn is_lone_seed(&self) -> bool {
+        /// One in so many neighbours is few.
+        const FEW: u32 = 4;
+        let complete = self.neighbours.complete().count_ones();
+        self.held.is_full() && complete * FEW <= self.neighbours.taken().count_ones()
+    }
+
     /// The slots whose turn it is to be offered a place, in order.
     pub(super) fn offer_order(&self) -> impl Iterator<Item = usize> + use<> {
         // What crosses zones is a budget: those ask by themselves.
@@ -127,7 +136,7 @@ impl Swarm {
         let own = uploads.served.iter().filter(|upload| upload.peer == peer).count();
         let room = uploads.served.len() < slots(&self.config, state);
         // Its neighbours know nothing of each other's requests, and what it sends twice nobody else can send for it.
-        let alone = state.held.is_full() && state.neighbours.complete() == 0;
+        let alone = state.is_lone_seed();
         let unknown = alone && uploads.gave_another(self.now, swarm, piece, peer);
         let none = || Box::new(Bitmap::empty(state.pieces));
         let given = alone.then(|| state.given.get_or_insert_with(none));
@@ -323,6 +332,28 @@ mod tests {
         swarm.handle(now, Event::PeerDown { peer: PeerKey(1) });
         while swarm.poll_action().is_some() {}
         assert!(asks(&mut swarm, now, 16, 4, 1), "who had it has left");
+    }
+
+    #[test]
+    fn who_is_complete_first_does_not_end_the_care_of_a_lone_seed() {
+        let mut swarm = seed_with(Config { upload_slots: 8, ..Config::default() }, &[1, 2, 3, 4]);
+        let completes = |swarm: &mut Swarm, peer: u64| {
+            let have = Arc::new(Bitmap::full(100));
+            swarm.handle(Time(4), Event::PeerJoined { peer: PeerKey(peer), swarm: SWARM, have });
+            while swarm.poll_action().is_some() {}
+        };
+        asks(&mut swarm, 1, 10);
+        completes(&mut swarm, 1);
+        let asks_again = |swarm: &mut Swarm, upload: u64| {
+            let (upload, peer) = (UploadId(upload), PeerKey(3));
+            let piece = PieceIndex(10);
+            swarm.handle(Time(4), Event::UploadAsked { upload, peer, swarm: SWARM, piece });
+            swarm.poll_action() == Some(Action::Serve { upload })
+        };
+        assert!(!asks_again(&mut swarm, 20), "1 has it, and is one of four");
+        while swarm.poll_action().is_some() {}
+        completes(&mut swarm, 2);
+        assert!(asks_again(&mut swarm, 21), "half of them hold everything");
     }
 
     #[test]
