@@ -79,23 +79,18 @@ impl Ballast {
         Ok(ballast)
     }
 
-    /// Gives `at_once` bytes free, and from now on what others take of the file system past those. At once is for a
-    /// program that reserves its files' room before it writes: a reservation takes whatever memory is free, and touches none.
+    /// Gives free from now on what others take of the file system.
     ///
     /// # Errors
     /// When the file is gone.
-    pub fn give(&mut self, at_once: u64) -> anyhow::Result<()> {
+    pub fn give(&mut self) -> anyhow::Result<()> {
         let file = File::options().write(true).open(&self.path)?;
         let bytes = file.metadata()?.len();
-        let at_once = at_once.min(bytes);
         let used = used_bytes(&self.path)?;
-        if at_once > 0 {
-            fallocate(&file, PUNCH, 0, at_once)?;
-        }
         let over = self.over.clone();
         let path = self.path.clone();
         self.giver = Some(thread::spawn(move || {
-            let mut given = at_once;
+            let mut given = 0;
             while given < bytes && !over.load(Ordering::Relaxed) {
                 let Ok(now) = used_bytes(&path) else { return };
                 let part = now.saturating_sub(used).min(bytes - given);
@@ -139,7 +134,7 @@ mod tests {
         let path = dir.path().join("ballast");
         let held = || fs::metadata(&path).expect("it is there").blocks() * 512;
         assert_eq!(held(), 8 << 20);
-        ballast.give(0).expect("it is there");
+        ballast.give().expect("it is there");
         fs::write(dir.path().join("other"), vec![1; 3 << 20]).expect("room");
         let start = Instant::now();
         while held() > 5 << 20 {

@@ -141,12 +141,11 @@ pub fn round(
     cluster.ended(APP, LIMIT)?;
     select(cluster, "")?;
 
-    // An agent reserves a file's room before its first piece; what it keeps of the encoding comes piece by piece.
-    let each = |bytes: u64| bytes * leechers.len() as u64;
+    // An agent keeps what it fetched of the encoding, too.
     let is_encoded = artifact.encoded_bytes < artifact.size_bytes;
-    let (reserved, kept) = (artifact.size_bytes, artifact.encoded_bytes * u64::from(is_encoded));
-    let mut ballast = Ballast::hold(dir, each(reserved + kept))?;
-    ballast.give(each(reserved))?;
+    let kept = artifact.size_bytes + artifact.encoded_bytes * u64::from(is_encoded);
+    let mut ballast = Ballast::hold(dir, kept * leechers.len() as u64)?;
+    ballast.give()?;
     let sent = sent_bytes(seed)?;
     let wire = meter()?;
     let cpu = cpu_s(cluster)?;

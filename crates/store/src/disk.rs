@@ -10,7 +10,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{FallocateFlags, SeekFrom, fallocate, seek, statvfs},
+    fs::{FallocateFlags, SeekFrom, fallocate, fstatfs, seek, statvfs},
     io::Errno,
 };
 
@@ -47,11 +47,19 @@ pub(crate) fn unallocated_bytes(file: &File) -> io::Result<u64> {
     Ok(metadata.len().saturating_sub(metadata.blocks() * 512))
 }
 
+/// Whether the file lies in memory.
+fn in_memory(file: &File) -> io::Result<bool> {
+    /// How statfs(2) names a file system in memory.
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    Ok(fstatfs(file)?.f_type == TMPFS_MAGIC)
+}
+
 /// Gives the file its length and sets the disk blocks aside, where the file system can do that; where it
-/// cannot, only the length is set and a full disk shows in a write.
+/// cannot, only the length is set and a full disk shows in a write. So it is in memory: there every page would be looked for
+/// now, a second for a few GB, while nothing is fetched, and again when it is written.
 pub(crate) fn preallocate(file: &File, len: u64) -> io::Result<()> {
-    if len == 0 {
-        return file.set_len(0);
+    if len == 0 || in_memory(file)? {
+        return file.set_len(len);
     }
     match fallocate(file, FallocateFlags::empty(), 0, len) {
         Ok(()) => {}
@@ -98,5 +106,24 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_its_length_and_in_memory_no_room_of_its_own_yet() {
+        const LEN: u64 = 1 << 20;
+        let in_memory = tempfile::tempfile_in("/dev/shm").expect("a file in memory");
+        for len in [LEN, LEN / 2, 0] {
+            preallocate(&in_memory, len).expect("room");
+            assert_eq!(in_memory.metadata().expect("it is open").len(), len);
+            assert_eq!(unallocated_bytes(&in_memory).expect("it is open"), len);
+        }
+        let anywhere = tempfile::tempfile().expect("a file");
+        preallocate(&anywhere, LEN).expect("room");
+        assert_eq!(anywhere.metadata().expect("it is open").len(), LEN);
     }
 }

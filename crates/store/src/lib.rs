@@ -1,6 +1,6 @@
 //! Where a machine's artifacts lie, and how a file becomes one.
 //!
-//! A [`Store`] is a directory. An artifact in it is one raw file, preallocated, in which each piece is
+//! A [`Store`] is a directory. An artifact in it is one raw file, preallocated on a disk, in which each piece is
 //! written in place as it arrives; when all are there and synced it is renamed from `partial` to `data`,
 //! and can be run where it lies. So an artifact on a machine is always in one of two states, and a
 //! file name says in which.

@@ -209,7 +209,7 @@ fn measure(
         Kind::Libtorrent => Box::new(libtorrent::start(&ground)?),
         Kind::Iroh => Box::new(iroh::start(&ground)?),
     };
-    ballast.give(0)?;
+    ballast.give()?;
     let outcome = clock(contender.as_mut(), &ground, setting)?;
     for made in contender.files() {
         let whole = self::hash(&made)? == *hash;
