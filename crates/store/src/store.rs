@@ -26,6 +26,7 @@ use crate::{
     error::{At, StoreError},
     ledger::{FileIdentity, Ledger},
     parts::INDEX_NAME,
+    piece_writer::Writers,
     resume,
 };
 
@@ -214,7 +215,7 @@ impl Store {
         stripe
     }
 
-    /// Opens the artifact of `index`: begins it, its whole length set aside on the disk (in memory only promised), or goes on with what
+    /// Opens the artifact of `index`: begins it, its whole length set aside on the disk (in memory as pieces come), or goes on with what
     /// is there. Pieces that are not known to be on the disk are hashed first. With an index of another
     /// encoding of the same pieces, the same file gets a handle with the new index; with another piece size, older
     /// handles can no longer write.
@@ -343,6 +344,8 @@ impl Store {
         state: State,
     ) -> Result<Arc<Body>, StoreError> {
         let identity = FileIdentity::of(&reader.metadata().at(dir)?);
+        // In memory none was set aside yet.
+        let room = if disk::in_memory(&reader).at(dir)? { 0 } else { manifest.size_bytes };
         Ok(Arc::new(Body {
             shared: self.shared.clone(),
             dir: dir.to_owned(),
@@ -351,7 +354,7 @@ impl Store {
             reader,
             writer: RwLock::new(writer),
             state: Mutex::new(state),
-            writing: Mutex::default(),
+            writing: Mutex::new(Writers::new(room)),
             syncing: Mutex::default(),
         }))
     }

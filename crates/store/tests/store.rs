@@ -210,6 +210,25 @@ fn pieces_are_served_encoded_from_the_bounded_cache() {
 }
 
 #[test]
+fn in_memory_room_is_set_aside_as_pieces_come_and_for_all_before_the_last_ones() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let config = StoreConfig { reserve_free_bytes: 0, ..StoreConfig::default() };
+    let store = Store::open(dir.path(), config).unwrap();
+    let bytes = content(20 * PIECE, 1);
+    let artifact = store.open_artifact(&index_of(&bytes)).unwrap();
+    let room = || fs::metadata(artifact.path()).unwrap().blocks() * 512 / PIECE as u64;
+    assert_eq!(room(), 0, "nothing is waited for");
+    put(&artifact, &bytes, 19);
+    assert_eq!(room(), 4 + 1, "before it and for it");
+    let mut writer = artifact.begin(PieceIndex(18)).unwrap().unwrap();
+    writer.write(raw(artifact.index(), &bytes, 18)).unwrap();
+    assert!(writer.end().unwrap());
+    assert_eq!(room(), 8 + 2);
+    (15..18).for_each(|piece| put(&artifact, &bytes, piece));
+    assert_eq!(room(), 20, "all of it, with a quarter written");
+}
+
+#[test]
 fn a_full_disk_is_noticed_before_the_first_byte() {
     let mut place = Place::new();
     place.config.reserve_free_bytes = u64::MAX;
