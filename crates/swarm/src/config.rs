@@ -31,8 +31,11 @@ pub struct Config {
     /// Uploads of one peer: what our own policy asks for, and as much again for requests that crossed with
     /// their cancelling.
     pub uploads_per_peer_max: usize,
-    /// Neighbours that are told of a free slot when an upload ends.
+    /// Neighbours that are told of a free slot when an upload ends...
     pub offers_max: usize,
+    /// ...as long as fewer uploads than this are served. More fill a line no better, and who was turned away hears of the other
+    /// slots too.
+    pub offers_until: usize,
     /// Candidates looked at for one pick: the rarest of a random sample is as good as the rarest of
     /// all, and costs the same at 65,536 pieces as at 640.
     pub pick_scan: u32,
@@ -139,6 +142,7 @@ impl Default for Config {
             repeats_max: 1,
             uploads_per_peer_max: 4,
             offers_max: 2,
+            offers_until: 6,
             pick_scan: 32,
             late_first: ms(5_000),
             late_min: ms(200),
@@ -152,7 +156,7 @@ impl Default for Config {
             failed_backoff_min: ms(250),
             failed_backoff_max: ms(15_000),
             corrupt_max: 3,
-            have_batch: 32,
+            have_batch: 64,
             have_delay_min: ms(2),
             have_delay_max: ms(4_000),
             reannounce: ms(5_000),

@@ -109,7 +109,7 @@ impl Out {
 const WARM_FROM: u32 = 500;
 
 /// Messages whose machines are read together.
-const AHEAD: usize = 32;
+const AHEAD: usize = 16;
 
 /// The places of a window's messages in the order in which they happen: actor by actor, each one's by time, sender and
 /// the sender's count. What is moved about is a small key with the place: a message is three times as long.
@@ -117,13 +117,14 @@ fn sort(messages: &[Message], start: u64, order: &mut Vec<(u64, u32)>) {
     order.clear();
     let key = |message: &Message| u64::from(message.to) << 32 | (message.at - start);
     order.extend(messages.iter().map(key).zip(0..));
-    order.sort_unstable_by(|a, b| {
-        let sent = |place: u32| {
-            let message = &messages[place as usize];
+    order.sort_unstable_by_key(|(key, _)| *key);
+    // Few come to one actor at one moment: only those are looked at.
+    for same in order.chunk_by_mut(|(a, _), (b, _)| a == b).filter(|same| same.len() > 1) {
+        same.sort_unstable_by_key(|(_, place)| {
+            let message = &messages[*place as usize];
             (message.from, message.seq)
-        };
-        a.0.cmp(&b.0).then_with(|| sent(a.1).cmp(&sent(b.1)))
-    });
+        });
+    }
 }
 
 /// One thread's part of the world.

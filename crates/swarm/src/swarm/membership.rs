@@ -127,14 +127,10 @@ impl Swarm {
         let Some(state) = self.states.get_mut(swarm) else { return };
         let Some(slot) = state.neighbours.find(peer) else { return };
         let mut news = false;
-        for piece in pieces {
-            // Whoever frees the budget later looks at all pieces anyway.
-            if budget {
-                news |= state.has(slot, piece.0);
-            } else {
-                state.neighbours.set(slot, piece.0);
-            }
-        }
+        let fetch = state.fetch.as_deref();
+        // Whoever frees the budget later looks at all pieces anyway.
+        let is_missing = |piece| budget && fetch.is_some_and(|fetch| fetch.is_missing(piece));
+        state.neighbours.set(slot, pieces, |piece| news |= is_missing(piece));
         // With several swarms it is not said that it is this one's turn.
         if news && state.neighbours.near() >> slot & 1 == 1 && self.fetching.len() == 1 {
             self.ask_for_news(now, swarm, slot, pieces);

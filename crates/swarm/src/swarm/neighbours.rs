@@ -374,19 +374,22 @@ impl Neighbours {
         changed
     }
 
-    /// A neighbour holds one more piece; whether that is news.
-    pub(super) fn set(&mut self, slot: usize, piece: u32) -> bool {
-        if !self.tracked || piece >= self.pieces {
-            return false;
+    /// A neighbour holds these pieces: `news` is told of each that it was not known to hold.
+    pub(super) fn set(&mut self, slot: usize, pieces: &[PieceIndex], mut news: impl FnMut(u32)) {
+        if !self.tracked {
+            return;
         }
-        let bit = 1 << (piece % u64::BITS);
-        let bits = self.bits(slot, (piece / u64::BITS) as usize);
-        if *bits & bit != 0 {
-            return false;
+        let (all, mut lacks) = (self.pieces, self.lacks(slot));
+        for piece in pieces.iter().map(|piece| piece.0).filter(|piece| *piece < all) {
+            let bit = 1 << (piece % u64::BITS);
+            let bits = self.bits(slot, (piece / u64::BITS) as usize);
+            if *bits & bit == 0 {
+                *bits |= bit;
+                lacks -= 1;
+                news(piece);
+            }
         }
-        *bits |= bit;
-        self.set_lacks(slot, self.lacks(slot) - 1);
-        true
+        self.set_lacks(slot, lacks);
     }
 
     /// A neighbour turned out not to hold a piece.
@@ -558,8 +561,14 @@ mod tests {
                         model.get_mut(&key).map(|have| have.remove(piece));
                     }
                     (_, Some(slot)) => {
-                        let new = model.get_mut(&key).is_some_and(|have| have.insert(piece));
-                        prop_assert_eq!(slots.set(slot, piece), new);
+                        let both = [PieceIndex(piece), PieceIndex(piece / 2)];
+                        let mut new = Vec::new();
+                        if let Some(have) = model.get_mut(&key) {
+                            new.extend(both.map(|p| p.0).into_iter().filter(|p| have.insert(*p)));
+                        }
+                        let mut news = Vec::new();
+                        slots.set(slot, &both, |piece| news.push(piece));
+                        prop_assert_eq!(news, new);
                     }
                 }
                 prop_assert!(slots.is_sound());

@@ -242,20 +242,11 @@ impl State {
         Some((slot, known.is_none() || lost, known.is_none() || changed))
     }
 
-    /// A neighbour holds one more piece; true when it is news about a piece that we lack.
-    pub(super) fn has(&mut self, slot: usize, piece: u32) -> bool {
-        self.neighbours.set(slot, piece) && self.is_missing(piece)
-    }
-
     /// A neighbour turned out not to hold a piece, or to hold it wrong.
     pub(super) fn has_not(&mut self, peer: PeerKey, piece: u32) {
         if let Some(slot) = self.neighbours.find(peer) {
             self.neighbours.clear(slot, piece);
         }
-    }
-
-    fn is_missing(&self, piece: u32) -> bool {
-        self.fetch.as_ref().is_some_and(|fetch| fetch.is_missing(piece))
     }
 
     /// What a piece is.

@@ -170,8 +170,10 @@ impl Swarm {
 
     /// How many slots are offered at once, most likely.
     pub(super) fn offers(&self) -> usize {
-        let free = self.config.upload_slots.saturating_sub(self.uploads.count());
-        free.min(self.config.offers_max)
+        let Config { upload_slots, offers_until, offers_max, .. } = *self.config;
+        let none_waits = self.uploads.turned_away.is_empty();
+        let slots = if none_waits { upload_slots.min(offers_until) } else { upload_slots };
+        slots.saturating_sub(self.uploads.count()).min(offers_max)
     }
 
     /// Tells neighbours of free slots.
@@ -186,7 +188,8 @@ impl Swarm {
     fn next_in_turn(&mut self, told: usize) -> Option<(PeerKey, SwarmKey, u32)> {
         let (config, uploads, rng) = (&self.config, &mut self.uploads, &mut self.rng);
         let taken = told + uploads.served.len();
-        if taken >= config.upload_slots {
+        let enough = taken >= config.offers_until;
+        if taken >= config.upload_slots || enough && uploads.turned_away.is_empty() {
             return None;
         }
         let from = rng.random::<u32>() as usize;
@@ -199,6 +202,9 @@ impl Swarm {
             if lacks.is_some() {
                 return lacks;
             }
+        }
+        if enough {
+            return None;
         }
         // The swarms take turns too.
         let count = self.states.len();
@@ -223,7 +229,7 @@ impl Swarm {
         let Some(state) = self.states.get_mut(swarm) else { return };
         let Some(slot) = state.neighbours.find(key) else { return };
         // It may come before the news that the piece is there.
-        state.neighbours.set(slot, piece);
+        state.neighbours.set(slot, &[PieceIndex(piece)], |_| ());
         let place = state.neighbours.place(slot);
         let most = self.states.get(swarm).map_or(0, |state| self.requests_per_peer(state));
         let Some(peer) = self.peers.get_mut(place) else { return };
@@ -302,6 +308,19 @@ mod tests {
         assert_eq!(offers_after(&mut swarm, 10), [4], "one slot is free, and 4 was refused first");
         assert_eq!(offers_after(&mut swarm, 11), [3, 1], "then those that lack something");
         assert_eq!(offers_after(&mut swarm, 11), Vec::<u64>::new(), "it ended before");
+    }
+
+    #[test]
+    fn with_most_slots_in_use_only_who_was_turned_away_is_offered_another() {
+        let config = Config { upload_slots: 4, offers_until: 2, ..Config::default() };
+        let mut swarm = seed_with(config, &[1, 2, 3, 4, 5, 6]);
+        for peer in 1..=4 {
+            assert_eq!(asks(&mut swarm, peer, peer).len(), 1);
+        }
+        assert_eq!(asks(&mut swarm, 5, 5), [Action::RefuseBusy { upload: UploadId(5) }]);
+        assert_eq!(offers_after(&mut swarm, 1), [5], "three are in use, but it was turned away");
+        assert_eq!(offers_after(&mut swarm, 2), Vec::<u64>::new(), "two are in use: enough");
+        assert_eq!(offers_after(&mut swarm, 3).len(), 1, "one is in use");
     }
 
     #[test]

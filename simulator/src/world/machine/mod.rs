@@ -212,7 +212,8 @@ impl Machine {
     pub(super) fn warm_for(&self, message: &Message) -> u64 {
         match &message.what {
             What::LineFree { .. } if self.line.ending.is_some() => {
-                self.uploads.len() as u64 ^ self.swarm.warm()
+                let uploads = self.uploads.iter().fold(0, |sum, upload| sum ^ upload.id);
+                u64::from(uploads) ^ self.swarm.warm()
             }
             What::LineFree { .. } => 0,
             what => {
