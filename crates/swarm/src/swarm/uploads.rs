@@ -47,6 +47,8 @@ struct Given {
     swarm: SwarmKey,
     piece: u32,
     peer: PeerKey,
+    /// It was given before.
+    again: bool,
     /// When all know of it.
     known_at: Time,
 }
@@ -83,6 +85,12 @@ impl Uploads {
     fn gave_another(&self, now: Time, swarm: SwarmKey, piece: u32, peer: PeerKey) -> bool {
         let same = |given: &Given| given.swarm == swarm && given.piece == piece;
         self.given.iter().any(|given| same(given) && given.peer != peer && given.known_at > now)
+    }
+
+    /// Whether a piece was given for the first time shortly before.
+    fn gave_new(&self, now: Time, swarm: SwarmKey) -> bool {
+        let mut lately = self.given.iter().rev().take_while(|given| given.known_at > now);
+        lately.any(|given| given.swarm == swarm && !given.again)
     }
 
     fn gives(&mut self, given: Given) {
@@ -142,12 +150,15 @@ impl Swarm {
         let given = alone.then(|| state.given.get_or_insert_with(none));
         let again = given.as_ref().is_some_and(|given| given.contains(piece));
         let repeats = uploads.served.iter().filter(|upload| upload.again).count();
-        let refuse = unknown || again && repeats >= self.config.repeats_max;
+        // What nobody was given comes first, as long as such pieces are asked for.
+        let has_new = given.as_ref().is_some_and(|given| !given.is_full());
+        let waits = has_new && uploads.gave_new(self.now, swarm);
+        let refuse = unknown || again && (waits || repeats >= self.config.repeats_max);
         if room && own < self.config.uploads_per_peer_max && !refuse {
             if let Some(given) = given {
                 given.insert(piece);
                 let known_at = self.now + self.config.have_delay_max;
-                uploads.gives(Given { swarm, piece, peer, known_at });
+                uploads.gives(Given { swarm, piece, peer, again, known_at });
             }
             uploads.turned_away.retain(|other| *other != peer);
             uploads.served.push(Upload { id, peer, again });
@@ -351,6 +362,32 @@ mod tests {
         swarm.handle(now, Event::PeerDown { peer: PeerKey(1) });
         while swarm.poll_action().is_some() {}
         assert!(asks(&mut swarm, now, 16, 4, 1), "who had it has left");
+    }
+
+    #[test]
+    fn a_lone_seed_gives_nothing_again_while_it_is_asked_for_what_nobody_was_given() {
+        let mut swarm = seed_with(Config::default(), &[1, 2, 3, 4]);
+        let mut upload = 0;
+        let mut asks = |swarm: &mut Swarm, seconds: u64, peer: u64, piece: u32| {
+            upload += 1;
+            let (upload, peer, piece) = (UploadId(upload), PeerKey(peer), PieceIndex(piece));
+            let now = Time(0) + Duration::from_secs(seconds);
+            swarm.handle(now, Event::UploadAsked { upload, peer, swarm: SWARM, piece });
+            let first = swarm.poll_action();
+            swarm.handle(now, Event::UploadEnded { upload });
+            while swarm.poll_action().is_some() {}
+            first == Some(Action::Serve { upload })
+        };
+        assert!(asks(&mut swarm, 1, 1, 0));
+        assert!(!asks(&mut swarm, 2, 1, 0), "99 others were given to nobody");
+        assert!(asks(&mut swarm, 4, 2, 1));
+        assert!(!asks(&mut swarm, 7, 1, 0), "one of them was, three seconds ago");
+        assert!(asks(&mut swarm, 9, 1, 0), "nobody has asked for one of them for longer");
+        assert!(asks(&mut swarm, 10, 1, 0), "and what is given again changes nothing of that");
+        for piece in 2..100 {
+            assert!(asks(&mut swarm, 20, 3, piece));
+        }
+        assert!(asks(&mut swarm, 20, 1, 0), "all were given to somebody");
     }
 
     #[test]
