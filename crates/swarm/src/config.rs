@@ -156,7 +156,7 @@ impl Default for Config {
             failed_backoff_min: ms(250),
             failed_backoff_max: ms(15_000),
             corrupt_max: 3,
-            have_batch: 64,
+            have_batch: 32,
             have_delay_min: ms(2),
             have_delay_max: ms(4_000),
             reannounce: ms(5_000),

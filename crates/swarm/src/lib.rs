@@ -33,7 +33,7 @@
 //!   before it gives again when nobody asks for anything else, one at a time: neighbours have it too, and where all share two cores a seed is ready sooner than they. Who holds its
 //!   first piece only is not asked but offers it: all its neighbours would ask at once.
 //! - **Telling** (`tell`). New pieces go out in batches, to neighbours that lack any of them: the first and the last ones at
-//!   once, those in between after up to eight piece times; everything again now and then. A machine that is told of
+//!   once, those in between after up to four piece times; everything again now and then. A machine that is told of
 //!   a joiner for the first time answers with what it holds.
 //! - **The bucket** (`origin`). Some machines ([`may_lease`]) ask for leases on pieces that no neighbour has; the
 //!   region processes ([`lease_owners`]) give each out once by a [`LeaseBook`], few at first and in turns, so that the
@@ -81,7 +81,6 @@
 //! | no slot is offered while six are in use, pieces of 4 MiB: efficiency | 10,000 | 0.977 | 0.985 |
 //! | the same: events a transfer | 10,000 | 11.0 | 9.4 |
 //! | the same, pieces of 16 MiB: efficiency | 8,000 | 0.948 | 0.953 |
-//! | news of up to 64 pieces that waits for up to eight piece times, not 32 and four, pieces of 4 MiB: events a transfer | 3,000 | 9.41 | 8.98 |
 //! | twice as many machines fetch the last 64th of the pieces from other zones (three zones, pieces of 4 MiB) | 2,000 | 0.926 | 0.981 |
 //! | what neighbours hold is not read without leases: copies read (`faults.toml`) | 1,000 | 3.44 | 1.02 |
 //! | the threshold waits for our own reads, and for a bucket that fails: copies read (none of the region processes lives, 2 GB at 100 Mbit/s) | 300 | 36.9 | 8.3 |

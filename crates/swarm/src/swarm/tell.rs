@@ -25,7 +25,7 @@ pub(super) fn delay(fetch: &Fetching, held: &Bitmap) -> Duration {
     /// With so many pieces held or so many lacking it is half a piece's time; in proportion, ...
     const FEW: u32 = 16;
     /// ...but no more than so many times that.
-    const MOST: u32 = 16;
+    const MOST: u32 = 8;
     let few = held.count().min(held.len() - held.count());
     fetch.times.mean().unwrap_or_default() / 2 * few.min(FEW * MOST) / FEW
 }
