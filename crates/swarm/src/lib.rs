@@ -29,9 +29,10 @@
 //! - **Serving** (`uploads`). Eight slots (two for who begins), no queue, and BUSY at once beyond them. Who has a free slot
 //!   offers it: first to those that it turned away, then, while fewer than six are in use, in turn to neighbours that lack
 //!   something. A machine asks for as many pieces as others serve, and takes offers for few more, so all lines carry about
-//!   as many. A seed with no other around gives a piece to nobody else until all can know who has it: they choose at random, and know nothing of each other's choice. What it gave
-//!   before it gives again when nobody asks for anything else, one at a time: neighbours have it too, and where all share two cores a seed is ready sooner than they. Who holds its
-//!   first piece only is not asked but offers it: all its neighbours would ask at once.
+//!   as many. A seed with no other around gives a piece to nobody else until all can know who has it: they choose at
+//!   random, and know nothing of each other's choice. What it gave before it gives again when nobody asks for anything
+//!   else, one at a time: neighbours have it too, and where all share two cores a seed is ready sooner than they. Who holds
+//!   its first piece only is not asked but offers it: all its neighbours would ask at once.
 //! - **Telling** (`tell`). New pieces go out in batches, to neighbours that lack any of them: the first and the last ones at
 //!   once, those in between after up to four piece times; everything again now and then. A machine that is told of
 //!   a joiner for the first time answers with what it holds.
