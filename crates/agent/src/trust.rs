@@ -5,15 +5,12 @@
 //! are not connected.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use shoal_pki::issuer_of;
-use shoal_process::Membership;
+use shoal_process::{CatchUp, Membership};
 use shoal_proto::{
     NodeId,
     peer::{PeerMessage, StreamReply, StreamRequest, TRUST_SINCE},
@@ -25,9 +22,6 @@ use crate::{machine::Machine, regions::spread};
 /// How long a neighbour may take to answer with bundles.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long nobody is asked after an answer that led nowhere: what somebody says of its bundle proves nothing.
-const PAUSE: Duration = Duration::from_secs(1);
-
 /// How often every neighbour is told again.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 
@@ -38,8 +32,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(600);
 #[derive(Clone)]
 pub(crate) struct Standing {
     membership: Arc<Membership>,
-    /// One question at a time.
-    asking: Arc<AtomicBool>,
+    catch_up: Arc<CatchUp<Connection>>,
 }
 
 /// Whether the other end knows these messages.
@@ -47,9 +40,18 @@ fn speaks(connection: &Connection) -> bool {
     connection.version().is_some_and(|version| version >= TRUST_SINCE)
 }
 
+async fn ask(connection: Connection, after: u64) -> Option<(Vec<Vec<u8>>, String)> {
+    let asked = connection.request(StreamRequest::Trust { after });
+    match tokio::time::timeout(ANSWER_TIMEOUT, asked).await.ok()?.ok()? {
+        (StreamReply::Trust(bundles), _) => Some((bundles, connection.member().to_string())),
+        _ => None,
+    }
+}
+
 impl Standing {
     pub(crate) fn new(membership: Arc<Membership>) -> Self {
-        Self { membership, asking: Arc::default() }
+        let catch_up = Arc::new(CatchUp::new(membership.clone()));
+        Self { membership, catch_up }
     }
 
     /// Says to a neighbour what this machine goes by. Lost when its queue is full: it is told again.
@@ -69,31 +71,8 @@ impl Standing {
 
     /// Somebody goes by this bundle: it is asked for it, if it is newer.
     pub(crate) fn heard(&self, connection: &Connection, number: u64) {
-        if number <= self.membership.trust().number()
-            || !speaks(connection)
-            || self.asking.swap(true, Ordering::AcqRel)
-        {
-            return;
-        }
-        let (standing, connection) = (self.clone(), connection.clone());
-        tokio::spawn(async move {
-            standing.ask(&connection).await;
-            if standing.membership.trust().number() < number {
-                tokio::time::sleep(spread(PAUSE)).await;
-            }
-            standing.asking.store(false, Ordering::Release);
-        });
-    }
-
-    async fn ask(&self, connection: &Connection) {
-        let request = StreamRequest::Trust { after: self.membership.trust().number() };
-        let asked = tokio::time::timeout(ANSWER_TIMEOUT, connection.request(request)).await;
-        if let Ok(Ok((StreamReply::Trust(bundles), _))) = asked {
-            let (membership, from) = (self.membership.clone(), connection.member().to_string());
-            // It is synced to the disk.
-            let taken =
-                tokio::task::spawn_blocking(move || membership.take_trust(&bundles, &from)).await;
-            tracing::debug!(?taken, from = %connection.member(), "asked for trust");
+        if speaks(connection) {
+            self.catch_up.heard(connection, number, ask);
         }
     }
 

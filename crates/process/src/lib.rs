@@ -1,8 +1,10 @@
 //! What every process of Shoal does alike: its configuration from file and flags ([`load_config`]), its
-//! identity ([`load_identity`]) and its place in the cluster while it runs ([`Membership`]), its log ([`init_tracing`]), its end ([`shutdown`]), its metrics ([`Meters`])
+//! identity ([`load_identity`]), its place in the cluster while it runs ([`Membership`]) and how that comes to newer trust
+//! ([`CatchUp`]), its log ([`init_tracing`]), its end ([`shutdown`]), its metrics ([`Meters`])
 //! and their page ([`serve_metrics`]), HTTPS with mutual TLS ([`serve_https`]), and how it says that it is ready
 //! ([`announce`]). And how it holds its memory ([`keep_freed_memory`]).
 
+mod catch_up;
 mod config;
 mod files;
 mod guard;
@@ -15,6 +17,7 @@ mod metrics;
 mod renewal;
 mod roots;
 
+pub use catch_up::CatchUp;
 pub use config::{WrongConfig, load_config};
 pub use files::{announce, load_identity, write_atomic};
 pub use https::{Caller, serve_https, serve_metrics};

@@ -232,20 +232,20 @@ fn check_time(identity: &Identity, now_s: i64) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use shoal_pki::{CertificateAuthority, GoalSigner, Names, Role};
     use shoal_proto::trust::TrustBundle;
 
     use super::*;
 
-    struct Cluster {
+    pub(crate) struct Cluster {
         ca: CertificateAuthority,
-        bundle: TrustBundle,
+        pub(crate) bundle: TrustBundle,
         dir: tempfile::TempDir,
     }
 
     impl Cluster {
-        fn new(signer: &GoalSigner) -> Self {
+        pub(crate) fn new(signer: &GoalSigner) -> Self {
             let ca = CertificateAuthority::create("reef").unwrap();
             let bundle = TrustBundle {
                 cluster: "reef".into(),
@@ -271,12 +271,16 @@ mod tests {
             cluster
         }
 
-        fn load(&self) -> Membership {
+        pub(crate) fn load(&self) -> Membership {
             Membership::load(self.dir.path()).unwrap()
         }
 
         /// The next bundle, after something was done to the last one.
-        fn next(&mut self, signer: &GoalSigner, change: impl FnOnce(&mut TrustBundle)) -> Vec<u8> {
+        pub(crate) fn next(
+            &mut self,
+            signer: &GoalSigner,
+            change: impl FnOnce(&mut TrustBundle),
+        ) -> Vec<u8> {
             self.bundle.number += 1;
             change(&mut self.bundle);
             signed(signer, &self.bundle)

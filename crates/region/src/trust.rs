@@ -6,10 +6,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -18,7 +15,7 @@ use shoal_client::{
     types::{RenewForRequest, Standing},
 };
 use shoal_pki::{Member, Role, issuer_of};
-use shoal_process::Membership;
+use shoal_process::{CatchUp, Membership};
 use shoal_proto::{
     NodeId,
     gossip::GossipMessage,
@@ -30,9 +27,6 @@ use crate::{Shared, serve::Server};
 
 /// How long a machine may take to answer with bundles.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long nobody is asked after an answer that led nowhere: what somebody says of its bundle proves nothing.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// How often every machine is told again.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
@@ -59,7 +53,7 @@ pub(crate) struct Standings {
     client: Arc<Client>,
     /// The bundle and the issuer that each machine last said; connections bound it.
     machines: Mutex<HashMap<NodeId, (u64, u64)>>,
-    asking: AtomicBool,
+    catch_up: Arc<CatchUp<Connection>>,
     renewals: tokio::sync::Semaphore,
 }
 
@@ -67,11 +61,19 @@ fn speaks(connection: &Connection) -> bool {
     connection.version().is_some_and(|version| version >= TRUST_SINCE)
 }
 
+async fn ask(connection: Connection, after: u64) -> Option<(Vec<Vec<u8>>, String)> {
+    let asked = connection.request(StreamRequest::Trust { after });
+    match tokio::time::timeout(ANSWER_TIMEOUT, asked).await.ok()?.ok()? {
+        (StreamReply::Trust(bundles), _) => Some((bundles, connection.member().to_string())),
+        _ => None,
+    }
+}
+
 impl Standings {
     pub(crate) fn new(membership: Arc<Membership>, client: Arc<Client>) -> Self {
         let renewals = tokio::sync::Semaphore::new(RENEWALS_MAX);
-        let (machines, asking) = (Mutex::default(), AtomicBool::new(false));
-        Self { membership, client, machines, asking, renewals }
+        let catch_up = Arc::new(CatchUp::new(membership.clone()));
+        Self { membership, client, machines: Mutex::default(), catch_up, renewals }
     }
 
     fn machines(&self) -> MutexGuard<'_, HashMap<NodeId, (u64, u64)>> {
@@ -103,31 +105,11 @@ impl Standings {
     }
 
     /// A machine says what it goes by; it is asked when it knows more than this process.
-    pub(crate) fn heard(self: &Arc<Self>, connection: &Connection, trust: u64, issuer: u64) {
+    pub(crate) fn heard(&self, connection: &Connection, trust: u64, issuer: u64) {
         if let Some(known) = self.machines().get_mut(&connection.node()) {
             *known = (trust, issuer);
         }
-        if trust <= self.membership.trust().number() || self.asking.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let (standings, connection) = (self.clone(), connection.clone());
-        tokio::spawn(async move {
-            standings.ask(&connection).await;
-            if standings.membership.trust().number() < trust {
-                tokio::time::sleep(PAUSE).await;
-            }
-            standings.asking.store(false, Ordering::Release);
-        });
-    }
-
-    async fn ask(&self, connection: &Connection) {
-        let request = StreamRequest::Trust { after: self.membership.trust().number() };
-        let asked = tokio::time::timeout(ANSWER_TIMEOUT, connection.request(request)).await;
-        if let Ok(Ok((StreamReply::Trust(bundles), _))) = asked {
-            let (membership, from) = (self.membership.clone(), connection.member().to_string());
-            let taken = tokio::task::spawn_blocking(move || membership.take_trust(&bundles, &from));
-            let _ = taken.await;
-        }
+        self.catch_up.heard(connection, trust, ask);
     }
 
     /// What a machine may lack.
