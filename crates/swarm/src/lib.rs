@@ -112,6 +112,7 @@ mod config;
 mod event;
 mod hash;
 mod lease;
+mod prefetch;
 mod swarm;
 mod time;
 
@@ -121,5 +122,6 @@ pub use hash::{LEASERS_AIM, lease_owners, machine_hash, may_lease};
 pub use lease::{
     HELD_SETTLES, LEASE_DURATION, LEASE_RETRY_MAX, LEASE_RETRY_MIN, LeaseAnswer, LeaseBook,
 };
+pub use prefetch::{prefetch, prefetch_all};
 pub use swarm::{Load, PieceState, Progress, Swarm, Upcoming};
 pub use time::Time;

@@ -75,11 +75,6 @@ impl Line {
         self.flows.push(flow);
     }
 
-    /// Reads the flows, so that they are in the cache.
-    pub(super) fn warm(&self) -> u64 {
-        self.flows.iter().fold(0, |sum, flow| sum ^ u64::from(flow.left))
-    }
-
     fn remove_at(&mut self, at: usize) -> Flow {
         let flow = self.flows.remove(at);
         if self.turn > at {

@@ -8,6 +8,8 @@
 
 use std::{collections::BinaryHeap, sync::Mutex};
 
+use shoal_swarm::prefetch;
+
 use super::{
     Static, WINDOW_NS,
     machine::Machine,
@@ -108,8 +110,45 @@ impl Out {
 /// So many machines lie in the caches: more are read ahead.
 const WARM_FROM: u32 = 500;
 
-/// Messages whose machines are read together.
-const AHEAD: usize = 16;
+/// How many messages happen between two steps of reading ahead what a further one needs: as long as a read takes, and no longer,
+/// for the nearest cache must hold all that is under way.
+const AHEAD: usize = 4;
+
+/// The steps: the message, and three for its machine, each by what the one before has read.
+const STEPS: usize = 4;
+
+/// What is read ahead of a window's messages. The machines lie all over the memory: read when it is needed, each of their
+/// lines would be waited for.
+struct Ahead {
+    many: bool,
+    /// The message whose first step is next.
+    tick: usize,
+}
+
+impl Ahead {
+    /// Begins every step that is due before the message at a place of the order happens.
+    fn read(&mut self, shard: &Shard, messages: &[Message], order: &[(u64, u32)], at: usize) {
+        while self.many && self.tick <= at + STEPS * AHEAD {
+            for step in 0..STEPS {
+                let place = self.tick.checked_sub(step * AHEAD).and_then(|at| order.get(at));
+                let Some((_, place)) = place else { continue };
+                let message = &messages[*place as usize];
+                if step == 0 {
+                    prefetch(message);
+                    continue;
+                }
+                let machine = message.to.wrapping_sub(shard.out.first) as usize;
+                let Some(machine) = shard.machines.get(machine) else { continue };
+                match step {
+                    1 => machine.warm(message),
+                    2 => machine.warm_for(message),
+                    _ => machine.warm_beyond(message),
+                }
+            }
+            self.tick += 1;
+        }
+    }
+}
 
 /// The places of a window's messages in the order in which they happen: actor by actor, each one's by time, sender and
 /// the sender's count. What is moved about is a small key with the place: a message is three times as long.
@@ -199,7 +238,8 @@ impl Shard {
         self.out.window_end = start + WINDOW_NS;
         let mut order = std::mem::take(&mut self.order);
         sort(&messages, start, &mut order);
-        let (mut at, mut warm) = (0, 0);
+        let mut ahead = Ahead { many: world.setup.nodes > WARM_FROM, tick: 0 };
+        let mut at = 0;
         let take = |messages: &mut [Message], at: &mut usize| {
             let message = &mut messages[order[*at].1 as usize];
             *at += 1;
@@ -207,16 +247,12 @@ impl Shard {
             Message { what, ..*message }
         };
         while at < order.len() {
-            if at >= warm {
-                warm = (at + AHEAD).min(order.len());
-                if world.setup.nodes > WARM_FROM {
-                    self.warm(&messages, &order[at..warm]);
-                }
-            }
+            ahead.read(self, &messages, &order, at);
             let first = take(&mut messages, &mut at);
             let actor = first.to;
             self.happens(world, first);
             loop {
+                ahead.read(self, &messages, &order, at);
                 let next = order.get(at).map(|(_, place)| &messages[*place as usize]);
                 let next = next.filter(|message| message.to == actor);
                 let message = match (next, self.out.soon.peek()) {
@@ -232,21 +268,6 @@ impl Shard {
         messages.clear();
         self.out.window_end = 0;
         self.out.calendar.give_back(messages);
-    }
-
-    /// Reads what the next messages will need. The machines lie all over the memory: read one after the other each is
-    /// waited for, read together they come together.
-    fn warm(&self, messages: &[Message], next: &[(u64, u32)]) {
-        let both = |(_, place): &(u64, u32)| {
-            let message = &messages[*place as usize];
-            let machine = self.machines.get(message.to.wrapping_sub(self.out.first) as usize)?;
-            Some((machine, message))
-        };
-        let both = || next.iter().filter_map(both);
-        let mut sum = both().fold(0, |sum, (machine, message)| sum ^ machine.warm(message));
-        sum = both().fold(sum, |sum, (machine, message)| sum ^ machine.warm_for(message));
-        sum = both().fold(sum, |sum, (machine, message)| sum ^ machine.warm_beyond(message));
-        std::hint::black_box(sum);
     }
 
     fn happens(&mut self, world: &Static, message: Message) {

@@ -53,11 +53,6 @@ pub(super) struct Actions {
 }
 
 impl Actions {
-    /// Reads what every event needs, for `warm`.
-    pub(super) fn warm(&self) -> u64 {
-        (self.wide ^ self.queue.len()) as u64
-    }
-
     pub(super) fn push(&mut self, action: Action) {
         self.queue.push_back(Todo::Act(action));
     }

@@ -46,6 +46,9 @@ impl Swarm {
             ensure!(self.peers.get(request.peer.into()).is_some(), "{request:?} to nobody");
             let new = asked.insert((request.swarm, request.piece, request.peer));
             ensure!(new, "{request:?} twice to one peer");
+            let state = self.states.get(request.swarm);
+            let slot = state.and_then(|s| s.neighbours.find(self.peers.key(request.peer.into())));
+            ensure!(slot == Some(request.slot.into()), "{request:?} to another slot");
         }
         for key in &self.fetching {
             let fetches = self.states.fetch(*key).is_some();

@@ -13,7 +13,7 @@ use alloc::{boxed::Box, vec::Vec};
 
 use shoal_proto::{Bitmap, PieceIndex};
 
-use crate::{event::PeerKey, time::Time};
+use crate::{event::PeerKey, prefetch::prefetch, time::Time};
 
 /// The most slots that there may be: a set of them is the bits of a `u128`.
 pub(super) const SLOTS_MAX: usize = 128;
@@ -244,15 +244,19 @@ impl Neighbours {
         if self.tracked { self.pieces.div_ceil(u64::BITS) as usize } else { 0 }
     }
 
-    /// Reads who is in a slot, for `warm`.
-    pub(super) fn warm_who(&self, slot: usize) -> u64 {
-        self.table.get(slot * WHO / LINE).map_or(0, |line| line.0[0])
+    /// Begins to read who is in a slot, for `warm`.
+    pub(super) fn warm_who(&self, slot: usize) {
+        if let Some(line) = self.table.get(slot * WHO / LINE) {
+            prefetch(line);
+        }
     }
 
-    /// Reads whether the one in a slot holds a piece, for `warm`.
-    pub(super) fn warm_piece(&self, slot: usize, piece: u32) -> u64 {
+    /// Begins to read whether the one in a slot holds a piece.
+    pub(super) fn warm_piece(&self, slot: usize, piece: u32) {
         let line = (WHO + (piece / u64::BITS) as usize) * self.lines() + slot / LINE;
-        self.table.get(line).map_or(0, |line| line.0[0])
+        if let Some(line) = self.table.get(line) {
+            prefetch(line);
+        }
     }
 
     /// The slot of a neighbour.

@@ -49,6 +49,8 @@ pub(super) struct Request {
     pub(super) piece: u32,
     /// The peer's place.
     pub(super) peer: u16,
+    /// Its slot among the swarm's neighbours.
+    pub(super) slot: u8,
     /// Whether `late_at` has passed.
     pub(super) late: bool,
 }
@@ -230,11 +232,12 @@ impl Swarm {
             return 0;
         }
         let asked = self.requests.iter().filter_map(|request| {
-            let place = request.peer.into();
-            let find = || state.neighbours.find(self.peers.key(place));
-            self.peers.get(place)?.slot(state.key).or_else(find)
+            if request.swarm == state.key {
+                return Some(request.slot.into());
+            }
+            state.neighbours.find(self.peers.key(request.peer.into()))
         });
-        asked.fold(0, |asked, slot| asked | 1 << slot)
+        asked.fold(0, |asked, slot: usize| asked | 1 << slot)
     }
 
     /// How many pieces may be on their way from one neighbour.
@@ -374,6 +377,7 @@ impl Swarm {
             give_up_at: now + give_up,
             piece,
             peer: place as u16,
+            slot: slot as u8,
             late: false,
         });
         self.watch(now, place);

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     config::Config,
     event::{PeerKey, SwarmKey},
+    prefetch::prefetch,
     time::Time,
 };
 
@@ -318,9 +319,11 @@ impl Fetching {
         fetch
     }
 
-    /// Reads one field of each line, for `warm`.
-    pub(super) fn warm(&self) -> u64 {
-        self.progressed_at.0 ^ self.level_at.0 ^ self.blocks.len() as u64
+    /// Begins to read the states of 64 pieces, for `warm`.
+    pub(super) fn warm_word(&self, word: usize) {
+        if let Some(word) = self.words.get(word) {
+            prefetch(word);
+        }
     }
 
     /// From now on it takes its turn with others, by the bytes of its pieces.

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     config::Config,
     event::{Action, PeerKey, SwarmKey, UploadId},
+    prefetch::prefetch_all,
     time::Time,
 };
 
@@ -66,9 +67,9 @@ pub(super) struct Uploads {
 }
 
 impl Uploads {
-    /// Reads what is being served, for `warm`.
-    pub(super) fn warm(&self) -> u64 {
-        self.served.iter().fold(self.given.len() as u64, |sum, upload| sum ^ upload.peer.0)
+    /// Begins to read what is being served, for `warm`.
+    pub(super) fn warm(&self) {
+        prefetch_all(self);
     }
 
     /// Uploads being served.

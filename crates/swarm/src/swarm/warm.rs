@@ -1,21 +1,18 @@
 //! Reading ahead, for a driver of very many machines.
 //!
 //! Such machines lie all over the memory, and what an event costs is mostly the cache lines that are waited for. A driver
-//! that knows which events come next reads what several of them need, and all of that comes together. That takes three
-//! steps, each for all of those events before the next one, for each follows pointers that the one before has read:
-//! [`Swarm::warm`], [`Swarm::warm_for`] and [`Swarm::warm_beyond`].
+//! that knows which events come next begins to read what they need while others happen. That takes three steps, a few
+//! events apart, for each follows pointers that the one before has read: [`Swarm::warm`], [`Swarm::warm_for`] and
+//! [`Swarm::warm_beyond`].
 
 use rand::RngExt;
 use shoal_proto::PieceIndex;
 
-use super::{
-    Swarm,
-    choose::first_word,
-    neighbours::Neighbours,
-    pick::Request,
-    state::{Fetching, State},
+use super::{Swarm, choose::first_word, pick::Request, state::State};
+use crate::{
+    event::{PeerKey, RequestId, SwarmKey},
+    prefetch::{prefetch, prefetch_all},
 };
-use crate::event::{PeerKey, RequestId, SwarmKey};
 
 /// An event that will happen soon, as far as it matters which.
 #[derive(Debug, Clone, Copy)]
@@ -33,126 +30,144 @@ pub enum Upcoming<'a> {
 }
 
 impl Swarm {
-    /// Reads what lies in the machine itself. What it returns says nothing; it keeps the reading from being left out.
-    #[must_use]
-    pub fn warm(&self) -> u64 {
-        let own = [self.now.0, self.actions.warm(), self.requests.len() as u64];
-        let state = self.states.at(0).map_or(0, State::warm);
-        own.into_iter().fold(state, |sum, word| sum ^ word)
+    /// Begins to read what lies in the machine itself.
+    pub fn warm(&self) {
+        prefetch(&self.fetching);
+        prefetch(&self.now);
+        prefetch(&self.actions);
+        prefetch_all(&self.states);
+        prefetch(&self.peers);
     }
 
-    /// Reads what an event needs of what the machine points to, like [`Self::warm`].
-    #[must_use]
-    pub fn warm_for(&self, upcoming: Upcoming<'_>) -> u64 {
+    /// Begins to read what an event needs of what the machine points to.
+    pub fn warm_for(&self, upcoming: Upcoming<'_>) {
         match upcoming {
             Upcoming::Have(peer, swarm, pieces) => self.of(swarm, |state| {
                 let neighbours = &state.neighbours;
                 let slot = neighbours.probable(peer);
-                pieces.iter().fold(neighbours.warm_who(slot), |sum, piece| {
-                    sum ^ neighbours.warm_piece(slot, piece.0)
-                })
+                neighbours.warm_who(slot);
+                pieces.iter().for_each(|piece| neighbours.warm_piece(slot, piece.0));
             }),
             Upcoming::Offered(peer, swarm, piece) => self.of(swarm, |state| {
-                let neighbours = &state.neighbours;
-                let slot = neighbours.probable(peer);
-                let fetch = state.fetch.as_deref().filter(|_| self.has_room());
-                let fetch = fetch.map_or(self.peers.len() as u64, Fetching::warm);
-                neighbours.warm_who(slot) ^ neighbours.warm_piece(slot, piece.0) ^ fetch
+                let slot = state.neighbours.probable(peer);
+                state.neighbours.warm_who(slot);
+                state.neighbours.warm_piece(slot, piece.0);
+                if self.has_room() {
+                    self.warm_requests();
+                    state.warm_fetch();
+                }
             }),
             Upcoming::Asked(peer, swarm, piece) => self.of(swarm, |state| {
-                let slot = state.neighbours.probable(peer);
-                let held = state.held.contains(piece.0);
-                state.neighbours.warm_who(slot) ^ u64::from(held) ^ self.uploads.warm()
+                state.neighbours.warm_who(state.neighbours.probable(peer));
+                state.warm_held((piece.0 / u64::BITS) as usize);
+                self.uploads.warm();
             }),
             Upcoming::Served => {
-                let offer = self.states.at(0).map_or(0, |state| self.warm_offer(state));
-                offer ^ self.uploads.warm()
+                if let Some(state) = self.states.at(0) {
+                    self.warm_offer(state);
+                }
+                self.uploads.warm();
             }
             Upcoming::Ended(id) => {
-                let all = self.requests.iter().fold(0, |sum, request| sum ^ request.at.0);
-                let Some(request) = self.request(id) else { return all };
-                let state = self.of(request.swarm, |state| {
-                    let fetch = state.fetch.as_deref().map_or(0, Fetching::warm);
-                    fetch ^ self.warm_offer(state) ^ u64::from(state.held.contains(request.piece))
+                self.warm_requests();
+                let Some(request) = self.request(id) else { return };
+                self.warm_peer(request.peer.into());
+                self.of(request.swarm, |state| {
+                    state.warm_fetch();
+                    state.warm_held((request.piece / u64::BITS) as usize);
+                    self.warm_offer(state);
                 });
-                all ^ state ^ self.warm_peer(request.peer.into())
             }
         }
     }
 
-    /// Reads what lies beyond that, like [`Self::warm`].
-    #[must_use]
-    pub fn warm_beyond(&self, upcoming: Upcoming<'_>) -> u64 {
+    /// Begins to read what lies beyond that.
+    pub fn warm_beyond(&self, upcoming: Upcoming<'_>) {
         match upcoming {
-            Upcoming::Have(peer, swarm, _) => self.of(swarm, |state| {
-                let slot = state.neighbours.probable(peer);
-                if self.has_budget() { self.warm_neighbour(state, slot) } else { 0 }
-            }),
+            Upcoming::Have(peer, swarm, _) if self.has_budget() => {
+                self.of(swarm, |state| self.warm_neighbour(state, peer));
+            }
             Upcoming::Offered(peer, swarm, _) => self.of(swarm, |state| {
-                let slot = state.neighbours.probable(peer);
-                let pick = if self.has_room() { self.warm_pick(state, 0) } else { 0 };
-                self.warm_neighbour(state, slot) ^ pick
+                self.warm_neighbour(state, peer);
+                if self.has_room() {
+                    self.warm_pick(state, 0);
+                }
             }),
-            Upcoming::Ended(id) => self.request(id).map_or(0, |request| {
-                let fetch = self.states.fetch(request.swarm);
-                let asked = fetch.is_some_and(|fetch| fetch.is_asked(request.piece));
+            Upcoming::Ended(id) => {
+                let Some(request) = self.request(id) else { return };
+                if let Some(fetch) = self.states.fetch(request.swarm) {
+                    fetch.warm_word((request.piece / u64::BITS) as usize);
+                }
                 // First the free slots are offered, each by a number of the generator.
-                let pick = |state: &State| self.warm_pick(state, self.offers());
-                u64::from(asked) ^ self.of(request.swarm, pick)
-            }),
-            Upcoming::Asked(..) | Upcoming::Served => 0,
+                self.of(request.swarm, |state| self.warm_pick(state, self.offers()));
+            }
+            _ => {}
         }
     }
 
-    fn of(&self, swarm: SwarmKey, read: impl FnOnce(&State) -> u64) -> u64 {
-        self.states.get(swarm).map_or(0, read)
+    fn of(&self, swarm: SwarmKey, read: impl FnOnce(&State)) {
+        if let Some(state) = self.states.get(swarm) {
+            read(state);
+        }
     }
 
     fn request(&self, id: RequestId) -> Option<&Request> {
         self.requests.iter().find(|request| request.id == id)
     }
 
-    /// The peer in a slot that is a probable one: with no neighbour at all there is none.
-    fn warm_neighbour(&self, state: &State, slot: usize) -> u64 {
-        if state.neighbours.len() == 0 { 0 } else { self.warm_peer(state.neighbours.place(slot)) }
+    fn warm_requests(&self) {
+        self.requests.iter().for_each(prefetch);
     }
 
-    fn warm_peer(&self, place: usize) -> u64 {
-        self.peers.get(place).map_or(0, |peer| peer.rests_until.0)
+    fn warm_peer(&self, place: usize) {
+        if let Some(peer) = self.peers.get(place) {
+            prefetch(peer);
+        }
+    }
+
+    /// The peer that most likely has this key: with no neighbour at all there is none.
+    fn warm_neighbour(&self, state: &State, peer: PeerKey) {
+        let neighbours = &state.neighbours;
+        if neighbours.len() > 0 {
+            self.warm_peer(neighbours.place(neighbours.probable(peer)));
+        }
     }
 
     /// Where a pick begins is by chance, but the generator tells it before: after so many of its numbers.
-    fn warm_pick(&self, state: &State, skip: usize) -> u64 {
-        let Some(fetch) = state.fetch.as_deref() else { return 0 };
+    fn warm_pick(&self, state: &State, skip: usize) {
+        let Some(fetch) = state.fetch.as_deref() else { return };
         let mut rng = self.rng.clone();
         (0..skip).for_each(|_| _ = rng.random::<u32>());
         let first = first_word(fetch, rng.random());
         // Two words hold enough candidates mostly.
-        let words = [first, (first + 1) % fetch.words().max(1)];
-        let lines = words.iter().flat_map(|word| state.neighbours.word(*word));
-        lines.fold(fetch.missing_word(first), |sum, line| sum ^ line.0[0])
+        for word in [first, (first + 1) % fetch.words().max(1)] {
+            fetch.warm_word(word);
+            state.neighbours.word(word).iter().for_each(prefetch);
+        }
     }
 
     /// The neighbour that is offered a slot next, and what it holds where the search for what it lacks begins.
-    fn warm_offer(&self, state: &State) -> u64 {
-        let neighbours = &state.neighbours;
-        let Some(slot) = state.offer_order().next() else { return 0 };
-        let words = state.held.words();
-        let from = self.rng.clone().random::<u32>() % words.len().max(1) as u32;
-        let held = words.get(from as usize).copied().unwrap_or_default();
-        neighbours.warm_who(slot) ^ neighbours.warm_piece(slot, from * u64::BITS) ^ held
+    fn warm_offer(&self, state: &State) {
+        let Some(slot) = state.offer_order().next() else { return };
+        let words = state.held.words().len().max(1) as u32;
+        let from = self.rng.clone().random::<u32>() % words;
+        state.neighbours.warm_who(slot);
+        state.neighbours.warm_piece(slot, from * u64::BITS);
+        state.warm_held(from as usize);
     }
 }
 
 impl State {
-    fn warm(&self) -> u64 {
-        self.key.0 ^ self.neighbours.warm()
+    fn warm_held(&self, word: usize) {
+        if let Some(held) = self.held.words().get(word) {
+            prefetch(held);
+        }
     }
-}
 
-impl Neighbours {
-    fn warm(&self) -> u64 {
-        self.taken() as u64 ^ self.watch_at().0 ^ self.word(0).len() as u64
+    fn warm_fetch(&self) {
+        if let Some(fetch) = self.fetch.as_deref() {
+            prefetch_all(fetch);
+        }
     }
 }
 
@@ -183,7 +198,9 @@ mod tests {
                 machine.handle(Time(1), Event::Start { swarm, pieces: 70, have, purpose });
             }
             for upcoming in upcoming {
-                let _ = machine.warm() ^ machine.warm_for(upcoming) ^ machine.warm_beyond(upcoming);
+                machine.warm();
+                machine.warm_for(upcoming);
+                machine.warm_beyond(upcoming);
             }
         }
     }

@@ -8,7 +8,10 @@ use std::time::Duration;
 use rand::RngExt;
 use rand_pcg::Pcg32;
 use shoal_proto::Bitmap;
-use shoal_swarm::{Event, Outcome, PeerKey, RequestId, Swarm, SwarmKey, Time, Upcoming, UploadId};
+use shoal_swarm::{
+    Event, Outcome, PeerKey, RequestId, Swarm, SwarmKey, Time, Upcoming, UploadId, prefetch,
+    prefetch_all,
+};
 use smallvec::SmallVec;
 
 use super::{
@@ -24,6 +27,9 @@ const POLL_NS: u64 = 30_000_000_000;
 /// Requests of ours that lie in the machine itself, and uploads: as many as there are mostly.
 const LIVE: usize = 10;
 const UPLOADS: usize = 8;
+
+/// Numbers of pieces in a cache line.
+const PIECES_IN_LINE: usize = 16;
 
 /// One connection, seen from one end.
 #[derive(Debug, Clone, Copy)]
@@ -191,50 +197,63 @@ impl Machine {
         }
     }
 
-    /// Reads what a message will need of the machine itself, so that it is in the cache then.
-    pub(super) fn warm(&self, message: &Message) -> u64 {
-        let live = || self.live.iter().fold(0, |sum, live| sum ^ u64::from(live.left));
-        let own = self.digest ^ self.down_free;
-        own ^ match &message.what {
-            What::Bytes { .. } => live(),
-            What::Stored { .. } | What::Refused { .. } => live() ^ self.swarm.warm(),
-            What::Credit { .. } | What::LineFree { .. } => self.line.warm(),
-            What::Ask { .. } => self.uploads.len() as u64 ^ self.swarm.warm(),
+    /// Begins to read what a message will need of the machine itself.
+    pub(super) fn warm(&self, message: &Message) {
+        prefetch(&self.down_free);
+        prefetch(&self.digest);
+        match &message.what {
+            What::Bytes { .. } => prefetch_all(&self.live),
+            What::Stored { .. } | What::Refused { .. } => {
+                prefetch_all(&self.live);
+                prefetch(&self.tasks);
+                self.swarm.warm();
+            }
+            What::Credit { .. } => prefetch_all(&self.line),
+            What::LineFree { .. } => {
+                prefetch_all(&self.line);
+                prefetch_all(&self.uploads);
+            }
+            What::Ask { .. } => {
+                prefetch_all(&self.uploads);
+                self.swarm.warm();
+            }
             What::Have { pieces, .. } => {
-                let first = pieces.first().map_or(0, |piece| u64::from(piece.0));
-                first ^ self.swarm.warm()
+                // 32 numbers or fewer, mostly.
+                pieces.iter().step_by(PIECES_IN_LINE).for_each(prefetch);
+                self.swarm.warm();
             }
             _ => self.swarm.warm(),
         }
     }
 
-    /// Reads what a message needs of what the machine points to.
-    pub(super) fn warm_for(&self, message: &Message) -> u64 {
+    /// Begins to read what a message needs of what the machine points to.
+    pub(super) fn warm_for(&self, message: &Message) {
         match &message.what {
-            What::LineFree { .. } if self.line.ending.is_some() => {
-                let uploads = self.uploads.iter().fold(0, |sum, upload| sum ^ upload.id);
-                u64::from(uploads) ^ self.swarm.warm()
-            }
-            What::LineFree { .. } => 0,
-            what => {
-                let got = match what {
-                    What::Stored { piece, .. } => {
-                        self.tasks.first().map(|task| task.got.contains(*piece))
-                    }
-                    _ => None,
-                };
-                let swarm = self.upcoming(message).map_or(0, |what| self.swarm.warm_for(what));
-                swarm ^ u64::from(got == Some(true))
+            What::LineFree { .. } if self.line.ending.is_some() => self.swarm.warm(),
+            What::LineFree { .. } => {}
+            _ => {
+                if let Some(upcoming) = self.upcoming(message) {
+                    self.swarm.warm_for(upcoming);
+                }
+                if let (What::Stored { piece, .. }, Some(task)) =
+                    (&message.what, self.tasks.first())
+                {
+                    task.got
+                        .words()
+                        .get((*piece / u64::BITS) as usize)
+                        .into_iter()
+                        .for_each(prefetch);
+                }
             }
         }
     }
 
-    /// Reads what lies beyond that.
-    pub(super) fn warm_beyond(&self, message: &Message) -> u64 {
-        let Some(upcoming) = self.upcoming(message) else { return 0 };
-        match upcoming {
-            Upcoming::Served => self.swarm.warm_for(upcoming),
-            _ => self.swarm.warm_beyond(upcoming),
+    /// Begins to read what lies beyond that.
+    pub(super) fn warm_beyond(&self, message: &Message) {
+        match self.upcoming(message) {
+            Some(upcoming @ Upcoming::Served) => self.swarm.warm_for(upcoming),
+            Some(upcoming) => self.swarm.warm_beyond(upcoming),
+            None => {}
         }
     }
 
