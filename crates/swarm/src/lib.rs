@@ -70,8 +70,6 @@
 //! | turns by bytes, not by requests, where pieces are unlike: the worst artifact of ten by its fair bound | 250 | 2.97 | 1.23 |
 //! | more machines fetch from other zones by the square of what is held, not by what is held: copies that entered each zone | 2,000 | 1.64 | 1.34 |
 //! | to 9 machines of a large zone in the end, not to 16: copies that entered each zone | 2,000 / 24,000 | 1.36 / 1.70 | 1.17 / 1.41 |
-//! | by the cube in a large zone, not by the square: copies that entered each zone | 2,000 / 8,000 | 1.20 / 1.34 | 1.09 / 1.19 |
-//! | the same: efficiency | 2,000 / 8,000 | 0.9471 / 0.9530 | 0.9436 / 0.9529 |
 //! | but to all of a small zone, of which some lie and some die: copies read from the bucket, mean of 60 seeds | 50 | 1.72 | 1.44 |
 //! | a fetch stalls after 16 pieces' time, not 4 (three zones): copies that entered each zone after 3 s | 12,000 | 4.99 | 1.58 |
 //! | a lone seed gives a piece to one neighbour at a time (one seed with a slow line, 256 pieces, `tests/lone_seed.rs`): copies it sent | 9 | 1.14 | 1.01 |
