@@ -15,8 +15,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How many are kept to be asked; of more, those heard first are forgotten.
 const KEPT_MAX: usize = 16;
 
-/// Who may have newer trust. One who had it only from hearsay gives none, and those who are heard meanwhile may be the only
-/// ones who have it: they are asked next.
+/// Who may have newer trust. One who passed on that there is some may not have it yet, and those who are heard while it is asked
+/// may be the only ones who have: they are asked next.
 pub struct CatchUp<P> {
     membership: Arc<Membership>,
     asked: Mutex<Asked<P>>,

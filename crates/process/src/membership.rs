@@ -240,7 +240,7 @@ pub(crate) mod tests {
 
     pub(crate) struct Cluster {
         ca: CertificateAuthority,
-        pub(crate) bundle: TrustBundle,
+        bundle: TrustBundle,
         dir: tempfile::TempDir,
     }
 

@@ -110,8 +110,8 @@ impl Out {
 /// So many machines lie in the caches: more are read ahead.
 const WARM_FROM: u32 = 500;
 
-/// How many messages happen between two steps of reading ahead what a further one needs: as long as a read takes, and no longer,
-/// for the nearest cache must hold all that is under way.
+/// How many messages happen between two steps of reading ahead what a further one needs: about as long as a read takes. Two and
+/// eight are as good.
 const AHEAD: usize = 4;
 
 /// The steps: the message, and three for its machine, each by what the one before has read.
