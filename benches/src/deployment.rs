@@ -119,7 +119,7 @@ fn seed(machines: &[Machine]) -> anyhow::Result<&Machine> {
 }
 
 /// Publishes a file, gives it to the seed, and then to all. `meter` counts bytes on the wire; what it counts while all are
-/// served is the round's.
+/// served is the round's. A `ballast` is filled before the clock starts.
 ///
 /// # Errors
 /// When a process ends, or anything fails.
@@ -127,12 +127,12 @@ pub fn round(
     cluster: &mut Cluster,
     machines: &[Machine],
     file: &Path,
+    ballast: Option<&Ballast>,
     meter: impl Fn() -> anyhow::Result<u64>,
 ) -> anyhow::Result<Round> {
     let seed = seed(machines)?;
     let leechers: Vec<String> =
         cluster.agents.iter().filter(|name| *name != SEED).cloned().collect();
-    let dir = file.parent().context("a file without a directory")?;
     let before = children_cpu_s()? + cpu_s(cluster)?;
     let artifact = cluster.publish(APP, file)?;
     let publish_cpu_s = children_cpu_s()? + cpu_s(cluster)? - before;
@@ -141,11 +141,9 @@ pub fn round(
     cluster.ended(APP, LIMIT)?;
     select(cluster, "")?;
 
-    // An agent keeps what it fetched of the encoding, too.
-    let is_encoded = artifact.encoded_bytes < artifact.size_bytes;
-    let kept = artifact.size_bytes + artifact.encoded_bytes * u64::from(is_encoded);
-    let mut ballast = Ballast::hold(dir, kept * leechers.len() as u64)?;
-    ballast.give()?;
+    if let Some(ballast) = ballast {
+        ballast.fill()?;
+    }
     let sent = sent_bytes(seed)?;
     let wire = meter()?;
     let cpu = cpu_s(cluster)?;

@@ -13,6 +13,7 @@ use anyhow::ensure;
 use clap::Parser;
 use serde::Serialize;
 use shoal_benches::{
+    ballast::Ballast,
     bare::{self, Bare},
     cluster::Cluster,
     machine, median_of,
@@ -84,6 +85,7 @@ fn inside(args: &Args) -> anyhow::Result<ExitCode> {
     let packed: Vec<Vec<u8>> =
         native.iter().map(|block| zstd::bulk::compress(block, 1)).collect::<Result<_, _>>()?;
     let bytes = args.size.as_u64();
+    let ballast = Ballast::new(root.path())?;
     let mut rounds: Vec<Vec<Limit>> = Vec::new();
     for _ in 0..args.rounds {
         let mut limits = Vec::new();
@@ -116,6 +118,7 @@ fn inside(args: &Args) -> anyhow::Result<ExitCode> {
             }
             Ok(())
         })?);
+        ballast.fill()?;
         limits.push(own("write a file", bytes, || write(&file, bytes))?);
         limits.push(own("read a file", bytes, || read(&file))?);
         fs::remove_file(&file)?;

@@ -92,7 +92,7 @@ fn inside(args: &Args) -> anyhow::Result<ExitCode> {
     deployment::start(&mut cluster, &shoal, &machines, "")?;
     let file = root.path().join("artifact");
     random_file(&file, args.size.as_u64())?;
-    deployment::round(&mut cluster, &machines, &file, || Ok(0))?;
+    deployment::round(&mut cluster, &machines, &file, None, || Ok(0))?;
     fs::remove_file(&file)?;
     thread::sleep(Duration::from_secs(args.settle_s));
     let (start, before) = (Instant::now(), usages(&cluster, &machines)?);

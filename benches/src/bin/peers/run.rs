@@ -55,6 +55,7 @@ pub(crate) struct Ground<'a> {
     pub(crate) dir: &'a Path,
     /// The program.
     pub(crate) program: &'a Path,
+    pub(crate) ballast: &'a Ballast,
 }
 
 impl Ground<'_> {
@@ -140,6 +141,7 @@ pub(crate) fn all(args: &Args) -> anyhow::Result<ExitCode> {
     let file = source.join("file");
     random_file(&file, args.size.as_u64())?;
     let hash = hash(&file)?;
+    let ballast = Ballast::new(root.path())?;
     let mut report = Report::new(args)?;
     let mut number = 0;
     for case in &args.cases {
@@ -152,7 +154,8 @@ pub(crate) fn all(args: &Args) -> anyhow::Result<ExitCode> {
                 for kind in &kinds {
                     let dir = root.path().join("run");
                     fs::create_dir(&dir)?;
-                    let outcome = measure(args, *kind, setting, &machines, &file, &hash, &dir);
+                    let outcome =
+                        measure(args, *kind, setting, &machines, &file, &hash, &dir, &ballast);
                     fs::remove_dir_all(&dir)?;
                     say(*kind, &setting, round, &outcome);
                     table.add(*kind, outcome.map_err(|error| format!("{error:#}")));
@@ -194,13 +197,10 @@ fn measure(
     file: &Path,
     hash: &blake3::Hash,
     dir: &Path,
+    ballast: &Ballast,
 ) -> anyhow::Result<Outcome> {
     let program = kind.program(&args.installed()?);
-    // Shoal's has one of its own.
-    let bytes = setting.size_bytes * setting.leechers as u64;
-    let bytes = if kind == Kind::Shoal { 0 } else { bytes };
-    let mut ballast = Ballast::hold(dir, bytes)?;
-    let ground = Ground { machines, file, dir, program: &program };
+    let ground = Ground { machines, file, dir, program: &program, ballast };
     let mut contender: Box<dyn Contender> = match kind {
         Kind::Shoal => return shoal::measure(&args.flags.shoal()?, &ground, setting),
         Kind::Nginx => Box::new(Nginx::start(&ground)?),
@@ -209,7 +209,7 @@ fn measure(
         Kind::Libtorrent => Box::new(libtorrent::start(&ground)?),
         Kind::Iroh => Box::new(iroh::start(&ground)?),
     };
-    ballast.give()?;
+    ballast.fill()?;
     let outcome = clock(contender.as_mut(), &ground, setting)?;
     for made in contender.files() {
         let whole = self::hash(&made)? == *hash;

@@ -21,7 +21,8 @@ pub(crate) fn measure(
     let mut cluster = Cluster::create(shoal, ground.dir, control)?;
     deployment::start(&mut cluster, shoal, ground.machines, "")?;
     let meter = || Ok(run::line_bytes(ground)?.unwrap_or(0));
-    let round = deployment::round(&mut cluster, ground.machines, ground.file, meter)?;
+    let round =
+        deployment::round(&mut cluster, ground.machines, ground.file, Some(ground.ballast), meter)?;
     let size = setting.size_bytes as f64;
     Ok(Outcome {
         wall_s: round.wall_s,

@@ -12,7 +12,7 @@ use std::{fs, path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use shoal_benches::{
-    ballast,
+    ballast::{self, Ballast},
     bare::{self, Bare},
     cluster::Cluster,
     deployment, machine, median_of,
@@ -95,9 +95,10 @@ fn inside(args: &Args) -> anyhow::Result<ExitCode> {
     let machines = machine::on_loopback(args.leechers);
     let limit = args.seed_up_limit.as_ref().map(|limit| format!("up_limit = \"{limit}\"\n"));
     deployment::start(&mut cluster, &args.flags.shoal()?, &machines, &limit.unwrap_or_default())?;
+    let ballast = Ballast::new(&args.dir)?;
     let mut rounds = Vec::new();
     for round in 0..args.rounds {
-        rounds.push(run::round(args, &mut cluster, &machines, root.path(), round)?);
+        rounds.push(run::round(args, &mut cluster, &machines, root.path(), &ballast, round)?);
         bars.push(bare::measure(&cluster, root.path(), args.size.as_u64())?);
     }
     let bar = median_of(bars.into_iter()).context("nothing was measured")?;

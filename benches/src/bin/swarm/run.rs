@@ -5,6 +5,7 @@ use std::{fs, io::Write as _, path::Path};
 use anyhow::Context as _;
 use serde::Serialize;
 use shoal_benches::{
+    ballast::Ballast,
     cluster::Cluster,
     deployment::{self, Round},
     machine::Machine,
@@ -49,6 +50,7 @@ pub(crate) fn round(
     cluster: &mut Cluster,
     machines: &[Machine],
     root: &Path,
+    ballast: &Ballast,
     round: usize,
 ) -> anyhow::Result<Round> {
     let path = root.join("artifact");
@@ -61,7 +63,7 @@ pub(crate) fn round(
             file.write_all(&round.to_le_bytes())?;
         }
     }
-    let round = deployment::round(cluster, machines, &path, wire_bytes)?;
+    let round = deployment::round(cluster, machines, &path, Some(ballast), wire_bytes)?;
     fs::remove_file(&path)?;
     Ok(round)
 }
