@@ -95,6 +95,7 @@ struct Addresses {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::load(&args)?;
     let token = shoal_process::shutdown()?;
+    shoal_process::hold_spare_threads(token.clone())?;
     // From the start: whoever asks for the file to be read again must not end the agent.
     let hangup = signal(SignalKind::hangup())?;
     let (machine, parts_of_gossip) = start(config.clone(), &token).await?;

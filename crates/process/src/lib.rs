@@ -2,7 +2,7 @@
 //! identity ([`load_identity`]), its place in the cluster while it runs ([`Membership`]) and how that comes to newer trust
 //! ([`CatchUp`]), its log ([`init_tracing`]), its end ([`shutdown`]), its metrics ([`Meters`])
 //! and their page ([`serve_metrics`]), HTTPS with mutual TLS ([`serve_https`]), and how it says that it is ready
-//! ([`announce`]). And how it holds its memory ([`keep_freed_memory`]).
+//! ([`announce`]). And how it holds its memory ([`keep_freed_memory`]) and its threads ([`hold_spare_threads`]).
 
 mod catch_up;
 mod config;
@@ -16,6 +16,7 @@ mod memory;
 mod metrics;
 mod renewal;
 mod roots;
+mod threads;
 
 pub use catch_up::CatchUp;
 pub use config::{WrongConfig, load_config};
@@ -27,3 +28,4 @@ pub use memory::keep_freed_memory;
 pub use metrics::Meters;
 pub use renewal::keep_renewed;
 pub use roots::public_tls;
+pub use threads::hold_spare_threads;
