@@ -154,8 +154,15 @@ pub(crate) fn all(args: &Args) -> anyhow::Result<ExitCode> {
                 for kind in &kinds {
                     let dir = root.path().join("run");
                     fs::create_dir(&dir)?;
-                    let outcome =
-                        measure(args, *kind, setting, &machines, &file, &hash, &dir, &ballast);
+                    let program = kind.program(&args.installed()?);
+                    let ground = Ground {
+                        machines: &machines,
+                        file: &file,
+                        dir: &dir,
+                        program: &program,
+                        ballast: &ballast,
+                    };
+                    let outcome = measure(args, *kind, setting, &hash, &ground);
                     fs::remove_dir_all(&dir)?;
                     say(*kind, &setting, round, &outcome);
                     table.add(*kind, outcome.map_err(|error| format!("{error:#}")));
@@ -193,24 +200,19 @@ fn measure(
     args: &Args,
     kind: Kind,
     setting: Setting,
-    machines: &[Machine],
-    file: &Path,
     hash: &blake3::Hash,
-    dir: &Path,
-    ballast: &Ballast,
+    ground: &Ground<'_>,
 ) -> anyhow::Result<Outcome> {
-    let program = kind.program(&args.installed()?);
-    let ground = Ground { machines, file, dir, program: &program, ballast };
     let mut contender: Box<dyn Contender> = match kind {
-        Kind::Shoal => return shoal::measure(&args.flags.shoal()?, &ground, setting),
-        Kind::Nginx => Box::new(Nginx::start(&ground)?),
-        Kind::Aria2 => Box::new(Swarm::start(Aria2, &ground)?),
-        Kind::Rqbit => Box::new(Swarm::start(Rqbit, &ground)?),
-        Kind::Libtorrent => Box::new(libtorrent::start(&ground)?),
-        Kind::Iroh => Box::new(iroh::start(&ground)?),
+        Kind::Shoal => return shoal::measure(&args.flags.shoal()?, ground, setting),
+        Kind::Nginx => Box::new(Nginx::start(ground)?),
+        Kind::Aria2 => Box::new(Swarm::start(Aria2, ground)?),
+        Kind::Rqbit => Box::new(Swarm::start(Rqbit, ground)?),
+        Kind::Libtorrent => Box::new(libtorrent::start(ground)?),
+        Kind::Iroh => Box::new(iroh::start(ground)?),
     };
-    ballast.fill()?;
-    let outcome = clock(contender.as_mut(), &ground, setting)?;
+    ground.ballast.fill()?;
+    let outcome = clock(contender.as_mut(), ground, setting)?;
     for made in contender.files() {
         let whole = self::hash(&made)? == *hash;
         ensure!(whole, "{} is not what the seed has", made.display());
