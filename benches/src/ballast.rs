@@ -164,7 +164,7 @@ mod tests {
             held.set(held.get() + CHUNK_BYTES as u64);
             Ok(Held(&held))
         };
-        let free = || total - others.get() - held.get();
+        let free = || total.saturating_sub(others.get() + held.get());
         let mut all = Vec::new();
         take(&mut all, free, chunk).unwrap();
         let little = COLD_BYTES + AHEAD_BYTES;
