@@ -77,6 +77,7 @@ impl Ballast {
     /// # Errors
     /// When the system does not say what `dir` lies in.
     pub fn new(dir: &Path) -> anyhow::Result<Self> {
+        let is_needed = in_memory(dir)?;
         let (held, over) = (Arc::<Mutex<Vec<MmapMut>>>::default(), Arc::<AtomicBool>::default());
         let giver = thread::spawn({
             let (held, over) = (held.clone(), over.clone());
@@ -87,7 +88,7 @@ impl Ballast {
                 }
             }
         });
-        Ok(Self { is_needed: in_memory(dir)?, held, over, giver: Some(giver) })
+        Ok(Self { is_needed, held, over, giver: Some(giver) })
     }
 
     /// Holds what is free now, too. Call it just before the clock starts.
@@ -154,7 +155,7 @@ mod tests {
 
     use super::*;
 
-    /// Holding and giving back on a machine that has `free` bytes and loses `others` of them.
+    /// Holding and giving back on a machine of 4 GiB, of which others take some.
     #[test]
     fn what_others_take_is_given_back_and_the_rest_is_held() {
         let total = 4_u64 << 30;
@@ -192,11 +193,21 @@ mod tests {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
         let ballast = Ballast::new(dir.path()).unwrap();
         assert!(ballast.is_needed);
+        let before = resident_bytes();
         lock(&ballast.held).push(chunk().unwrap());
+        let taken = resident_bytes() - before;
+        assert!(taken >= CHUNK_BYTES as u64, "{taken} are in use");
         let held = ballast.held.clone();
         drop(ballast);
         // The giver has let go of it, too.
         assert_eq!(Arc::strong_count(&held), 1);
+    }
+
+    /// What this process has of the memory.
+    fn resident_bytes() -> u64 {
+        let status = fs::read_to_string("/proc/self/status").expect("Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("RssAnon");
+        line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).expect("KiB") << 10
     }
 
     /// Counts itself out.

@@ -55,6 +55,7 @@ pub(crate) struct Ground<'a> {
     pub(crate) dir: &'a Path,
     /// The program.
     pub(crate) program: &'a Path,
+    /// The machine's memory while nobody needs it.
     pub(crate) ballast: &'a Ballast,
 }
 
