@@ -29,6 +29,10 @@ pub(crate) const RECEIVE_BUDGET_BYTES: u32 = 48 << 20;
 /// How long the bucket may take for one piece: a directory on a dead file server never answers.
 const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// An encoded piece of at most so many raw bytes is decoded where it was received, in a fraction of a millisecond; a larger one
+/// is handed over to another thread, which costs two wake-ups.
+const DECODE_ON_THE_SPOT_BYTES: usize = 1 << 20;
+
 /// What the fetches of a process share.
 pub(crate) struct Kitchen {
     /// Permits are bytes of [`RECEIVE_BUDGET_BYTES`].
@@ -89,42 +93,59 @@ impl Kitchen {
         codec: Codec,
         stored: Bytes,
     ) -> Fetched {
-        let Ok(_core) = self.cores.acquire().await else {
-            return Fetched::without(Outcome::Failed);
-        };
-        let (kitchen, artifact) = (self.clone(), artifact.clone());
         let stored_bytes = stored.len() as u64;
-        let work = move || {
-            let take = || kitchen.spare.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let (mut decoder, mut raw) =
-                take().pop().unwrap_or_else(|| (Decoder::new(), Vec::new()));
-            let manifest = artifact.manifest();
-            let bytes: Result<&[u8], ()> = match codec {
-                Codec::Raw => Ok(&stored),
-                Codec::Zstd => decoder
-                    .decode(codec, &stored, manifest.piece_len(piece), &mut raw)
-                    .map(|()| raw.as_slice())
-                    .map_err(drop),
-            };
-            let verified = bytes
-                .and_then(|raw| verify_piece(manifest, piece, raw).map(|()| raw).map_err(drop));
-            let result = match verified {
-                Err(()) => (Outcome::Corrupt, None),
-                Ok(raw) => {
-                    let encoded = (codec != Codec::Raw).then_some((codec, &*stored));
-                    match artifact.write(piece, raw, encoded) {
-                        Ok(()) => (Outcome::Verified, None),
-                        Err(error) => (Outcome::Failed, Some(error.to_string())),
-                    }
-                }
-            };
-            take().push((decoder, raw));
-            result
+        let is_small = artifact.manifest().piece_len(piece) <= DECODE_ON_THE_SPOT_BYTES;
+        let work = {
+            let (kitchen, artifact) = (self.clone(), artifact.clone());
+            move || kitchen.decode(&artifact, piece, codec, &stored)
         };
-        match tokio::task::spawn_blocking(work).await {
-            Ok((outcome, disk)) => Fetched { outcome, stored_bytes, disk, bucket: None },
-            Err(_) => Fetched { stored_bytes, ..Fetched::without(Outcome::Failed) },
-        }
+        let done = if is_small {
+            self.disk.run(work).await
+        } else {
+            let Ok(_core) = self.cores.acquire().await else {
+                return Fetched::without(Outcome::Failed);
+            };
+            tokio::task::spawn_blocking(work).await
+        };
+        let (outcome, disk) = match done {
+            Ok(Ok(true)) => match sync_at_times(artifact).await {
+                Ok(()) => (Outcome::Verified, None),
+                Err(error) => (Outcome::Failed, Some(error.to_string())),
+            },
+            Ok(Ok(false)) => (Outcome::Corrupt, None),
+            Ok(Err(error)) => (Outcome::Failed, Some(error.to_string())),
+            Err(_) => (Outcome::Failed, None),
+        };
+        Fetched { outcome, stored_bytes, disk, bucket: None }
+    }
+
+    /// Whether `stored` is the piece; then it is written.
+    fn decode(
+        &self,
+        artifact: &Artifact,
+        piece: PieceIndex,
+        codec: Codec,
+        stored: &[u8],
+    ) -> Result<bool, StoreError> {
+        let spare = || self.spare.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (mut decoder, mut raw) = spare().pop().unwrap_or_else(|| (Decoder::new(), Vec::new()));
+        let manifest = artifact.manifest();
+        let decoded = match codec {
+            Codec::Raw => Some(stored),
+            Codec::Zstd => decoder
+                .decode(codec, stored, manifest.piece_len(piece), &mut raw)
+                .is_ok()
+                .then_some(raw.as_slice()),
+        };
+        let written = match decoded {
+            Some(raw) if verify_piece(manifest, piece, raw).is_ok() => {
+                let encoded = (codec != Codec::Raw).then_some((codec, stored));
+                artifact.write(piece, raw, encoded).map(|()| true)
+            }
+            _ => Ok(false),
+        };
+        spare().push((decoder, raw));
+        written
     }
 
     /// Fetches a piece from a neighbour.

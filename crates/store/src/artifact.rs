@@ -17,6 +17,7 @@ use shoal_proto::{
 
 use crate::{
     buffers::{Buffer, Buffers},
+    cache::Cached,
     disk::{self, lock},
     error::{At, StoreError},
     ledger::FileIdentity,
@@ -69,7 +70,7 @@ pub struct Stored {
     codec: Codec,
     /// What is left to read: of the file, or of the encoded piece.
     range: Range<u64>,
-    encoded: Option<Bytes>,
+    encoded: Option<Cached>,
 }
 
 impl Stored {
@@ -85,18 +86,18 @@ impl Stored {
         (self.range.end - self.range.start) as usize
     }
 
-    /// The next bytes, at most so many; none are left when it is empty. A raw piece is read into `buffer`.
+    /// The next bytes, at most so many, read into `buffer`; none are left when it is empty.
     ///
     /// # Errors
     /// [`StoreError`] when the disk fails.
     pub fn read(&mut self, most: usize, mut buffer: Buffer) -> Result<Bytes, StoreError> {
         let (at, len) = (self.range.start, self.left().min(most));
         self.range.start += len as u64;
-        if let Some(encoded) = &self.encoded {
-            return Ok(encoded.slice(at as usize..at as usize + len));
-        }
         buffer.resize(len, 0);
-        disk::read_at(&self.body.reader, &mut buffer, at).at(&self.body.path())?;
+        match &self.encoded {
+            Some(Cached { file, path, .. }) => disk::read_at(file, &mut buffer, at).at(path)?,
+            None => disk::read_at(&self.body.reader, &mut buffer, at).at(&self.body.path())?,
+        }
         Ok(Bytes::from_owner(buffer))
     }
 }
@@ -352,12 +353,12 @@ impl Artifact {
     }
 
     /// Writes piece `index` in place. The caller has verified `raw`; `stored`, when there is one, is the form
-    /// in which it came, and goes to the bounded cache. A piece that is held already is left as it is. Now
-    /// and then a call syncs what was written since the last time.
+    /// in which it came, and goes to the bounded cache. A piece that is held already is left as it is. Nothing is
+    /// synced: [`Artifact::is_sync_due`] says when to.
     ///
     /// # Errors
     /// [`StoreError`] when there is no such piece, its length is another, the artifact was removed, or the disk
-    /// fails; then the piece is not held, and after a failed sync neither are those written before it.
+    /// fails; then the piece is not held.
     pub fn write(
         &self,
         index: PieceIndex,
@@ -378,7 +379,7 @@ impl Artifact {
         {
             body.shared.cache.put(body.id(), index, stored);
         }
-        body.sync_at_times()
+        Ok(())
     }
 
     /// Begins to write piece `index` as it comes; none when it is held, or somebody else is at it: then it is to be brought
@@ -427,9 +428,8 @@ impl Artifact {
         }
         let stored = |codec, range, encoded| Stored { body: body.clone(), codec, range, encoded };
         if let Some(cached) = body.shared.cache.get(body.id(), index) {
-            if cached.proven || self.prove(index, &cached.bytes) {
-                let (range, bytes) = (0..cached.bytes.len() as u64, cached.bytes.into());
-                return Ok(Some(stored(Codec::Zstd, range, Some(bytes))));
+            if cached.proven || self.prove(index, &cached) {
+                return Ok(Some(stored(Codec::Zstd, 0..cached.len, Some(cached))));
             }
             body.shared.cache.discard(body.id(), index);
         }
@@ -443,12 +443,13 @@ impl Artifact {
     }
 
     /// Verifies an encoded piece that an earlier process left.
-    fn prove(&self, index: PieceIndex, stored: &[u8]) -> bool {
+    fn prove(&self, index: PieceIndex, cached: &Cached) -> bool {
         let manifest = &self.body.manifest;
-        let mut raw = Vec::new();
-        let sound = Decoder::new()
-            .decode(Codec::Zstd, stored, manifest.piece_len(index), &mut raw)
-            .is_ok_and(|()| verify_piece(manifest, index, &raw).is_ok());
+        let (mut stored, mut raw) = (vec![0; cached.len as usize], Vec::new());
+        let sound = disk::read_at(&cached.file, &mut stored, 0).is_ok()
+            && Decoder::new()
+                .decode(Codec::Zstd, &stored, manifest.piece_len(index), &mut raw)
+                .is_ok_and(|()| verify_piece(manifest, index, &raw).is_ok());
         if sound {
             self.body.shared.cache.prove(self.body.id(), index);
         }

@@ -49,9 +49,13 @@ struct Entry {
     proven: bool,
 }
 
-/// An encoded piece from the cache.
+/// An encoded piece in the cache. It can be read to its end even if it is evicted meanwhile.
+#[derive(Debug)]
 pub(crate) struct Cached {
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) file: File,
+    pub(crate) path: PathBuf,
+    /// Its length, in bytes.
+    pub(crate) len: u64,
     /// False when it was left by an earlier process: decode and verify it, then say so with
     /// [`Cache::prove`] or [`Cache::discard`].
     pub(crate) proven: bool,
@@ -187,9 +191,10 @@ impl Cache {
     pub(crate) fn get(&self, artifact: &ArtifactId, piece: PieceIndex) -> Option<Cached> {
         let key = (*artifact, piece.0);
         let (len, proven) = lock(&self.state).touch(&key).map(|e| (e.len, e.proven))?;
+        let path = self.path_of(&key);
         // Evicted meanwhile, or not as it was entered: not kept.
-        match fs::read(self.path_of(&key)) {
-            Ok(bytes) if bytes.len() as u64 == len => Some(Cached { bytes, proven }),
+        match File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file))) {
+            Ok((now, file)) if now == len => Some(Cached { file, path, len, proven }),
             _ => {
                 self.discard(artifact, piece);
                 None
@@ -300,7 +305,7 @@ mod tests {
         cache.put(&id, PieceIndex(2), &vec![1; 8 * PIECE as usize + 1]);
         assert_eq!(kept(&cache, &id), [1]);
         cache.put(&id, PieceIndex(1), &[7, 7]);
-        assert_eq!(cache.get(&id, PieceIndex(1)).unwrap().bytes, [7, 7]);
+        assert_eq!(fs::read(cache.get(&id, PieceIndex(1)).unwrap().path).unwrap(), [7, 7]);
         assert_eq!(cache.bytes(), BLOCK_BYTES);
     }
 
