@@ -181,7 +181,6 @@ impl Body {
         let mut writers = lock(&self.writing);
         // Nothing unverified comes over it from now on.
         writers.revoke(index);
-        writers.set_aside(file, self.manifest.size_bytes, raw.len());
         file.write_all_at(raw, self.manifest.piece_range(index).start).at(&self.path())?;
         Ok(self.hold(index))
     }

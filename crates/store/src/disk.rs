@@ -54,19 +54,14 @@ pub(crate) fn in_memory(file: &File) -> io::Result<bool> {
     Ok(fstatfs(file)?.f_type == TMPFS_MAGIC)
 }
 
-/// Sets blocks aside for `len` bytes of a file, from `offset` on.
-pub(crate) fn set_aside(file: &File, offset: u64, len: u64) -> Result<(), Errno> {
-    fallocate(file, FallocateFlags::empty(), offset, len)
-}
-
 /// Gives the file its length and sets the disk blocks aside, where the file system can do that; where it
 /// cannot, only the length is set and a full disk shows in a write. So it is in memory, where every page would be looked for
-/// now, a second for a few GB, while nothing is fetched: see [`crate::piece_writer::Writers::set_aside`].
+/// now, a second for a few GB, while nothing is fetched.
 pub(crate) fn preallocate(file: &File, len: u64) -> io::Result<()> {
     if len == 0 || in_memory(file)? {
         return file.set_len(len);
     }
-    match set_aside(file, 0, len) {
+    match fallocate(file, FallocateFlags::empty(), 0, len) {
         Ok(()) => {}
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
         Err(error) => return Err(error.into()),

@@ -7,7 +7,6 @@
 use std::{
     collections::HashMap,
     fmt,
-    fs::File,
     os::unix::fs::FileExt,
     sync::{Arc, PoisonError},
 };
@@ -17,36 +16,18 @@ use shoal_proto::PieceIndex;
 
 use crate::{
     artifact::Body,
-    disk::{self, lock},
+    disk::lock,
     error::{At, StoreError},
 };
 
 /// Who is at which piece of a file.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Writers {
     taken: HashMap<u32, u64>,
     last: u64,
-    /// Room is set aside up to here.
-    room: u64,
 }
 
 impl Writers {
-    /// Nobody; room is set aside for `room` bytes.
-    pub(crate) fn new(room: u64) -> Self {
-        Self { taken: HashMap::new(), last: 0, room }
-    }
-
-    /// Sets more room aside, up to `len`, before so many bytes are written: the whole file has its room long before its last
-    /// piece, and the first one does not wait for it. Where there is none left, a write shows it.
-    pub(crate) fn set_aside(&mut self, file: &File, len: u64, written: usize) {
-        /// For each byte written.
-        const AHEAD: u64 = 4;
-        let step = (AHEAD * written as u64).min(len.saturating_sub(self.room));
-        if step > 0 && disk::set_aside(file, self.room, step).is_ok() {
-            self.room += step;
-        }
-    }
-
     /// Whoever is at a piece no longer is.
     pub(crate) fn revoke(&mut self, index: PieceIndex) {
         self.taken.remove(&index.0);
@@ -111,9 +92,8 @@ impl PieceWriter {
         let at = body.manifest.piece_range(self.index).start + self.written as u64;
         let writer = body.writer.read().unwrap_or_else(PoisonError::into_inner);
         let file = writer.as_ref().ok_or_else(|| StoreError::Closed(*body.id()))?;
-        let mut writers = lock(&body.writing);
+        let writers = lock(&body.writing);
         if writers.is_at(self.index, self.ticket) {
-            writers.set_aside(file, body.manifest.size_bytes, raw.len());
             file.write_all_at(raw, at).at(&body.path())?;
         }
         drop(writers);

@@ -26,7 +26,6 @@ use crate::{
     error::{At, StoreError},
     ledger::{FileIdentity, Ledger},
     parts::INDEX_NAME,
-    piece_writer::Writers,
     resume,
 };
 
@@ -215,8 +214,8 @@ impl Store {
         stripe
     }
 
-    /// Opens the artifact of `index`: begins it, its whole length set aside on the disk (in memory as pieces come), or goes on with what
-    /// is there. Pieces that are not known to be on the disk are hashed first. With an index of another
+    /// Opens the artifact of `index`: begins it, its whole length set aside on a disk (in memory nothing is), or goes on with what is
+    /// there. Pieces that are not known to be on the disk are hashed first. With an index of another
     /// encoding of the same pieces, the same file gets a handle with the new index; with another piece size, older
     /// handles can no longer write.
     ///
@@ -344,8 +343,6 @@ impl Store {
         state: State,
     ) -> Result<Arc<Body>, StoreError> {
         let identity = FileIdentity::of(&reader.metadata().at(dir)?);
-        // In memory none was set aside yet.
-        let room = if disk::in_memory(&reader).at(dir)? { 0 } else { manifest.size_bytes };
         Ok(Arc::new(Body {
             shared: self.shared.clone(),
             dir: dir.to_owned(),
@@ -354,7 +351,7 @@ impl Store {
             reader,
             writer: RwLock::new(writer),
             state: Mutex::new(state),
-            writing: Mutex::new(Writers::new(room)),
+            writing: Mutex::default(),
             syncing: Mutex::default(),
         }))
     }
