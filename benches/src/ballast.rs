@@ -35,6 +35,9 @@ const AHEAD_BYTES: u64 = 3 * CHUNK_BYTES as u64;
 /// No more than this is held: a larger machine is not kept busy for minutes.
 const MOST_BYTES: u64 = 32 << 30;
 
+/// Holding more than this takes seconds, and is told.
+const TOLD_BYTES: u64 = 4 << 30;
+
 /// Free memory is looked at this often: at a few GB/s it shrinks by some MiB meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
@@ -97,6 +100,10 @@ impl Ballast {
     /// When the system refuses memory that is free.
     pub fn fill(&self) -> anyhow::Result<()> {
         if self.is_needed {
+            let free = free_bytes();
+            if free > TOLD_BYTES {
+                eprintln!("holding {} GiB of free memory first", free.min(MOST_BYTES) >> 30);
+            }
             take(&mut lock(&self.held), free_bytes, chunk).context("cannot hold memory")?;
         }
         Ok(())
