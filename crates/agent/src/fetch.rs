@@ -274,3 +274,57 @@ async fn sync_at_times(artifact: &Arc<Artifact>) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use shoal_pieces::Encoder;
+    use shoal_proto::manifest::PieceSize;
+    use shoal_store::{CutOptions, Store, StoreConfig, cut};
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_encoded_piece_is_held_only_with_its_hash_wherever_it_is_decoded() {
+        const SPOT: u64 = DECODE_ON_THE_SPOT_BYTES as u64;
+        let kitchen = Kitchen::new(Pacer::default(), Pacer::default(), DiskWork::new());
+        for piece_bytes in [SPOT, 2 * SPOT] {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("file");
+            let lines: String = (0..SPOT).map(|line| format!("{line}\n")).collect();
+            let bytes = &lines.as_bytes()[..2 * piece_bytes as usize];
+            fs::write(&file, bytes).unwrap();
+            let piece_size = PieceSize::from_bytes(piece_bytes);
+            let options = CutOptions { piece_size, ..CutOptions::default() };
+            let index = cut(&file, &dir.path().join("cut"), &options, |_| {}).unwrap().index;
+            let config = StoreConfig { reserve_free_bytes: 0, ..StoreConfig::default() };
+            let store = Store::open(&dir.path().join("store"), config).unwrap();
+            let artifact = store.open_artifact(&index).unwrap();
+
+            let frames: Vec<Bytes> = bytes
+                .chunks(piece_bytes as usize)
+                .map(|raw| {
+                    let mut frame = Vec::new();
+                    assert_eq!(Encoder::new(1).encode(raw, &mut frame), Codec::Zstd);
+                    frame.into()
+                })
+                .collect();
+            let taken_in = async |frame: &Bytes| {
+                let piece = PieceIndex(1);
+                let fetched = kitchen.take_in(&artifact, piece, Codec::Zstd, frame.clone()).await;
+                assert_eq!(fetched.stored_bytes, frame.len() as u64);
+                (fetched.outcome, artifact.have().contains(1))
+            };
+            assert_eq!(taken_in(&frames[0]).await, (Outcome::Corrupt, false), "another piece");
+            let torn = frames[1].slice(..frames[1].len() / 2);
+            assert_eq!(taken_in(&torn).await, (Outcome::Corrupt, false));
+            assert_eq!(taken_in(&frames[1]).await, (Outcome::Verified, true));
+            // It is passed on as it came.
+            let mut stored = artifact.stored(PieceIndex(1)).unwrap().unwrap();
+            assert_eq!(stored.codec(), Codec::Zstd);
+            let passed_on = stored.read(usize::MAX, artifact.buffers().take()).unwrap();
+            assert_eq!(passed_on, frames[1]);
+        }
+    }
+}
