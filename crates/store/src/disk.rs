@@ -47,18 +47,21 @@ pub(crate) fn unallocated_bytes(file: &File) -> io::Result<u64> {
     Ok(metadata.len().saturating_sub(metadata.blocks() * 512))
 }
 
-/// Whether the file lies in memory.
-pub(crate) fn in_memory(file: &File) -> io::Result<bool> {
+/// Whether the file lies in memory, with room for several times `len` more bytes there.
+fn has_plenty_of_memory(file: &File, len: u64) -> io::Result<bool> {
     /// How statfs(2) names a file system in memory.
     const TMPFS_MAGIC: i64 = 0x0102_1994;
-    Ok(fstatfs(file)?.f_type == TMPFS_MAGIC)
+    const PLENTY: u64 = 4;
+    let stat = fstatfs(file)?;
+    let free = stat.f_bavail.saturating_mul(stat.f_bsize as u64);
+    Ok(stat.f_type == TMPFS_MAGIC && free >= len.saturating_mul(PLENTY))
 }
 
 /// Gives the file its length and sets the disk blocks aside, where the file system can do that; where it
-/// cannot, only the length is set and a full disk shows in a write. So it is in memory, where every page would be looked for
-/// now, a second for a few GB, while nothing is fetched.
+/// cannot, only the length is set and a full disk shows in a write. So it is in memory, too, as long as there is plenty of room:
+/// every page would be looked for now, a second for a few GB, while nothing is fetched.
 pub(crate) fn preallocate(file: &File, len: u64) -> io::Result<()> {
-    if len == 0 || in_memory(file)? {
+    if len == 0 || has_plenty_of_memory(file, len)? {
         return file.set_len(len);
     }
     match fallocate(file, FallocateFlags::empty(), 0, len) {
@@ -114,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_has_its_length_and_in_memory_no_room_of_its_own_yet() {
+    fn a_file_has_its_length_and_with_plenty_of_memory_no_room_of_its_own_yet() {
         const LEN: u64 = 1 << 20;
         let in_memory = tempfile::tempfile_in("/dev/shm").expect("a file in memory");
         for len in [LEN, LEN / 2, 0] {
