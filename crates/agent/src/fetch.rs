@@ -29,8 +29,8 @@ pub(crate) const RECEIVE_BUDGET_BYTES: u32 = 48 << 20;
 /// How long the bucket may take for one piece: a directory on a dead file server never answers.
 const ORIGIN_READ_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// An encoded piece of at most so many raw bytes is decoded where it was received, in a fraction of a millisecond; a larger one
-/// is handed over to another thread, which costs two wake-ups.
+/// An encoded piece of at most so many raw bytes is decoded, hashed and written where it was received, within one or two
+/// milliseconds; a larger one is handed over to another thread, which costs two wake-ups.
 const DECODE_ON_THE_SPOT_BYTES: usize = 1 << 20;
 
 /// What the fetches of a process share.
@@ -41,7 +41,7 @@ pub(crate) struct Kitchen {
     origin: Pacer,
     /// ...and, with what neighbours send, what is received.
     down: Pacer,
-    /// One permit a core: decoding and hashing are work of the processor.
+    /// One permit a core, for decoding large pieces: that is work of the processor.
     cores: Semaphore,
     /// Decoders and output buffers at rest.
     spare: Mutex<Vec<(Decoder, Vec<u8>)>>,

@@ -58,8 +58,8 @@ fn has_plenty_of_memory(file: &File, len: u64) -> io::Result<bool> {
 }
 
 /// Gives the file its length and sets the disk blocks aside, where the file system can do that; where it
-/// cannot, only the length is set and a full disk shows in a write. So it is in memory, too, as long as there is plenty of room:
-/// every page would be looked for now, a second for a few GB, while nothing is fetched.
+/// cannot, only the length is set and a full disk shows in a write. So it is in memory, too, where there is plenty of room:
+/// finding every page first takes a second for a few GB, while nothing is fetched.
 pub(crate) fn preallocate(file: &File, len: u64) -> io::Result<()> {
     if len == 0 || has_plenty_of_memory(file, len)? {
         return file.set_len(len);
