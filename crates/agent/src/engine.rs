@@ -386,6 +386,9 @@ impl Driver {
             Outcome::Failed => "failed",
         };
         metrics.fetches.with_label_values(&[outcome]).inc();
+        if !matches!(fetched.outcome, Outcome::Verified | Outcome::Busy) {
+            tracing::debug!(%piece, source, outcome, "no piece");
+        }
         let Some(part) = self.swarms.get(&swarm) else { return };
         let held = part.artifact.have().count();
         part.status.send_modify(|status| {

@@ -123,6 +123,7 @@ impl Driver {
         let (regions, inputs) = (self.parts.regions.clone(), self.inputs.clone());
         let artifact = part.artifact.manifest().artifact;
         let pieces = part.artifact.manifest().piece_count();
+        tracing::debug!(%artifact, block, lacking = lacking.count_ones(), want, "asks for a lease");
         let (encoding, origin) = (part.encoding, self.parts.origin.clone());
         let signed = origin.bucket().is_none();
         tokio::spawn(async move {

@@ -38,6 +38,7 @@ impl Driver {
             connection.close(CloseReason::Banned);
             return;
         }
+        tracing::debug!(machine = %member.machine, "neighbour");
         let peer = PeerKey(self.key());
         // A new connection's queue is empty.
         let _ = connection.try_send(&self.hello());
@@ -105,6 +106,7 @@ impl Driver {
             PeerMessage::Goal(signed) => self.heard_goal(signed),
             PeerMessage::Standing { .. } => {}
             PeerMessage::Join { artifact, have } => {
+                tracing::debug!(machine = %connection.member().machine, %artifact, pieces = have.count(), "neighbour takes part");
                 match self.by_artifact.get(&artifact).copied() {
                     Some(swarm) => {
                         self.tell(Event::PeerJoined { peer, swarm, have: have.into() });
@@ -287,6 +289,7 @@ impl Driver {
     /// Remembers machines of a swarm and connects to them.
     pub(super) fn learn(&mut self, swarm: SwarmKey, peers: Vec<PeerAddr>) {
         let Some(part) = self.swarms.get_mut(&swarm) else { return };
+        tracing::debug!(peers = peers.len(), "told of others");
         for peer in peers.into_iter().take(PEERS_BATCH_MAX * REGION_PROCESSES_MAX) {
             if peer.node == self.parts.me.node || self.banned.contains(&peer.node) {
                 continue;
