@@ -214,8 +214,8 @@ impl Store {
         stripe
     }
 
-    /// Opens the artifact of `index`: begins it, its whole length set aside on a disk (in memory only where it is scarce), or goes on with what is
-    /// there. Pieces that are not known to be on the disk are hashed first. With an index of another
+    /// Opens the artifact of `index`: begins it, its whole length set aside on a disk (in memory only where it is scarce), or
+    /// goes on with what is there. Pieces that are not known to be on the disk are hashed first. With an index of another
     /// encoding of the same pieces, the same file gets a handle with the new index; with another piece size, older
     /// handles can no longer write.
     ///
