@@ -354,20 +354,27 @@ impl Driver {
         let part = Part { artifact, encoding, layout, status, known: BTreeMap::new() };
         self.swarms.insert(swarm, part);
         self.keep_to_limits();
-        let purpose = if have.is_full() {
-            Purpose::Seed
-        } else {
-            let hash = machine_hash(&self.parts.me.node, &id);
-            Purpose::Fetch { priority, piece_bytes, may_lease: may_lease(hash, fleet), fleet }
-        };
-        self.tell(Event::Start { swarm, pieces, have, purpose });
         let early: Vec<_> = self
             .peers
             .iter_mut()
             .filter_map(|(peer, state)| Some((*peer, state.early.remove(&id)?)))
             .collect();
+        let hash = machine_hash(&self.parts.me.node, &id);
+        let purpose = |may_lease| match have.is_full() {
+            true => Purpose::Seed,
+            false => Purpose::Fetch { priority, piece_bytes, may_lease, fleet },
+        };
+        let start = |may_lease| {
+            let (have, purpose) = (have.clone(), purpose(may_lease));
+            Event::Start { swarm, pieces, have, purpose }
+        };
+        // What neighbours hold comes first: the policy asks at once for leases of what nobody has.
+        self.tell(start(false));
         for (peer, have) in early {
             self.tell(Event::PeerJoined { peer, swarm, have: have.into() });
+        }
+        if may_lease(hash, fleet) {
+            self.tell(start(true));
         }
         // The region may know others, and shall know this machine, also when it only seeds.
         self.introduce(swarm, shoal_proto::peer::PEERS_BATCH_MAX as u16);
