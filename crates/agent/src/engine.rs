@@ -360,12 +360,12 @@ impl Driver {
             .filter_map(|(peer, state)| Some((*peer, state.early.remove(&id)?)))
             .collect();
         let hash = machine_hash(&self.parts.me.node, &id);
-        let purpose = |may_lease| match have.is_full() {
-            true => Purpose::Seed,
-            false => Purpose::Fetch { priority, piece_bytes, may_lease, fleet },
-        };
         let start = |may_lease| {
-            let (have, purpose) = (have.clone(), purpose(may_lease));
+            let have = have.clone();
+            let purpose = match have.is_full() {
+                true => Purpose::Seed,
+                false => Purpose::Fetch { priority, piece_bytes, may_lease, fleet },
+            };
             Event::Start { swarm, pieces, have, purpose }
         };
         // What neighbours hold comes first: the policy asks at once for leases of what nobody has.

@@ -274,3 +274,40 @@ impl Swarm {
         self.rng = rng;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use shoal_proto::Bitmap;
+
+    use super::*;
+    use crate::event::{Event, PeerKey, Purpose};
+
+    const SWARM: SwarmKey = SwarmKey(1);
+    const PIECES: u32 = 200;
+
+    /// How often leases are asked for by a machine that begins next to a neighbour that says what it holds: it may lease
+    /// `at_once`, or only after that.
+    fn asks(at_once: bool, have: Bitmap) -> usize {
+        let mut swarm = Swarm::new(Config::default(), 7);
+        let start = |may_lease| {
+            let purpose = Purpose::Fetch { priority: 0, piece_bytes: 1 << 20, may_lease, fleet: 8 };
+            let have = Bitmap::empty(PIECES);
+            Event::Start { swarm: SWARM, pieces: PIECES, have, purpose }
+        };
+        let peer = PeerKey(1);
+        swarm.handle(Time(1), Event::PeerUp { peer, same_zone: true });
+        swarm.handle(Time(1), start(at_once));
+        let joined = Event::PeerJoined { peer, swarm: SWARM, have: have.into() };
+        swarm.handle(Time(1), joined);
+        swarm.handle(Time(1), start(true));
+        let actions = core::iter::from_fn(|| swarm.poll_action());
+        actions.filter(|action| matches!(action, Action::AskLease { .. })).count()
+    }
+
+    #[test]
+    fn who_may_lease_only_once_neighbours_were_heard_asks_for_nothing_that_they_hold() {
+        assert!(asks(true, Bitmap::full(PIECES)) > 0, "it knew of nobody");
+        assert_eq!(asks(false, Bitmap::full(PIECES)), 0);
+        assert!(asks(false, Bitmap::empty(PIECES)) > 0, "and then it may");
+    }
+}
