@@ -318,7 +318,7 @@ impl Driver {
             Input::UploadEnded(upload, bytes) => {
                 self.uploads.remove(&upload);
                 self.parts.metrics.sent_bytes.inc_by(bytes);
-                self.tell(Event::UploadEnded { upload });
+                self.tell(Event::UploadEnded { upload, whole: bytes > 0 });
             }
             Input::Policy(event) => self.tell(event),
             Input::Introduced(swarm, peers) => self.learn(swarm, peers),

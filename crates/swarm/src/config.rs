@@ -31,6 +31,13 @@ pub struct Config {
     /// Uploads of one peer: what our own policy asks for, and as much again for requests that crossed with
     /// their cancelling.
     pub uploads_per_peer_max: usize,
+    /// An upload takes no slot any more when it has lasted this many times as long as others, and one that began later is
+    /// sent...
+    pub upload_stuck_factor: u32,
+    /// ...but always before this: below it lies the waiting for a disk or a round trip.
+    pub upload_stuck_min: Duration,
+    /// Uploads that take no slot, at most: they hold memory.
+    pub uploads_stuck_max: usize,
     /// Neighbours that are told of a free slot when an upload ends...
     pub offers_max: usize,
     /// ...as long as fewer uploads than this are served. More fill a line no better, and who was turned away hears of the other
@@ -141,6 +148,9 @@ impl Default for Config {
             upload_start_pieces: 4,
             repeats_max: 1,
             uploads_per_peer_max: 4,
+            upload_stuck_factor: 8,
+            upload_stuck_min: ms(1_000),
+            uploads_stuck_max: 24,
             offers_max: 2,
             offers_until: 6,
             pick_scan: 32,

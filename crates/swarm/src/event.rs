@@ -136,6 +136,8 @@ pub enum Event {
     UploadEnded {
         /// The upload.
         upload: UploadId,
+        /// Whether the peer has all of it.
+        whole: bool,
     },
     /// A peer has a free slot and holds a piece that it thinks we lack: an `Offer` message.
     Offered {

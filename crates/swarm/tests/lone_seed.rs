@@ -139,7 +139,7 @@ impl Net {
                 if on_the_line {
                     self.send_next(of);
                 }
-                self.say(key(of), Event::UploadEnded { upload });
+                self.say(key(of), Event::UploadEnded { upload, whole: false });
             }
             Action::Serve { upload } if self.asked.contains_key(&upload) => {
                 self.machines[at].queue.push_back(upload);
@@ -190,7 +190,7 @@ impl Net {
                         self.machines[at].queue.pop_front();
                         self.answer(upload, Outcome::Verified);
                         self.send_next(at);
-                        self.tell(at, Event::UploadEnded { upload });
+                        self.tell(at, Event::UploadEnded { upload, whole: true });
                     }
                 }
             }

@@ -148,7 +148,7 @@ impl Driver {
             20 => {
                 let upload = UploadId(u64::from(b) % (self.next_upload + 2));
                 self.uploads.insert(upload, true);
-                Event::UploadEnded { upload }
+                Event::UploadEnded { upload, whole: c % 2 == 0 }
             }
             21..=23 => {
                 let known = c % 8 != 0 && !self.asks.is_empty();

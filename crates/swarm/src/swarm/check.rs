@@ -24,7 +24,10 @@ impl Swarm {
         ensure!(self.reads.len() <= config.origin_reads_max, "too many reads of the bucket");
         ensure!(self.peers.len() <= config.peers_max, "too many peers");
         let served = self.uploads.count();
-        ensure!(served <= config.upload_slots, "{served} uploads served");
+        ensure!(
+            served <= config.upload_slots + config.uploads_stuck_max,
+            "{served} uploads served"
+        );
         let (leased, _, open) = self.leases();
         ensure!(leased <= config.leased_max, "{leased} pieces leased");
         ensure!(open <= config.lease_asks_max, "{open} lease questions open");

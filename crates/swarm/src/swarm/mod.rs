@@ -181,7 +181,7 @@ impl Swarm {
             Event::UploadAsked { upload, peer, swarm, piece } => {
                 self.upload_asked(upload, peer, swarm, piece);
             }
-            Event::UploadEnded { upload } => self.upload_ended(upload),
+            Event::UploadEnded { upload, whole } => self.upload_ended(upload, whole),
             Event::Offered { peer, swarm, piece } => self.offered(now, peer, swarm, piece.0),
             Event::LeaseGranted { swarm, block, first, count, duration } => {
                 self.lease_granted(now, swarm, block, first, count, duration);

@@ -5,8 +5,13 @@
 //! something that we hold, each in turn. Whoever has room for one more piece then asks. Nothing is kept for it: an
 //! offer that nobody takes costs one small message. Who holds its first piece has few slots and is wanted by all its
 //! neighbours: it is not asked but offers, as long as that brings anything.
+//!
+//! A machine that hardly reads what it asked for keeps its slots for long, and a few of them keep them all. So an upload that
+//! others overtake, and that lasts many times as long as they do, goes on but takes no slot any more. Where none gets on, one
+//! more peer is served to see whether another one would.
 
 use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
+use core::time::Duration;
 
 use rand::RngExt;
 use shoal_proto::{Bitmap, PieceIndex};
@@ -15,6 +20,7 @@ use smallvec::SmallVec;
 use super::{
     Swarm,
     neighbours::{Slots, members},
+    peers::PieceTime,
     state::State,
 };
 use crate::{
@@ -40,6 +46,9 @@ pub(super) struct Upload {
     peer: PeerKey,
     /// A piece that a lone seed gave before.
     again: bool,
+    /// One that began later was sent whole.
+    overtaken: bool,
+    began: Time,
 }
 
 /// A piece that a lone seed gave.
@@ -63,6 +72,9 @@ pub(super) struct Uploads {
     turned_away: Vec<PeerKey>,
     /// The oldest first.
     given: VecDeque<Given>,
+    /// When an upload began or ended last.
+    moved_at: Time,
+    times: PieceTime,
     served: SmallVec<[Upload; SERVED]>,
 }
 
@@ -75,6 +87,43 @@ impl Uploads {
     /// Uploads being served.
     pub(super) fn count(&self) -> usize {
         self.served.len()
+    }
+
+    /// Uploads that take a slot: those that get on.
+    fn moving(&self, now: Time, config: &Config) -> impl Iterator<Item = &Upload> {
+        let patience = self.patience(config);
+        let stuck = move |upload: &&Upload| upload.overtaken && now.since(upload.began) >= patience;
+        self.served.iter().filter(move |upload| !stuck(upload))
+    }
+
+    /// How long an upload may last and still be taken for one that gets on.
+    fn patience(&self, config: &Config) -> Duration {
+        let usual = self.times.mean().map(|mean| mean * config.upload_stuck_factor);
+        usual.map_or(config.late_first, |usual| {
+            usual.max(config.upload_stuck_min).min(config.late_max)
+        })
+    }
+
+    /// Whether a peer is served one more, where a machine has so many slots.
+    fn has_room(&self, now: Time, config: &Config, slots: usize, peer: PeerKey) -> bool {
+        if self.served.len() >= slots + config.uploads_stuck_max {
+            return false;
+        }
+        let tries = || now.since(self.moved_at) >= self.patience(config) && !self.serves(peer);
+        self.moving(now, config).count() < slots || tries()
+    }
+
+    /// An upload ended, `whole` or not; whether it was known.
+    fn ended(&mut self, now: Time, id: UploadId, whole: bool) -> bool {
+        let Some(at) = self.served.iter().position(|upload| upload.id == id) else { return false };
+        let upload = self.served.swap_remove(at);
+        self.moved_at = now;
+        if whole {
+            self.times.measured(now.since(upload.began));
+            let before = self.served.iter_mut().filter(|other| other.began <= upload.began);
+            before.for_each(|other| other.overtaken = true);
+        }
+        true
     }
 
     /// Whether a peer is being served.
@@ -143,14 +192,15 @@ impl Swarm {
             return;
         }
         let own = uploads.served.iter().filter(|upload| upload.peer == peer).count();
-        let room = uploads.served.len() < slots(&self.config, state);
+        let room = uploads.has_room(self.now, &self.config, slots(&self.config, state), peer);
         // Its neighbours know nothing of each other's requests, and what it sends twice nobody else can send for it.
         let alone = state.is_lone_seed();
         let unknown = alone && uploads.gave_another(self.now, swarm, piece, peer);
         let none = || Box::new(Bitmap::empty(state.pieces));
         let given = alone.then(|| state.given.get_or_insert_with(none));
         let again = given.as_ref().is_some_and(|given| given.contains(piece));
-        let repeats = uploads.served.iter().filter(|upload| upload.again).count();
+        let moving = uploads.moving(self.now, &self.config);
+        let repeats = moving.filter(|upload| upload.again).count();
         // What nobody was given comes first, as long as such pieces are asked for.
         let has_new = given.as_ref().is_some_and(|given| !given.is_full());
         let waits = has_new && uploads.gave_new(self.now, swarm);
@@ -162,7 +212,9 @@ impl Swarm {
                 uploads.gives(Given { swarm, piece, peer, again, known_at });
             }
             uploads.turned_away.retain(|other| *other != peer);
-            uploads.served.push(Upload { id, peer, again });
+            uploads.moved_at = self.now;
+            let began = self.now;
+            uploads.served.push(Upload { id, peer, again, overtaken: false, began });
             self.actions.push(Action::Serve { upload: id });
         } else {
             if !uploads.turned_away.contains(&peer) && uploads.turned_away.len() < TURNED_AWAY_MAX {
@@ -172,10 +224,9 @@ impl Swarm {
         }
     }
 
-    /// An upload ended.
-    pub(super) fn upload_ended(&mut self, id: UploadId) {
-        if let Some(at) = self.uploads.served.iter().position(|upload| upload.id == id) {
-            self.uploads.served.swap_remove(at);
+    /// An upload ended, `whole` or not.
+    pub(super) fn upload_ended(&mut self, id: UploadId, whole: bool) {
+        if self.uploads.ended(self.now, id, whole) {
             self.offer_slots();
         }
     }
@@ -185,7 +236,8 @@ impl Swarm {
         let Config { upload_slots, offers_until, offers_max, .. } = *self.config;
         let none_waits = self.uploads.turned_away.is_empty();
         let slots = if none_waits { upload_slots.min(offers_until) } else { upload_slots };
-        slots.saturating_sub(self.uploads.count()).min(offers_max)
+        let taken = self.uploads.moving(self.now, &self.config).count();
+        slots.saturating_sub(taken).min(offers_max)
     }
 
     /// Tells neighbours of free slots.
@@ -199,7 +251,7 @@ impl Swarm {
     /// Who is to hear of a free slot, if there are more than so many, and of which piece.
     fn next_in_turn(&mut self, told: usize) -> Option<(PeerKey, SwarmKey, u32)> {
         let (config, uploads, rng) = (&self.config, &mut self.uploads, &mut self.rng);
-        let taken = told + uploads.served.len();
+        let taken = told + uploads.moving(self.now, config).count();
         let enough = taken >= config.offers_until;
         if taken >= config.upload_slots || enough && uploads.turned_away.is_empty() {
             return None;
@@ -300,7 +352,8 @@ mod tests {
 
     /// To whom slots are offered when an upload ends.
     fn offers_after(swarm: &mut Swarm, upload: u64) -> Vec<u64> {
-        swarm.handle(Time(5), Event::UploadEnded { upload: UploadId(upload) });
+        let upload = UploadId(upload);
+        swarm.handle(Time(5), Event::UploadEnded { upload, whole: true });
         let actions = core::iter::from_fn(|| swarm.poll_action());
         actions
             .filter_map(|action| match action {
@@ -333,6 +386,60 @@ mod tests {
         assert_eq!(offers_after(&mut swarm, 1), [5], "three are in use, but it was turned away");
         assert_eq!(offers_after(&mut swarm, 2), Vec::<u64>::new(), "two are in use: enough");
         assert_eq!(offers_after(&mut swarm, 3).len(), 1, "one is in use");
+    }
+
+    /// Whether a peer that asks for the piece of the upload's number is served.
+    fn is_served(swarm: &mut Swarm, ms: u64, peer: u64, upload: u64) -> bool {
+        let (piece, upload, peer) = (PieceIndex(upload as u32), UploadId(upload), PeerKey(peer));
+        let now = Time(0) + Duration::from_millis(ms);
+        swarm.handle(now, Event::UploadAsked { upload, peer, swarm: SWARM, piece });
+        let first = swarm.poll_action();
+        while swarm.poll_action().is_some() {}
+        first == Some(Action::Serve { upload })
+    }
+
+    fn ends(swarm: &mut Swarm, ms: u64, upload: u64, whole: bool) {
+        let now = Time(0) + Duration::from_millis(ms);
+        swarm.handle(now, Event::UploadEnded { upload: UploadId(upload), whole });
+        while swarm.poll_action().is_some() {}
+    }
+
+    #[test]
+    fn who_asks_and_does_not_read_holds_up_nobody() {
+        let config = Config { upload_slots: 2, uploads_stuck_max: 3, ..Config::default() };
+        let mut swarm = seed_with(config, &[1, 2, 3, 4]);
+        let swarm = &mut swarm;
+        assert!(is_served(swarm, 0, 1, 10) && is_served(swarm, 0, 1, 11));
+        assert!(!is_served(swarm, 4_900, 2, 20), "pieces may take that long here");
+        assert!(!is_served(swarm, 5_100, 1, 12), "it has some");
+        assert!(is_served(swarm, 5_100, 2, 20), "another one may get on");
+        assert!(!is_served(swarm, 5_100, 3, 30), "one is enough to see that");
+        ends(swarm, 5_120, 20, true);
+        assert!(is_served(swarm, 5_120, 2, 21) && is_served(swarm, 5_120, 3, 31));
+        assert!(!is_served(swarm, 5_120, 4, 40), "both slots are in use");
+        ends(swarm, 5_140, 21, true);
+        assert!(is_served(swarm, 5_140, 4, 41));
+        // Those two hang as well, and it is known by now what a piece takes.
+        assert!(!is_served(swarm, 6_000, 2, 22));
+        assert!(is_served(swarm, 6_200, 2, 22));
+        assert!(!is_served(swarm, 9_000, 1, 13), "five are under way: as many as there may be");
+        ends(swarm, 9_000, 22, true);
+        assert!(is_served(swarm, 9_000, 2, 23));
+    }
+
+    #[test]
+    fn uploads_that_are_all_slow_keep_their_slots() {
+        let mut swarm = seed(&[1, 2, 3, 4]);
+        let swarm = &mut swarm;
+        assert!(is_served(swarm, 0, 1, 10) && is_served(swarm, 10, 2, 11));
+        ends(swarm, 20, 10, true);
+        // What takes 20 ms takes 2 s from now on: nobody is overtaken but by who gave up.
+        assert!(is_served(swarm, 20, 1, 12));
+        assert!(!is_served(swarm, 900, 3, 30));
+        ends(swarm, 1_800, 11, true);
+        assert!(is_served(swarm, 1_800, 3, 31) && !is_served(swarm, 1_800, 4, 40));
+        ends(swarm, 1_900, 31, false);
+        assert!(is_served(swarm, 1_900, 4, 41) && !is_served(swarm, 2_800, 3, 32));
     }
 
     #[test]
@@ -375,7 +482,7 @@ mod tests {
             let now = Time(0) + Duration::from_secs(seconds);
             swarm.handle(now, Event::UploadAsked { upload, peer, swarm: SWARM, piece });
             let first = swarm.poll_action();
-            swarm.handle(now, Event::UploadEnded { upload });
+            swarm.handle(now, Event::UploadEnded { upload, whole: true });
             while swarm.poll_action().is_some() {}
             first == Some(Action::Serve { upload })
         };

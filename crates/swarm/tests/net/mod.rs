@@ -582,7 +582,7 @@ impl Net {
         if !wanted {
             // It was cancelled meanwhile: the stream is reset at once.
             let at = self.now + self.delay();
-            self.push(at, from, What::Event(Event::UploadEnded { upload }));
+            self.push(at, from, What::Event(Event::UploadEnded { upload, whole: false }));
             return;
         }
         let took = self.setup.piece_time;
@@ -595,7 +595,7 @@ impl Net {
         self.machines[from].uploaded += 1;
         let outcome =
             if self.machines[from].corrupts { Outcome::Corrupt } else { Outcome::Verified };
-        self.push(end, from, What::Event(Event::UploadEnded { upload }));
+        self.push(end, from, What::Event(Event::UploadEnded { upload, whole: true }));
         let ended = What::Ended(record.request, record.swarm, record.piece, outcome);
         let at = end + self.delay();
         self.push(at, record.to, ended);

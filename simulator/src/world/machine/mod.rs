@@ -361,7 +361,7 @@ impl Machine {
                 if let Some(at) = self.uploads.iter().position(same) {
                     let upload = UploadId(self.uploads.swap_remove(at).id.into());
                     self.line.remove(from, number);
-                    self.tell(world, out, now, Event::UploadEnded { upload });
+                    self.tell(world, out, now, Event::UploadEnded { upload, whole: false });
                 }
             }
             What::Refused { number, busy } => {
@@ -385,7 +385,7 @@ impl Machine {
                         self.uploads.swap_remove(at);
                     }
                     let upload = UploadId(upload.into());
-                    self.tell(world, out, now, Event::UploadEnded { upload });
+                    self.tell(world, out, now, Event::UploadEnded { upload, whole: true });
                 }
                 self.send_next(world, out, now);
             }
