@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use shoal_client::types::Artifact;
+use shoal_client::types::{App, Artifact};
 use shoal_pki::{Identity, Role, Trust};
 use shoal_proto::{
     PieceIndex,
@@ -11,6 +11,7 @@ use shoal_proto::{
     state::MachineState,
 };
 use shoal_test_peers::{Manner, Peer, Setup};
+use tokio::{sync::watch, task::JoinSet};
 
 use crate::harness::{Cluster, Shape, plain_app, wait_for};
 
@@ -106,6 +107,68 @@ async fn a_peer_that_never_answers_harms_nobody() {
     }
     let copies = rollout.regions.values().next().unwrap().origin_copies;
     assert!((0.99..1.11).contains(&copies), "{copies} copies");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_and_does_not_read_holds_up_nobody() {
+    /// More than fits into a connection: an upload that is not read does not end.
+    const PIECE: usize = 16 << 20;
+    let mut cluster = Cluster::start(Shape { agents: 1, ..Shape::default() }).await;
+    cluster.set_app(&App { piece_size_bytes: Some(PIECE as u64), ..plain_app("data") }).await;
+    let file = cluster.random_file("file", 4 * PIECE, 4);
+    let bytes = fs::read(&file).unwrap();
+    let artifact = cluster.publish("data", &file).await;
+    let rollout = cluster.deploy("data", &artifact.name).await;
+    cluster.rollout_succeeds(rollout.id).await;
+    let agent = cluster.agents[0].name.clone();
+    let mut peers = vec![];
+    for name in ["m7", "m8", "m9"] {
+        let setup = setup(&mut cluster, name, &artifact, Manner::Silent).await;
+        peers.push(Peer::start(setup).unwrap());
+    }
+    for peer in &peers {
+        all_met(&cluster, peer).await;
+    }
+    let (reader, others) = peers.split_last().unwrap();
+    let ask = |peer: &Peer, piece: usize| {
+        let piece = PieceIndex(piece as u32);
+        let request = StreamRequest::Piece { artifact: artifact.artifact, piece };
+        let connection = peer.connection(&agent).unwrap();
+        async move {
+            match connection.request(request).await.unwrap() {
+                (StreamReply::Piece { .. }, body) => Ok(body),
+                (reply, _) => Err(reply),
+            }
+        }
+    };
+    // All eight slots of the agent, until someone reads. The later answers wait behind the first body.
+    let (read, reads) = watch::channel(false);
+    let mut unread = JoinSet::new();
+    for (peer, piece) in others.iter().flat_map(|peer| (0..4).map(move |piece| (peer, piece))) {
+        let (asked, mut reads) = (ask(peer, piece), reads.clone());
+        unread.spawn(async move {
+            let mut body = asked.await.unwrap();
+            reads.wait_for(|read| *read).await.unwrap();
+            (piece, body.read(PIECE).await.unwrap())
+        });
+    }
+    wait_for("all slots to be taken", async || match ask(reader, 0).await {
+        Err(StreamReply::Busy) => Ok(()),
+        other => Err(other.map(|_| "there was one")),
+    })
+    .await;
+    for piece in 0..4 {
+        let mut body = wait_for("one more slot", async || ask(reader, piece).await).await;
+        assert!(body.read(PIECE).await.unwrap() == bytes[piece * PIECE..][..PIECE], "{piece}");
+    }
+    // Nobody was cut off for it.
+    assert_eq!(unread.len(), 8);
+    assert!(unread.try_join_next().is_none());
+    read.send(true).unwrap();
+    while let Some(ended) = unread.join_next().await {
+        let (piece, came) = ended.unwrap();
+        assert!(came == bytes[piece * PIECE..][..PIECE], "{piece}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
