@@ -9,10 +9,12 @@ mod peers;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
+use futures::FutureExt;
 use shoal_gossip::Gossip;
 use shoal_proto::{
     ArtifactId, Bitmap, EncodingId, NodeId, PieceIndex,
@@ -26,11 +28,8 @@ use shoal_swarm::{
     machine_hash, may_lease,
 };
 use shoal_transport::{Connection, Endpoint, Incoming, IncomingRequest, Pacer, ReplyError};
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    task::AbortHandle,
-};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     disk::{DiskWork, PART_BYTES},
@@ -132,8 +131,11 @@ pub(crate) struct Parts {
 }
 
 impl Engine {
-    /// Starts the engine; it ends when `token` is cancelled.
-    pub(crate) fn start(parts: Parts, token: CancellationToken) -> Self {
+    /// An engine, and what has to be run for it until `token` is cancelled.
+    pub(crate) fn new(
+        parts: Parts,
+        token: CancellationToken,
+    ) -> (Self, impl Future<Output = ()> + use<>) {
         let (inputs, queue) = mpsc::channel(INPUTS_MAX);
         let seed = rand::random();
         let disk = DiskWork::new();
@@ -159,8 +161,8 @@ impl Engine {
             uploads: HashMap::new(),
             next_key: 1,
         };
-        tokio::spawn(driver.run(queue, token));
-        Self { inputs, limits: Arc::new(limits), running: Arc::default() }
+        let engine = Self { inputs, limits: Arc::new(limits), running: Arc::default() };
+        (engine, driver.run(queue, token))
     }
 
     /// Takes part in an artifact's swarm, if it does not yet; the receiver tells how far it is.
@@ -228,7 +230,7 @@ struct Driver {
     /// When a neighbour was last asked for goals that we lack.
     asked_for_goals: Option<Instant>,
     dialling: HashSet<NodeId>,
-    fetches: HashMap<RequestId, AbortHandle>,
+    fetches: HashMap<RequestId, AbortOnDropHandle<()>>,
     /// Questions for pieces that the policy has not answered yet, each held by a task of its own.
     uploads: HashMap<UploadId, Asked>,
     next_key: u64,
@@ -268,9 +270,6 @@ impl Driver {
             }
             self.act();
             self.resend();
-        }
-        for (_, fetch) in self.fetches.drain() {
-            fetch.abort();
         }
     }
 
@@ -509,7 +508,8 @@ async fn upload_one(
     };
     match verdict {
         Ok(Verdict::Serve(artifact, piece)) => {
-            let sent = send_piece(request, artifact, piece, &disk).await.unwrap_or(0);
+            let sent = send_piece(request, artifact, piece, &disk).map(|sent| sent.unwrap_or(0));
+            let sent = unless_it_panics(sent, 0).await;
             let _ = inputs.send(Input::UploadEnded(upload, sent)).await;
         }
         Ok(Verdict::Refuse(reply)) => {
@@ -568,10 +568,31 @@ async fn send_piece(
     }
 }
 
+/// Does something whose end the policy waits for. When it panics, that counts as `otherwise`: a slot or a lease that it
+/// held is free again, and the panic is told on standard error.
+async fn unless_it_panics<T>(work: impl Future<Output = T>, otherwise: T) -> T {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or(otherwise)
+}
+
 /// Answers without a body, aside: the asker may be slow to read.
 fn answer(request: IncomingRequest, reply: StreamReply) {
     tokio::spawn(async move {
         // An error says that the asker is gone.
         let _ = request.reply(reply, None).await;
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_panics_ends_as_if_it_had_failed() {
+        assert_eq!(unless_it_panics(async { 1 }, 0).await, 1);
+        let panics = async {
+            tokio::task::yield_now().await;
+            panic!("as a bug would")
+        };
+        assert_eq!(unless_it_panics(panics, 0).await, 0);
+    }
 }

@@ -67,7 +67,7 @@ enum Poured {
 }
 
 impl Fetched {
-    fn without(outcome: Outcome) -> Self {
+    pub(crate) fn without(outcome: Outcome) -> Self {
         Self { outcome, stored_bytes: 0, disk: None, bucket: None }
     }
 }

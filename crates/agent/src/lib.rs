@@ -57,6 +57,7 @@ use shoal_transport::{Endpoint, EndpointConfig, Pacer};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::{JoinError, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -98,13 +99,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     shoal_process::hold_spare_threads(token.clone())?;
     // From the start: whoever asks for the file to be read again must not end the agent.
     let hangup = signal(SignalKind::hangup())?;
-    let (machine, parts_of_gossip) = start(config.clone(), &token).await?;
-    let (gossip, heard) = parts_of_gossip;
+    let (machine, (gossip, heard), driver) = start(config.clone(), &token).await?;
 
+    let mut tasks = JoinSet::new();
+    tasks.spawn(driver);
     for imported in machine.retention.imported() {
         control::seed(&machine, imported).await;
     }
-    let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(link::poll(machine.clone()));
     tasks.spawn(link::report(machine.clone()));
     tasks.spawn(link::gossip(machine.clone(), heard));
@@ -124,8 +125,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             }
         }
     });
-    token.run_until_cancelled(follow_goals(machine.clone())).await;
+    let failed = tokio::select! {
+        () = token.cancelled() => None,
+        () = follow_goals(machine.clone()) => None,
+        error = panicked(&mut tasks) => Some(error),
+    };
 
+    token.cancel();
     tasks.shutdown().await;
     gossip.shutdown().await;
     machine.endpoint.shutdown().await;
@@ -139,7 +145,19 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             }
         }
     });
-    Ok(synced.await?)
+    synced.await?;
+    failed.map_or(Ok(()), |error| Err(error).context("the agent ends: it lacks a part"))
+}
+
+/// Waits until a task panics: an agent without it would look alive and do half of its work.
+async fn panicked(tasks: &mut JoinSet<()>) -> JoinError {
+    loop {
+        match tasks.join_next().await {
+            Some(Err(error)) if error.is_panic() => return error,
+            Some(_) => {}
+            None => std::future::pending().await,
+        }
+    }
 }
 
 type GossipParts = (Gossip, tokio::sync::mpsc::Receiver<shoal_gossip::GossipEvent>);
@@ -148,7 +166,7 @@ type GossipParts = (Gossip, tokio::sync::mpsc::Receiver<shoal_gossip::GossipEven
 async fn start(
     config: Config,
     token: &CancellationToken,
-) -> anyhow::Result<(Arc<Machine>, GossipParts)> {
+) -> anyhow::Result<(Arc<Machine>, GossipParts, impl Future<Output = ()> + use<>)> {
     let membership = Arc::new(Membership::load(&config.identity)?);
     let credentials = membership.credentials().clone();
     let member = membership.identity().member().clone();
@@ -225,7 +243,7 @@ async fn start(
         metrics: metrics.clone(),
         standing: standing.clone(),
     };
-    let engine = Engine::start(parts, token.clone());
+    let (engine, driver) = Engine::new(parts, token.clone());
     let throttle = Throttle::new(
         endpoint.clone(),
         engine.clone(),
@@ -270,7 +288,7 @@ async fn start(
         membership,
         standing,
     });
-    Ok((machine, (gossip, heard)))
+    Ok((machine, (gossip, heard), driver))
 }
 
 /// Before anything is swept: what each app ran stays, whether or not its goal is known.
@@ -301,7 +319,7 @@ async fn follow_goals(machine: Arc<Machine>) {
     let mut changed = machine.goals.watch();
     let mut apps: HashMap<AppName, watch::Sender<Arc<Goal>>> = HashMap::new();
     // Dropped with this future, and every app's task with it.
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut tasks = JoinSet::new();
     loop {
         changed.borrow_and_update();
         let mut failed = false;
@@ -407,4 +425,19 @@ pub async fn import(
         control::import_into(&store, &retention, &file, piece_size_bytes)
     })
     .await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_noticed_and_one_that_ends_is_not() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async {});
+        let ended = tokio::time::timeout(Duration::from_millis(50), panicked(&mut tasks)).await;
+        assert!(ended.is_err());
+        tasks.spawn(async { panic!("as a bug would") });
+        assert!(panicked(&mut tasks).await.to_string().contains("as a bug would"));
+    }
 }

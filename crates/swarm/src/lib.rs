@@ -32,7 +32,8 @@
 //!   as many. A seed with no other around gives a piece to nobody else until all can know who has it: they choose at
 //!   random, and know nothing of each other's choice. What it gave before it gives again when nobody asks for anything
 //!   else, one at a time: neighbours have it too, and where all share two cores a seed is ready sooner than they. Who holds
-//!   its first piece only is not asked but offers it: all its neighbours would ask at once.
+//!   its first piece only is not asked but offers it: all its neighbours would ask at once. An upload that does not get on
+//!   while others do takes no slot any more: who asks and does not read holds up nobody.
 //! - **Telling** (`tell`). New pieces go out in batches, to neighbours that lack any of them: the first and the last ones at
 //!   once, those in between after up to four piece times; everything again now and then. A machine that is told of
 //!   a joiner for the first time answers with what it holds.

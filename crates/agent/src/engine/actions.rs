@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt;
 use shoal_proto::{
     PieceIndex,
     peer::{PeerMessage, StreamReply},
     region::RegionReply,
 };
-use shoal_swarm::{Action, Event, RequestId, SwarmKey, UploadId};
+use shoal_swarm::{Action, Event, Outcome, RequestId, SwarmKey, UploadId};
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{Driver, Input, Verdict};
+use super::{Driver, Input, Verdict, unless_it_panics};
+use crate::fetch::Fetched;
 
 impl Driver {
     /// Carries out all waiting actions.
@@ -37,9 +40,7 @@ impl Driver {
                 self.fetch(request, peer, swarm, piece);
             }
             Action::CancelFetch { request } => {
-                if let Some(fetch) = self.fetches.remove(&request) {
-                    fetch.abort();
-                }
+                self.fetches.remove(&request);
             }
             Action::Offer { peer, swarm, piece } => {
                 self.send_about(peer, swarm, |artifact| PeerMessage::Offer { artifact, piece });
@@ -90,16 +91,17 @@ impl Driver {
         piece: PieceIndex,
     ) {
         let (Some(part), Some(peer)) = (self.swarms.get(&swarm), self.peers.get(&peer)) else {
-            let outcome = shoal_swarm::Outcome::Failed;
+            let outcome = Outcome::Failed;
             return self.tell(Event::FetchEnded { request, outcome });
         };
         let (kitchen, inputs) = (self.kitchen.clone(), self.inputs.clone());
         let (connection, artifact) = (peer.connection.clone(), part.artifact.clone());
         let task = tokio::spawn(async move {
-            let fetched = kitchen.from_peer(&connection, &artifact, piece).await;
+            let fetched = kitchen.from_peer(&connection, &artifact, piece);
+            let fetched = unless_it_panics(fetched, Fetched::without(Outcome::Failed)).await;
             let _ = inputs.send(Input::Fetched(request, swarm, piece, fetched)).await;
         });
-        self.fetches.insert(request, task.abort_handle());
+        self.fetches.insert(request, AbortOnDropHandle::new(task));
     }
 
     fn serve(&mut self, upload: UploadId) {
@@ -127,33 +129,35 @@ impl Driver {
         let (encoding, origin) = (part.encoding, self.parts.origin.clone());
         let signed = origin.bucket().is_none();
         tokio::spawn(async move {
-            let asked = regions.lease((artifact, encoding, pieces), (block, lacking), want, signed);
-            let event = match asked.await {
-                Ok(RegionReply::SignedLeased { first, duration_ms, urls }) => {
-                    let count = urls.len() as u32;
-                    let duration = std::time::Duration::from_millis(u64::from(duration_ms));
-                    if origin.keep((artifact, encoding), first, urls, duration) {
-                        Event::LeaseGranted { swarm, block, first, count, duration }
-                    } else {
-                        Event::LeaseFailed { swarm, block }
+            let about = (artifact, encoding, pieces);
+            let asked =
+                regions.lease(about, (block, lacking), want, signed).map(|reply| match reply {
+                    Ok(RegionReply::SignedLeased { first, duration_ms, urls }) => {
+                        let count = urls.len() as u32;
+                        let duration = std::time::Duration::from_millis(u64::from(duration_ms));
+                        if origin.keep((artifact, encoding), first, urls, duration) {
+                            Event::LeaseGranted { swarm, block, first, count, duration }
+                        } else {
+                            Event::LeaseFailed { swarm, block }
+                        }
                     }
-                }
-                Ok(RegionReply::Leased { first, count, duration_ms }) => Event::LeaseGranted {
-                    swarm,
-                    block,
-                    first,
-                    count,
-                    duration: std::time::Duration::from_millis(u64::from(duration_ms)),
-                },
-                Ok(RegionReply::NoLease { retry_ms, all_blocks }) => Event::LeaseDenied {
-                    swarm,
-                    block,
-                    retry: retry_ms
-                        .map(|retry_ms| std::time::Duration::from_millis(u64::from(retry_ms))),
-                    all_blocks,
-                },
-                Ok(_) | Err(_) => Event::LeaseFailed { swarm, block },
-            };
+                    Ok(RegionReply::Leased { first, count, duration_ms }) => Event::LeaseGranted {
+                        swarm,
+                        block,
+                        first,
+                        count,
+                        duration: std::time::Duration::from_millis(u64::from(duration_ms)),
+                    },
+                    Ok(RegionReply::NoLease { retry_ms, all_blocks }) => Event::LeaseDenied {
+                        swarm,
+                        block,
+                        retry: retry_ms
+                            .map(|retry_ms| std::time::Duration::from_millis(u64::from(retry_ms))),
+                        all_blocks,
+                    },
+                    Ok(_) | Err(_) => Event::LeaseFailed { swarm, block },
+                });
+            let event = unless_it_panics(asked, Event::LeaseFailed { swarm, block }).await;
             let _ = inputs.send(Input::Policy(event)).await;
         });
     }
@@ -165,7 +169,8 @@ impl Driver {
         let layout = part.layout.clone();
         tokio::spawn(async move {
             for piece in (first..first + count).map(PieceIndex) {
-                let fetched = kitchen.from_origin(&origin, &artifact, &layout, piece).await;
+                let fetched = kitchen.from_origin(&origin, &artifact, &layout, piece);
+                let fetched = unless_it_panics(fetched, Fetched::without(Outcome::Failed)).await;
                 let _ = inputs.send(Input::OriginPiece(swarm, piece, fetched)).await;
             }
         });
